@@ -1,0 +1,39 @@
+//! Builds, labs, tests and measures Ebb: `cargo xtask <command> --help` says what each one will do.
+
+mod bench;
+mod ebpf;
+mod lab;
+mod manifests;
+mod process;
+mod test;
+mod tools;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, labs, tests and measures Ebb.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Bench(bench::Args),
+    Ebpf(ebpf::Args),
+    #[command(subcommand)]
+    Lab(lab::Command),
+    Manifests(manifests::Args),
+    Test(test::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().command {
+        Command::Bench(args) => bench::run(&args),
+        Command::Ebpf(args) => ebpf::run(&args),
+        Command::Lab(command) => lab::run(command),
+        Command::Manifests(args) => manifests::run(&args),
+        Command::Test(args) => test::run(&args),
+    }
+}

@@ -1,0 +1,1 @@
+//! Programs the project needs besides cargo: where each one comes from and where it is cached.
