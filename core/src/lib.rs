@@ -1,1 +1,19 @@
+//! The rules of Ebb: what a node is doing, what the cluster needs, what to change, and why.
+//!
+//! Everything here is told the time and does no I/O. The coordinator, the agent's drain and the simulator drive
+//! the same code: one way in (`handle`), a list of actions out, and `next_wakeup` to say when to call again.
 
+pub mod classify;
+pub mod drain;
+pub mod fleet;
+pub mod instance;
+pub mod intent;
+pub mod kubernetes;
+pub mod lease;
+pub mod policy;
+pub mod reason;
+pub mod report;
+pub mod resources;
+pub mod schedule;
+pub mod time;
+pub mod units;

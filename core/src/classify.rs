@@ -1,0 +1,388 @@
+//! Turns what was measured into a class per node. Pure: no clock, no I/O, no fleet knowledge.
+//! Hysteresis lives here; what to do about an idle node lives in `fleet`.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Instant;
+use crate::units::Permille;
+
+/// What a node was doing at one moment. `None` is unknown: a source that failed or is missing, never zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Utilization {
+    /// Share of all CPUs' time spent in user, nice, system, irq and softirq.
+    pub cpu: Option<Permille>,
+    /// Share of all CPUs' time the hypervisor kept for others.
+    pub cpu_steal: Option<Permille>,
+    /// Time tasks waited on run queues, per CPU and second, held to 1000.
+    pub run_queue: Option<Permille>,
+    /// Working set over memory in all. Shown, not judged: a full page cache is no work.
+    pub memory: Option<Permille>,
+    /// Share of time in which some task was stalled on memory (PSI).
+    pub memory_pressure: Option<Permille>,
+    pub gpu: GpuUse,
+}
+
+/// What the node's GPUs were doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum GpuUse {
+    /// The node has no GPU.
+    #[default]
+    Absent,
+    /// The node has GPUs and nothing can be said about their use.
+    Unknown,
+    /// The busiest GPU's share of time with a kernel running.
+    Busy(Permille),
+}
+
+/// What is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Signal {
+    Cpu,
+    CpuSteal,
+    Gpu,
+    MemoryPressure,
+    RunQueue,
+}
+
+impl Signal {
+    pub const ALL: [Self; 5] = [Self::Cpu, Self::CpuSteal, Self::Gpu, Self::MemoryPressure, Self::RunQueue];
+
+    /// The name in labels and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::CpuSteal => "cpu_steal",
+            Self::Gpu => "gpu",
+            Self::MemoryPressure => "memory_pressure",
+            Self::RunQueue => "run_queue",
+        }
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One signal's two thresholds. Between them a node stays what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Band {
+    /// Below this the signal lets the node be idle.
+    pub idle_below: Permille,
+    /// At or above this the signal makes the node busy.
+    pub busy_from: Permille,
+}
+
+impl Band {
+    const fn percent(idle_below: u16, busy_from: u16) -> Self {
+        Self { idle_below: Permille::percent(idle_below), busy_from: Permille::percent(busy_from) }
+    }
+}
+
+/// When a node counts as idle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdlePolicy {
+    /// Over how long the signals are averaged (the GPU's: its highest).
+    pub window: Duration,
+    pub cpu: Band,
+    pub cpu_steal: Band,
+    pub gpu: Band,
+    pub memory_pressure: Band,
+    pub run_queue: Band,
+}
+
+impl Default for IdlePolicy {
+    /// CPU from the flow's "node_utilization < 50 %". The GPU's band is far lower, because its figure says only that
+    /// some kernel ran (NVML, `nvmlUtilization_t`); the pressures' bands are where waiting starts to be work held back.
+    fn default() -> Self {
+        Self {
+            window: Duration::from_secs(30),
+            cpu: Band::percent(50, 60),
+            cpu_steal: Band::percent(10, 20),
+            gpu: Band::percent(5, 10),
+            memory_pressure: Band::percent(10, 20),
+            run_queue: Band::percent(20, 30),
+        }
+    }
+}
+
+impl IdlePolicy {
+    pub fn band(&self, signal: Signal) -> Band {
+        match signal {
+            Signal::Cpu => self.cpu,
+            Signal::CpuSteal => self.cpu_steal,
+            Signal::Gpu => self.gpu,
+            Signal::MemoryPressure => self.memory_pressure,
+            Signal::RunQueue => self.run_queue,
+        }
+    }
+}
+
+/// What a node is, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "class")]
+pub enum Class {
+    Busy { since: Instant, signal: Signal },
+    Idle { since: Instant },
+    Unknown { since: Instant, missing: Missing },
+}
+
+impl Class {
+    pub fn since(self) -> Instant {
+        match self {
+            Self::Busy { since, .. } | Self::Idle { since } | Self::Unknown { since, .. } => since,
+        }
+    }
+
+    /// The name in labels and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Busy { .. } => "busy",
+            Self::Idle { .. } => "idle",
+            Self::Unknown { .. } => "unknown",
+        }
+    }
+}
+
+/// Why nothing can be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Missing {
+    /// The node has not been watched for a whole window yet.
+    History,
+    /// A signal without which no node is called idle.
+    Signal(Signal),
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::History => f.write_str("history"),
+            Self::Signal(signal) => signal.fmt(f),
+        }
+    }
+}
+
+/// Watches one node. Told every sample, in order of time.
+#[derive(Clone, Debug)]
+pub struct Classifier {
+    policy: IdlePolicy,
+    /// Not older than the policy's window, except the first, which is kept to know that the window is covered.
+    samples: VecDeque<(Instant, Utilization)>,
+    class: Option<Class>,
+}
+
+impl Classifier {
+    pub fn new(policy: IdlePolicy) -> Self {
+        Self { policy, samples: VecDeque::new(), class: None }
+    }
+
+    /// Takes other thresholds from the next sample on; what was seen is kept.
+    pub fn set_policy(&mut self, policy: IdlePolicy) {
+        self.policy = policy;
+    }
+
+    /// Adds a sample and says what the node is now. A clock that went back starts the window anew.
+    pub fn observe(&mut self, now: Instant, utilization: Utilization) -> Class {
+        if self.samples.back().is_some_and(|(last, _)| *last > now) {
+            self.samples.clear();
+        }
+        self.samples.push_back((now, utilization));
+        let opens = now.before(self.policy.window);
+        while self.samples.get(1).is_some_and(|(second, _)| *second <= opens) {
+            self.samples.pop_front();
+        }
+        let class = self.judge(now, opens);
+        self.class = Some(class);
+        class
+    }
+
+    /// Means over the window (the GPU: the highest), for reports and pages.
+    pub fn window(&self) -> Utilization {
+        let level = |signal| self.level(signal);
+        let gpu = match self.samples.back().map(|(_, newest)| newest.gpu) {
+            None | Some(GpuUse::Absent) => GpuUse::Absent,
+            Some(_) => level(Signal::Gpu).map_or(GpuUse::Unknown, GpuUse::Busy),
+        };
+        Utilization {
+            cpu: level(Signal::Cpu),
+            cpu_steal: level(Signal::CpuSteal),
+            run_queue: level(Signal::RunQueue),
+            memory: self.samples.back().and_then(|(_, newest)| newest.memory),
+            memory_pressure: level(Signal::MemoryPressure),
+            gpu,
+        }
+    }
+
+    fn judge(&self, now: Instant, opens: Instant) -> Class {
+        let unknown = |missing| match self.class {
+            Some(Class::Unknown { since, .. }) => Class::Unknown { since, missing },
+            _ => Class::Unknown { since: now, missing },
+        };
+        if self.samples.front().is_none_or(|(first, _)| *first > opens) {
+            return unknown(Missing::History);
+        }
+        // Unknown outranks busy: a node whose GPUs cannot be seen is not "busy by CPU" to those who ask why.
+        let gpu_absent = self.samples.iter().all(|(_, sample)| sample.gpu == GpuUse::Absent);
+        for required in [Signal::Cpu, Signal::Gpu] {
+            if self.level(required).is_none() && !(required == Signal::Gpu && gpu_absent) {
+                return unknown(Missing::Signal(required));
+            }
+        }
+        let levels = || Signal::ALL.into_iter().filter_map(|signal| Some((signal, self.level(signal)?)));
+        let busy = levels().find(|(signal, level)| *level >= self.policy.band(*signal).busy_from);
+        let not_idle = levels().find(|(signal, level)| *level >= self.policy.band(*signal).idle_below);
+        match (busy, not_idle, self.class) {
+            (Some((signal, _)), _, Some(Class::Busy { since, .. })) => Class::Busy { since, signal },
+            (Some((signal, _)), ..) => Class::Busy { since: now, signal },
+            (None, None, Some(Class::Idle { since })) => Class::Idle { since },
+            (None, None, _) => Class::Idle { since: now },
+            (None, Some(_), Some(same @ (Class::Idle { .. } | Class::Busy { .. }))) => same,
+            // Between the bands with no past: not low enough to be called idle.
+            (None, Some((signal, _)), _) => Class::Busy { since: now, signal },
+        }
+    }
+
+    /// The signal over the window, from the samples that know it.
+    fn level(&self, signal: Signal) -> Option<Permille> {
+        let known = self.samples.iter().filter_map(|(_, sample)| match signal {
+            Signal::Cpu => sample.cpu,
+            Signal::CpuSteal => sample.cpu_steal,
+            Signal::Gpu => match sample.gpu {
+                GpuUse::Busy(busy) => Some(busy),
+                GpuUse::Absent | GpuUse::Unknown => None,
+            },
+            Signal::MemoryPressure => sample.memory_pressure,
+            Signal::RunQueue => sample.run_queue,
+        });
+        if signal == Signal::Gpu {
+            return known.max();
+        }
+        let (sum, count) = known.fold((0_u64, 0_u64), |(sum, count), level| (sum + u64::from(level.get()), count + 1));
+        Permille::new(u16::try_from(sum.checked_div(count)?).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn cpu(permille: u16) -> Utilization {
+        Utilization { cpu: Permille::new(permille), ..Utilization::default() }
+    }
+
+    fn at(second: u64) -> Instant {
+        Instant::from_millis(1_000_000 + second * 1000)
+    }
+
+    /// Feeds one sample a second and returns the class after each.
+    fn classes(samples: impl IntoIterator<Item = Utilization>) -> Vec<Class> {
+        let mut classifier = Classifier::new(IdlePolicy::default());
+        (0..).zip(samples).map(|(second, sample)| classifier.observe(at(second), sample)).collect()
+    }
+
+    fn last(samples: impl IntoIterator<Item = Utilization>) -> Class {
+        *classes(samples).last().unwrap()
+    }
+
+    #[test]
+    fn nothing_is_said_before_a_whole_window_was_watched() {
+        let classes = classes(vec![cpu(0); 31]);
+        assert_eq!(classes[29], Class::Unknown { since: at(0), missing: Missing::History });
+        assert_eq!(classes[30], Class::Idle { since: at(30) });
+    }
+
+    #[test]
+    fn idle_keeps_its_start_while_use_stays_low() {
+        assert_eq!(last(vec![cpu(100); 600]), Class::Idle { since: at(30) });
+    }
+
+    #[test]
+    fn one_busy_second_does_not_end_idleness() {
+        let mut samples = vec![cpu(20); 120];
+        samples[100] = cpu(1000);
+        assert_eq!(last(samples), Class::Idle { since: at(30) });
+    }
+
+    #[test]
+    fn between_the_bands_a_node_stays_what_it_was() {
+        let idle_then_between = [vec![cpu(100); 60], vec![cpu(550); 60]].concat();
+        assert_eq!(last(idle_then_between), Class::Idle { since: at(30) });
+        let busy_then_between = [vec![cpu(900); 60], vec![cpu(550); 60]].concat();
+        assert_eq!(last(busy_then_between), Class::Busy { since: at(30), signal: Signal::Cpu });
+        assert_eq!(last(vec![cpu(550); 60]), Class::Busy { since: at(30), signal: Signal::Cpu });
+    }
+
+    #[test]
+    fn unknown_is_never_idle() {
+        let blind = Utilization::default();
+        assert!(matches!(last(vec![blind; 60]), Class::Unknown { missing: Missing::Signal(Signal::Cpu), .. }));
+        let no_gpu_figures = Utilization { gpu: GpuUse::Unknown, ..cpu(0) };
+        let class = last(vec![no_gpu_figures; 60]);
+        assert!(matches!(class, Class::Unknown { missing: Missing::Signal(Signal::Gpu), .. }), "{class:?}");
+    }
+
+    #[test]
+    fn a_failed_reading_within_the_window_is_bridged() {
+        let mut samples = vec![cpu(100); 60];
+        samples[45] = Utilization::default();
+        assert_eq!(last(samples), Class::Idle { since: at(30) });
+    }
+
+    #[test]
+    fn one_gpu_kernel_in_the_window_keeps_the_node_busy() {
+        let gpu = |permille| Utilization { gpu: GpuUse::Busy(Permille::new(permille).unwrap()), ..cpu(0) };
+        let mut samples = vec![gpu(0); 60];
+        samples[40] = gpu(300);
+        assert_eq!(last(samples), Class::Busy { since: at(40), signal: Signal::Gpu });
+    }
+
+    #[test]
+    fn waiting_for_memory_or_for_the_hypervisor_is_not_idleness() {
+        let stalled = Utilization { memory_pressure: Permille::new(300), ..cpu(0) };
+        assert!(matches!(last(vec![stalled; 60]), Class::Busy { signal: Signal::MemoryPressure, .. }));
+        let stolen = Utilization { cpu_steal: Permille::new(300), ..cpu(0) };
+        assert!(matches!(last(vec![stolen; 60]), Class::Busy { signal: Signal::CpuSteal, .. }));
+    }
+
+    #[test]
+    fn a_clock_that_jumps_makes_the_class_unknown() {
+        let mut classifier = Classifier::new(IdlePolicy::default());
+        for second in 100..200 {
+            classifier.observe(at(second), cpu(0));
+        }
+        assert!(matches!(classifier.observe(at(50), cpu(0)), Class::Unknown { missing: Missing::History, .. }));
+    }
+
+    proptest! {
+        #[test]
+        fn an_idle_verdict_always_rests_on_a_low_mean(levels in prop::collection::vec(prop::option::of(0..=1000_u16), 1..200)) {
+            let policy = IdlePolicy::default();
+            let mut classifier = Classifier::new(policy.clone());
+            for (second, level) in (0..).zip(levels) {
+                let sample = Utilization { cpu: level.and_then(Permille::new), ..Utilization::default() };
+                let class = classifier.observe(at(second), sample);
+                let mean = classifier.window().cpu;
+                match class {
+                    Class::Idle { since } => {
+                        prop_assert!(mean.is_some_and(|mean| mean < policy.cpu.busy_from));
+                        prop_assert!(since >= at(30) && since <= at(second));
+                    }
+                    Class::Busy { .. } => prop_assert!(mean.is_some_and(|mean| mean >= policy.cpu.idle_below)),
+                    Class::Unknown { missing: Missing::History, .. } => prop_assert!(second < 30),
+                    Class::Unknown { .. } => prop_assert_eq!(mean, None),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The drain intent and its progress, as they stand on the Node object.
+//!
+//! They live in Kubernetes and never only in memory, so that either side can crash at any point, read them and go on.
+//! The coordinator writes the intent; the agent writes the progress and the conditions.
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Instant;
+
+/// Annotation with the coordinator's [`Intent`], in JSON. Removing it cancels the drain.
+pub const INTENT_ANNOTATION: &str = "ebb.dev/drain";
+/// Annotation with the agent's [`Progress`], in JSON.
+pub const PROGRESS_ANNOTATION: &str = "ebb.dev/drain-progress";
+
+/// Node condition while a drain is wanted and not begun. Names of the three: KEP-5683.
+pub const CONDITION_PLANNED: &str = "MaintenancePlanned";
+/// Node condition while pods are being evicted.
+pub const CONDITION_DRAINING: &str = "DrainInProgress";
+/// Node condition once no pod that counts is left.
+pub const CONDITION_DRAINED: &str = "Drained";
+
+/// What the coordinator wants of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Intent {
+    /// Names this drain in annotations, conditions, logs and hooks.
+    pub id: String,
+    /// Why, for people.
+    pub reason: String,
+    pub requested_at: Instant,
+    /// When the agent gives up and undoes what it changed.
+    pub deadline: Instant,
+}
+
+/// How far the agent is, and what it changed and so must undo.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// The [`Intent::id`] this is about.
+    pub id: String,
+    pub phase: Phase,
+    /// Whether it was the agent that made the node unschedulable. A cordon of somebody else's stays.
+    pub cordoned_by_us: bool,
+}
+
+/// The steps of a drain, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Phase {
+    Draining,
+    Drained,
+    /// Given up and undone; the reason is on the `DrainInProgress` condition.
+    Failed,
+}
+
+/// Writes an annotation's value.
+pub fn encode(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("plain structs always serialise")
+}
+
+/// Reads an annotation's value. Somebody else may have written there: a value that does not parse counts as absent.
+pub fn decode<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
+    serde_json::from_str(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_annotations_keep_their_form() {
+        let intent = Intent {
+            id: "d-1".into(),
+            reason: "idle".into(),
+            requested_at: Instant::from_millis(0),
+            deadline: Instant::from_millis(60_000),
+        };
+        let text = r#"{"id":"d-1","reason":"idle","requestedAt":"1970-01-01T00:00:00.000Z","deadline":"1970-01-01T00:01:00.000Z"}"#;
+        assert_eq!(encode(&intent), text);
+        assert_eq!(decode(text), Some(intent));
+        let progress = Progress { id: "d-1".into(), phase: Phase::Draining, cordoned_by_us: true };
+        let text = r#"{"id":"d-1","phase":"draining","cordonedByUs":true}"#;
+        assert_eq!(encode(&progress), text);
+        assert_eq!(decode(text), Some(progress));
+    }
+
+    #[test]
+    fn a_value_somebody_else_wrote_counts_as_absent() {
+        assert_eq!(decode::<Intent>("yes please"), None);
+        assert_eq!(decode::<Intent>(r#"{"id":"x"}"#), None);
+    }
+}

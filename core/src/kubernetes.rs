@@ -1,0 +1,385 @@
+//! The parts of Kubernetes objects that the rules read, and how they are read from the API's own types.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1 as api;
+use serde::{Deserialize, Serialize};
+
+use crate::intent::{self, Intent, Progress};
+use crate::resources::Resources;
+use crate::time::Instant;
+
+/// A Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub name: String,
+    pub uid: String,
+    /// The instance behind the node, from a provider ID `aws:///ZONE/INSTANCE`.
+    pub instance: Option<String>,
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    pub unschedulable: bool,
+    pub ready: bool,
+    pub allocatable: Resources,
+    pub intent: Option<Intent>,
+    pub progress: Option<Progress>,
+    /// Whether the `Drained` condition stands.
+    pub drained: bool,
+}
+
+/// A Pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    /// The node it is bound to.
+    pub node: Option<String>,
+    pub controller: Controller,
+    /// Succeeded or Failed: it asks for nothing any more.
+    pub finished: bool,
+    /// It has a deletion timestamp.
+    pub terminating: bool,
+    pub priority: i32,
+    pub requests: Resources,
+    pub tolerations: Vec<Toleration>,
+    pub node_selector: BTreeMap<String, String>,
+    /// Alternatives, of which a node must match one; empty: any node.
+    pub node_affinity: Vec<SelectorTerm>,
+    /// Since when the scheduler has said that it finds no node.
+    pub unschedulable_since: Option<Instant>,
+}
+
+impl Pod {
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Whether a node is needed for this pod's sake: not for what runs on every node anyway, and not for what is over.
+    pub fn holds_node(&self) -> bool {
+        self.controller == Controller::Workload && !self.finished
+    }
+
+    /// Whether it waits for a node.
+    pub fn waits_since(&self) -> Option<Instant> {
+        let waits = self.node.is_none() && !self.finished && !self.terminating;
+        self.unschedulable_since.filter(|_| waits)
+    }
+}
+
+/// Who keeps a pod alive, as far as drains care.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Controller {
+    /// A DaemonSet: one pod on every node.
+    DaemonSet,
+    /// The kubelet itself, from a file on the node (a mirror pod).
+    Node,
+    /// Anything else, or nothing.
+    #[default]
+    Workload,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taint {
+    pub key: String,
+    pub value: String,
+    pub effect: TaintEffect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TaintEffect {
+    NoExecute,
+    NoSchedule,
+    PreferNoSchedule,
+}
+
+impl TaintEffect {
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "NoExecute" => Some(Self::NoExecute),
+            "NoSchedule" => Some(Self::NoSchedule),
+            "PreferNoSchedule" => Some(Self::PreferNoSchedule),
+            _ => None,
+        }
+    }
+}
+
+/// `None` means any.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Toleration {
+    pub key: Option<String>,
+    /// `None`: operator `Exists`.
+    pub value: Option<String>,
+    pub effect: Option<TaintEffect>,
+}
+
+/// Requirements that must all hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelectorTerm {
+    pub labels: Vec<Requirement>,
+    /// On `metadata.name`, the only field a node can be selected by.
+    pub names: Vec<Requirement>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requirement {
+    pub key: String,
+    pub operator: Operator,
+    pub values: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operator {
+    DoesNotExist,
+    Exists,
+    Gt,
+    In,
+    Lt,
+    NotIn,
+    /// One this version of Ebb does not know: it matches nothing.
+    Unknown,
+}
+
+impl From<&api::Node> for Node {
+    fn from(node: &api::Node) -> Self {
+        let spec = node.spec.clone().unwrap_or_default();
+        let status = node.status.clone().unwrap_or_default();
+        let holds = |name| status.conditions.iter().flatten().any(|c| c.type_ == name && c.status == "True");
+        let annotation = |key| node.metadata.annotations.as_ref().and_then(|all| all.get(key));
+        Self {
+            name: node.metadata.name.clone().unwrap_or_default(),
+            uid: node.metadata.uid.clone().unwrap_or_default(),
+            instance: spec.provider_id.as_deref().and_then(instance_of),
+            labels: node.metadata.labels.clone().unwrap_or_default(),
+            taints: spec.taints.iter().flatten().filter_map(taint).collect(),
+            unschedulable: spec.unschedulable.unwrap_or(false),
+            ready: holds("Ready"),
+            allocatable: status
+                .allocatable
+                .as_ref()
+                // The API server refuses malformed quantities, so an error here is an object that never was one.
+                .map(|list| Resources::from_list(list).unwrap_or_default())
+                .unwrap_or_default(),
+            intent: annotation(intent::INTENT_ANNOTATION).and_then(|text| intent::decode(text)),
+            progress: annotation(intent::PROGRESS_ANNOTATION).and_then(|text| intent::decode(text)),
+            drained: holds(intent::CONDITION_DRAINED),
+        }
+    }
+}
+
+/// `aws:///us-east-1a/i-0123` → `i-0123`.
+fn instance_of(provider_id: &str) -> Option<String> {
+    let (_, instance) = provider_id.strip_prefix("aws:///")?.rsplit_once('/')?;
+    (!instance.is_empty()).then(|| instance.to_owned())
+}
+
+fn taint(taint: &api::Taint) -> Option<Taint> {
+    Some(Taint {
+        key: taint.key.clone(),
+        value: taint.value.clone().unwrap_or_default(),
+        effect: TaintEffect::parse(&taint.effect)?,
+    })
+}
+
+impl From<&api::Pod> for Pod {
+    fn from(pod: &api::Pod) -> Self {
+        let spec = pod.spec.clone().unwrap_or_default();
+        let status = pod.status.clone().unwrap_or_default();
+        let required = spec
+            .affinity
+            .as_ref()
+            .and_then(|affinity| affinity.node_affinity.as_ref())
+            .and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
+        Self {
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            node: spec.node_name.clone().filter(|name| !name.is_empty()),
+            controller: controller(pod),
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            terminating: pod.metadata.deletion_timestamp.is_some(),
+            priority: spec.priority.unwrap_or(0),
+            requests: requests(&spec),
+            tolerations: spec.tolerations.iter().flatten().filter_map(toleration).collect(),
+            node_selector: spec.node_selector.clone().unwrap_or_default(),
+            node_affinity: required
+                .map(|selector| selector.node_selector_terms.iter().map(selector_term).collect())
+                .unwrap_or_default(),
+            unschedulable_since: unschedulable_since(&status),
+        }
+    }
+}
+
+fn controller(pod: &api::Pod) -> Controller {
+    let mirror = pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"));
+    let owner = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    match owner {
+        _ if mirror => Controller::Node,
+        Some(owner) if owner.kind == "DaemonSet" && owner.api_version == "apps/v1" => Controller::DaemonSet,
+        _ => Controller::Workload,
+    }
+}
+
+/// What the scheduler reserves: the higher of all containers with their sidecars, and the widest moment of starting
+/// up, plus the overhead of the runtime class, plus the pod's own slot. Resources set for the whole pod win.
+///
+/// Source: `k8s.io/component-helpers/resource.PodRequests` (KEP-753 sidecars, KEP-2837 pod-level resources).
+fn requests(spec: &api::PodSpec) -> Resources {
+    let read = |resources: Option<&api::ResourceRequirements>| {
+        let list = resources.and_then(|resources| resources.requests.as_ref());
+        list.and_then(|list| Resources::from_list(list).ok()).unwrap_or_default()
+    };
+    let mut running = Resources::default();
+    for container in &spec.containers {
+        running.add(&read(container.resources.as_ref()));
+    }
+    let mut sidecars = Resources::default();
+    let mut starting = Resources::default();
+    for container in spec.init_containers.iter().flatten() {
+        let own = read(container.resources.as_ref());
+        let mut moment = sidecars.clone();
+        moment.add(&own);
+        starting.raise_to(&moment);
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars.add(&own);
+        }
+    }
+    running.add(&sidecars);
+    running.raise_to(&starting);
+    let whole = read(spec.resources.as_ref());
+    for name in ["cpu", "memory"] {
+        if whole.amount(name) > 0 {
+            running.set(name, whole.amount(name));
+        }
+    }
+    if let Some(overhead) = spec.overhead.as_ref().and_then(|list| Resources::from_list(list).ok()) {
+        running.add(&overhead);
+    }
+    running.set("pods", 1);
+    running
+}
+
+fn toleration(toleration: &api::Toleration) -> Option<Toleration> {
+    let exists = toleration.operator.as_deref() == Some("Exists");
+    Some(Toleration {
+        key: toleration.key.clone().filter(|key| !key.is_empty()),
+        value: (!exists).then(|| toleration.value.clone().unwrap_or_default()),
+        effect: match toleration.effect.as_deref() {
+            None | Some("") => None,
+            Some(effect) => Some(TaintEffect::parse(effect)?),
+        },
+    })
+}
+
+fn selector_term(term: &api::NodeSelectorTerm) -> SelectorTerm {
+    let requirements =
+        |list: &Option<Vec<api::NodeSelectorRequirement>>| list.iter().flatten().map(requirement).collect::<Vec<_>>();
+    SelectorTerm { labels: requirements(&term.match_expressions), names: requirements(&term.match_fields) }
+}
+
+fn requirement(requirement: &api::NodeSelectorRequirement) -> Requirement {
+    let operator = match requirement.operator.as_str() {
+        "DoesNotExist" => Operator::DoesNotExist,
+        "Exists" => Operator::Exists,
+        "Gt" => Operator::Gt,
+        "In" => Operator::In,
+        "Lt" => Operator::Lt,
+        "NotIn" => Operator::NotIn,
+        _ => Operator::Unknown,
+    };
+    Requirement { key: requirement.key.clone(), operator, values: requirement.values.clone().unwrap_or_default() }
+}
+
+fn unschedulable_since(status: &api::PodStatus) -> Option<Instant> {
+    let condition = status.conditions.iter().flatten().find(|condition| {
+        condition.type_ == "PodScheduled"
+            && condition.status == "False"
+            && condition.reason.as_deref() == Some("Unschedulable")
+    })?;
+    let millis = condition.last_transition_time.as_ref()?.0.as_millisecond();
+    Some(Instant::from_millis(u64::try_from(millis).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(json: serde_json::Value) -> Pod {
+        Pod::from(&serde_json::from_value::<api::Pod>(json).unwrap())
+    }
+
+    fn container(cpu: &str) -> serde_json::Value {
+        serde_json::json!({"name": "c", "resources": {"requests": {"cpu": cpu}}})
+    }
+
+    #[test]
+    fn a_provider_id_names_the_instance() {
+        assert_eq!(instance_of("aws:///us-east-1a/i-0123").as_deref(), Some("i-0123"));
+        assert_eq!(instance_of("aws:///us-east-1a/"), None);
+        assert_eq!(instance_of("kwok://node-1"), None);
+    }
+
+    #[test]
+    fn a_pod_asks_for_its_widest_moment() {
+        let mut sidecar = container("200m");
+        sidecar["restartPolicy"] = "Always".into();
+        let spec = serde_json::json!({
+            "containers": [container("500m"), container("500m")],
+            "initContainers": [sidecar, container("1500m")],
+            "overhead": {"cpu": "10m"},
+        });
+        // Starting: sidecar 200m + init 1500m; running: 1000m + sidecar 200m.
+        assert_eq!(pod(serde_json::json!({"spec": spec})).requests.amount("cpu"), 1710);
+        let whole = serde_json::json!({"containers": [container("500m")], "resources": {"requests": {"cpu": "3"}}});
+        assert_eq!(pod(serde_json::json!({"spec": whole})).requests.amount("cpu"), 3000);
+    }
+
+    #[test]
+    fn daemons_and_finished_pods_hold_no_node() {
+        let owned = |kind: &str| {
+            serde_json::json!({"metadata": {"ownerReferences": [
+                {"apiVersion": "apps/v1", "kind": kind, "name": "x", "uid": "u", "controller": true}]}})
+        };
+        assert!(!pod(owned("DaemonSet")).holds_node());
+        assert!(pod(owned("ReplicaSet")).holds_node());
+        assert!(pod(serde_json::json!({})).holds_node());
+        let mirror = serde_json::json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}});
+        assert!(!pod(mirror).holds_node());
+        assert!(!pod(serde_json::json!({"status": {"phase": "Succeeded"}})).holds_node());
+    }
+
+    #[test]
+    fn waiting_starts_when_the_scheduler_said_so() {
+        let condition = |reason: &str| {
+            serde_json::json!({"status": {"conditions": [{"type": "PodScheduled", "status": "False",
+                "reason": reason, "lastTransitionTime": "2026-11-24T03:00:00Z"}]}})
+        };
+        let since = pod(condition("Unschedulable")).waits_since();
+        assert_eq!(since, Some("2026-11-24T03:00:00Z".parse().unwrap()));
+        // A scheduling gate is somebody's wish that the pod should wait.
+        assert_eq!(pod(condition("SchedulingGated")).waits_since(), None);
+        let mut terminating = condition("Unschedulable");
+        terminating["metadata"] = serde_json::json!({"deletionTimestamp": "2026-11-24T03:00:01Z"});
+        assert_eq!(pod(terminating).waits_since(), None);
+    }
+
+    #[test]
+    fn a_drained_node_is_read_back() {
+        let node: api::Node = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "n", "uid": "u", "annotations": {
+                "ebb.dev/drain-progress": r#"{"id":"d","phase":"drained","cordonedByUs":true}"#,
+                "ebb.dev/drain": "not ours",
+            }},
+            "spec": {"providerID": "aws:///z/i-1", "taints": [{"key": "k", "effect": "NoSchedule"}]},
+            "status": {"conditions": [
+                {"type": "Ready", "status": "True"}, {"type": "Drained", "status": "True"}],
+                "allocatable": {"cpu": "3920m"}},
+        }))
+        .unwrap();
+        let node = Node::from(&node);
+        assert!(node.ready && node.drained && node.intent.is_none());
+        assert_eq!(node.progress.unwrap().id, "d");
+        assert_eq!(node.allocatable.amount("cpu"), 3920);
+        assert_eq!(node.taints, [Taint { key: "k".into(), value: String::new(), effect: TaintEffect::NoSchedule }]);
+    }
+}

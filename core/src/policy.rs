@@ -1,0 +1,88 @@
+//! What operators decide: groups and numbers. Checked when it is read; everything behind it may rely on it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::classify::IdlePolicy;
+use crate::kubernetes::Taint;
+use crate::resources::Resources;
+
+/// Everything the coordinator's rules can be told. The defaults are the flow's numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// By the Auto Scaling group's name.
+    pub groups: BTreeMap<String, Group>,
+    pub scale_up: ScaleUp,
+    pub scale_down: ScaleDown,
+    pub idle: IdlePolicy,
+}
+
+/// An Auto Scaling group and the nodes it makes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Nodes never fewer than this; the Auto Scaling group's own minimum holds as well.
+    pub min: u32,
+    /// Nodes never more than this; the Auto Scaling group's own maximum holds as well.
+    pub max: u32,
+    pub instance_type: String,
+    /// Labels of a new node, those of the kubelet and the cloud included.
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    /// What a new node offers to pods, until a node of the group has shown it.
+    pub allocatable: Resources,
+    /// How long a node must be unneeded before it is drained.
+    pub unneeded_for: Duration,
+}
+
+/// When nodes are added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScaleUp {
+    /// How long a pod must have been unschedulable. The flow: 30 s.
+    pub pending_for: Duration,
+    /// How long to collect changes before deciding, so that a burst of pods becomes one call.
+    pub batch_window: Duration,
+    /// After this an instance that has not become a ready node is no longer waited for.
+    pub provision_timeout: Duration,
+}
+
+impl Default for ScaleUp {
+    /// 15 minutes is Cluster Autoscaler's `max-node-provision-time`; 50 ms is below what a person notices and above
+    /// the time the watch needs to deliver the pods of one `kubectl apply`.
+    fn default() -> Self {
+        Self {
+            pending_for: Duration::from_secs(30),
+            batch_window: Duration::from_millis(50),
+            provision_timeout: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+/// When nodes are removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScaleDown {
+    /// For groups that say nothing of their own. The flow: 10 min.
+    pub unneeded_for: Duration,
+    /// The same for groups with GPUs, which the flow wants to leave sooner ("aggressive scale-down").
+    pub gpu_unneeded_for: Duration,
+    /// Nodes draining at the same time. The flow: one.
+    pub max_parallel_drains: u32,
+    /// How long a drain may take before it is given up and undone.
+    pub drain_timeout: Duration,
+    /// A report older than this says nothing.
+    pub report_timeout: Duration,
+}
+
+impl Default for ScaleDown {
+    /// 15 minutes is the drain timeout of EKS managed node groups; 30 s is three missed reports of 10 s.
+    fn default() -> Self {
+        Self {
+            unneeded_for: Duration::from_secs(10 * 60),
+            gpu_unneeded_for: Duration::from_secs(5 * 60),
+            max_parallel_drains: 1,
+            drain_timeout: Duration::from_secs(15 * 60),
+            report_timeout: Duration::from_secs(30),
+        }
+    }
+}

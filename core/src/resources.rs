@@ -1,0 +1,137 @@
+//! Amounts of what pods ask for and nodes offer.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde::{Deserialize, Serialize};
+
+use crate::units::{InvalidQuantity, parse_quantity_milli};
+
+/// The name Kubernetes gives NVIDIA's GPUs.
+pub const NVIDIA_GPU: &str = "nvidia.com/gpu";
+const CPU: &str = "cpu";
+
+/// Amounts by resource name: `cpu` in thousandths of a core, everything else in its own unit (bytes, devices, pods).
+///
+/// A name that is absent stands for zero, so that comparing and subtracting need no special cases.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Resources(BTreeMap<String, u64>);
+
+impl Resources {
+    /// Reads a Kubernetes resource list.
+    pub fn from_list(list: &BTreeMap<String, Quantity>) -> Result<Self, InvalidQuantity> {
+        Self::from_texts(list.iter().map(|(name, quantity)| (name.as_str(), quantity.0.as_str())))
+    }
+
+    /// Reads names and quantities as people write them.
+    pub fn from_texts<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, InvalidQuantity> {
+        let mut resources = Self::default();
+        for (name, text) in texts {
+            let milli = parse_quantity_milli(text)?;
+            let amount = if name == CPU { milli } else { milli.div_ceil(1000) };
+            resources.set(name, u64::try_from(amount).unwrap_or(u64::MAX));
+        }
+        Ok(resources)
+    }
+
+    pub fn amount(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    pub fn set(&mut self, name: &str, amount: u64) {
+        if amount == 0 {
+            self.0.remove(name);
+        } else {
+            self.0.insert(name.to_owned(), amount);
+        }
+    }
+
+    pub fn has_gpu(&self) -> bool {
+        self.amount(NVIDIA_GPU) > 0
+    }
+
+    /// Whether all of `self` fits into `free`.
+    pub fn fits_in(&self, free: &Self) -> bool {
+        self.lacking_in(free).is_none()
+    }
+
+    /// The first resource of which `free` has too little, if any.
+    pub fn lacking_in(&self, free: &Self) -> Option<&str> {
+        self.0.iter().find(|(name, amount)| **amount > free.amount(name)).map(|(name, _)| name.as_str())
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            self.set(name, self.amount(name).saturating_add(*amount));
+        }
+    }
+
+    pub fn subtract(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            self.set(name, self.amount(name).saturating_sub(*amount));
+        }
+    }
+
+    /// Raises each amount to `other`'s where that is higher.
+    pub fn raise_to(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            self.set(name, self.amount(name).max(*amount));
+        }
+    }
+
+    /// The largest share of `whole` that `self` takes of any resource, in thousandths, held to 1000.
+    pub fn dominant_permille(&self, whole: &Self) -> u64 {
+        let share = |(name, amount): (&String, &u64)| match whole.amount(name) {
+            0 => 1000,
+            all => u64::try_from(u128::from(*amount) * 1000 / u128::from(all)).unwrap_or(1000).min(1000),
+        };
+        self.0.iter().map(share).max().unwrap_or(0)
+    }
+}
+
+impl fmt::Display for Resources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |(name, amount): (&String, &u64)| match name.as_str() {
+            CPU => format!("cpu {amount}m"),
+            "memory" | "ephemeral-storage" => format!("{name} {}Mi", amount.div_ceil(1 << 20)),
+            _ => format!("{name} {amount}"),
+        };
+        f.write_str(&self.0.iter().map(text).collect::<Vec<_>>().join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resources(texts: &[(&str, &str)]) -> Resources {
+        Resources::from_texts(texts.iter().copied()).unwrap()
+    }
+
+    #[test]
+    fn what_is_lacking_is_named() {
+        let free = resources(&[("cpu", "2"), ("memory", "1Gi")]);
+        assert_eq!(resources(&[("cpu", "2000m")]).lacking_in(&free), None);
+        assert_eq!(resources(&[("cpu", "2001m")]).lacking_in(&free), Some("cpu"));
+        assert_eq!(resources(&[(NVIDIA_GPU, "1")]).lacking_in(&free), Some(NVIDIA_GPU));
+        assert!(resources(&[(NVIDIA_GPU, "0")]).fits_in(&free));
+    }
+
+    #[test]
+    fn adding_and_subtracting_are_each_others_inverse() {
+        let mut sum = resources(&[("cpu", "1"), ("memory", "1Gi")]);
+        let part = resources(&[("cpu", "500m"), (NVIDIA_GPU, "2")]);
+        let before = sum.clone();
+        sum.add(&part);
+        assert_eq!(sum.amount("cpu"), 1500);
+        sum.subtract(&part);
+        assert_eq!(sum, before);
+    }
+
+    #[test]
+    fn amounts_print_for_people() {
+        let amounts = resources(&[("cpu", "1.5"), ("memory", "1Gi"), (NVIDIA_GPU, "1")]);
+        assert_eq!(amounts.to_string(), "cpu 1500m, memory 1024Mi, nvidia.com/gpu 1");
+    }
+}

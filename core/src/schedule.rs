@@ -1,0 +1,174 @@
+//! Whether a pod fits a node, as kube-scheduler's filters would say.
+//!
+//! Modelled: resources, taints and tolerations, unschedulable nodes, node selector and required node affinity.
+//! Not modelled yet: inter-pod affinity, topology spread, host ports, volumes. A pod that needs those counts as
+//! fitting here, so it can be promised a node that the scheduler then refuses; it is never promised a second one,
+//! because it "fits" the first.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::kubernetes::{Operator, Pod, Requirement, SelectorTerm, Taint, TaintEffect, Toleration};
+use crate::resources::Resources;
+
+/// A node, real or to come, as a place for pods.
+#[derive(Clone, Debug)]
+pub struct Place<'a> {
+    /// `None`: a node that does not exist yet.
+    pub name: Option<&'a str>,
+    pub labels: &'a BTreeMap<String, String>,
+    pub taints: &'a [Taint],
+    pub free: Resources,
+}
+
+impl Place<'_> {
+    /// Why the pod cannot run here; `Ok` if it can.
+    pub fn admits(&self, pod: &Pod) -> Result<(), Misfit> {
+        if let Some(taint) = self.taints.iter().find(|taint| repels(taint, &pod.tolerations)) {
+            return Err(Misfit::Taint { key: taint.key.clone() });
+        }
+        for (key, value) in &pod.node_selector {
+            if self.labels.get(key) != Some(value) {
+                return Err(Misfit::NodeSelector { key: key.clone() });
+            }
+        }
+        if !pod.node_affinity.is_empty() && !pod.node_affinity.iter().any(|term| self.matches(term)) {
+            return Err(Misfit::NodeAffinity);
+        }
+        match pod.requests.lacking_in(&self.free) {
+            Some(resource) => Err(Misfit::Resource { name: resource.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    fn matches(&self, term: &SelectorTerm) -> bool {
+        let label =
+            |requirement: &Requirement| meets(requirement, self.labels.get(&requirement.key).map(String::as_str));
+        let name = |requirement: &Requirement| meets(requirement, self.name);
+        // A term without requirements matches nothing (API reference, NodeSelectorTerm).
+        !(term.labels.is_empty() && term.names.is_empty())
+            && term.labels.iter().all(label)
+            && term.names.iter().all(name)
+    }
+}
+
+/// Why a pod does not fit a place.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Misfit {
+    NodeAffinity,
+    NodeSelector { key: String },
+    Resource { name: String },
+    Taint { key: String },
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NodeAffinity => f.write_str("does not match the pod's node affinity"),
+            Self::NodeSelector { key } => write!(f, "does not match the pod's node selector {key}"),
+            Self::Resource { name } => write!(f, "too little {name}"),
+            Self::Taint { key } => write!(f, "has the taint {key} that the pod does not tolerate"),
+        }
+    }
+}
+
+fn repels(taint: &Taint, tolerations: &[Toleration]) -> bool {
+    taint.effect != TaintEffect::PreferNoSchedule && !tolerations.iter().any(|toleration| tolerates(toleration, taint))
+}
+
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    toleration.effect.is_none_or(|effect| effect == taint.effect)
+        && toleration.key.as_ref().is_none_or(|key| *key == taint.key)
+        && toleration.value.as_ref().is_none_or(|value| *value == taint.value)
+}
+
+fn meets(requirement: &Requirement, value: Option<&str>) -> bool {
+    let listed = || value.is_some_and(|value| requirement.values.iter().any(|wanted| wanted == value));
+    let compare = |holds: fn(i64, i64) -> bool| {
+        let bound = requirement.values.first().and_then(|bound| bound.parse().ok());
+        value.and_then(|value| value.parse().ok()).zip(bound).is_some_and(|(value, bound)| holds(value, bound))
+    };
+    match requirement.operator {
+        Operator::DoesNotExist => value.is_none(),
+        Operator::Exists => value.is_some(),
+        Operator::Gt => compare(|value, bound| value > bound),
+        Operator::In => listed(),
+        Operator::Lt => compare(|value, bound| value < bound),
+        Operator::NotIn => !listed(),
+        Operator::Unknown => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn taint(key: &str, value: &str, effect: TaintEffect) -> Taint {
+        Taint { key: key.into(), value: value.into(), effect }
+    }
+
+    fn check(pod: &Pod, node_labels: &[(&str, &str)], taints: &[Taint], expected: Result<(), Misfit>) {
+        let labels = labels(node_labels);
+        let free = Resources::from_texts([("cpu", "2"), ("pods", "10")]).unwrap();
+        assert_eq!(Place { name: Some("n"), labels: &labels, taints, free }.admits(pod), expected);
+    }
+
+    #[test]
+    fn a_taint_repels_what_does_not_tolerate_it() {
+        let gpu = taint("nvidia.com/gpu", "true", TaintEffect::NoSchedule);
+        let refused = Err(Misfit::Taint { key: "nvidia.com/gpu".into() });
+        let tolerating = |key: Option<&str>, value: Option<&str>, effect| Pod {
+            tolerations: vec![Toleration { key: key.map(Into::into), value: value.map(Into::into), effect }],
+            ..Pod::default()
+        };
+        let taints = std::slice::from_ref(&gpu);
+        check(&Pod::default(), &[], taints, refused.clone());
+        check(&tolerating(Some("nvidia.com/gpu"), None, None), &[], taints, Ok(()));
+        check(&tolerating(Some("nvidia.com/gpu"), Some("true"), Some(TaintEffect::NoSchedule)), &[], taints, Ok(()));
+        check(&tolerating(Some("nvidia.com/gpu"), Some("false"), None), &[], taints, refused.clone());
+        check(&tolerating(Some("nvidia.com/gpu"), None, Some(TaintEffect::NoExecute)), &[], taints, refused);
+        check(&tolerating(None, None, None), &[], taints, Ok(()));
+        check(&Pod::default(), &[], &[taint("soft", "", TaintEffect::PreferNoSchedule)], Ok(()));
+    }
+
+    #[test]
+    fn selectors_and_affinity_must_match() {
+        let selecting = Pod { node_selector: labels(&[("pool", "a")]), ..Pod::default() };
+        check(&selecting, &[("pool", "a")], &[], Ok(()));
+        check(&selecting, &[("pool", "b")], &[], Err(Misfit::NodeSelector { key: "pool".into() }));
+
+        let affine = |operator, values: &[&str]| {
+            let values = values.iter().map(|value| (*value).to_owned()).collect();
+            let requirement = Requirement { key: "cores".into(), operator, values };
+            let term = SelectorTerm { labels: vec![requirement], names: vec![] };
+            Pod { node_affinity: vec![SelectorTerm::default(), term], ..Pod::default() }
+        };
+        let no = || Err(Misfit::NodeAffinity);
+        check(&affine(Operator::In, &["4", "8"]), &[("cores", "8")], &[], Ok(()));
+        check(&affine(Operator::In, &["4"]), &[], &[], no());
+        check(&affine(Operator::NotIn, &["4"]), &[], &[], Ok(()));
+        check(&affine(Operator::NotIn, &["4"]), &[("cores", "4")], &[], no());
+        check(&affine(Operator::Exists, &[]), &[("cores", "")], &[], Ok(()));
+        check(&affine(Operator::DoesNotExist, &[]), &[("cores", "")], &[], no());
+        check(&affine(Operator::Gt, &["4"]), &[("cores", "8")], &[], Ok(()));
+        check(&affine(Operator::Gt, &["8"]), &[("cores", "8")], &[], no());
+        check(&affine(Operator::Lt, &["8"]), &[("cores", "many")], &[], no());
+        check(&affine(Operator::Unknown, &[]), &[("cores", "8")], &[], no());
+        // Only an empty term: it matches nothing.
+        check(&Pod { node_affinity: vec![SelectorTerm::default()], ..Pod::default() }, &[], &[], no());
+    }
+
+    #[test]
+    fn what_does_not_fit_names_the_resource() {
+        let requests = Resources::from_texts([("cpu", "3")]).unwrap();
+        let pod = Pod { requests, ..Pod::default() };
+        check(&pod, &[], &[], Err(Misfit::Resource { name: "cpu".into() }));
+    }
+}
