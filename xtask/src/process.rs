@@ -33,8 +33,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a command and returns what it printed; a non-zero exit is an error with its standard error.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
-    let Output { status, stdout, stderr } =
-        command.output().with_context(|| format!("start {}", describe(command)))?;
+    let Output { status, stdout, stderr } = command.output().with_context(|| format!("start {}", describe(command)))?;
     if !status.success() {
         bail!("{} ended with {status}:\n{}", describe(command), String::from_utf8_lossy(&stderr).trim_end());
     }

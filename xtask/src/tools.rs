@@ -1,1 +1,115 @@
 //! Programs the project needs besides cargo: where each one comes from and where it is cached.
+//! Whence they are fetched is the machine's own configuration (cargo, go, pip, apt); no registry is named here.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::process::{cache, capture, run};
+
+const CARGO_DENY: &str = "0.20.2";
+const HELM: &str = "v4.3.1";
+const MOTO: &str = "5.2.5";
+
+/// The path of helm; builds it from its Go module when it is not in the cache.
+#[allow(dead_code, reason = "the manifests check calls it")]
+pub(crate) fn helm() -> Result<PathBuf> {
+    once(&format!("helm-{HELM}"), |folder| {
+        eprintln!("building helm {HELM} with Go");
+        let package = format!("helm.sh/helm/v4/cmd/helm@{HELM}");
+        // The version that helm reports is set at link time; charts may ask for it.
+        let flags = format!("-s -w -X helm.sh/helm/v4/internal/version.version={HELM}");
+        run(Command::new("go")
+            .args(["install", "-trimpath", "-ldflags", &flags, &package])
+            .env("CGO_ENABLED", "0")
+            .env("GOBIN", folder)
+            .env("GOFLAGS", "")
+            .env("GOWORK", "off"))
+    })
+    .map(|folder| folder.join("helm"))
+}
+
+/// The path of cargo-deny; builds it when it is not in the cache.
+#[allow(dead_code, reason = "the dependency check calls it")]
+pub(crate) fn cargo_deny() -> Result<PathBuf> {
+    once(&format!("cargo-deny-{CARGO_DENY}"), |folder| {
+        eprintln!("building cargo-deny {CARGO_DENY}");
+        run(Command::new("cargo").args(["install", "--locked", "--quiet", "--no-track", "--root"]).arg(folder).args([
+            "cargo-deny",
+            "--version",
+            CARGO_DENY,
+        ]))
+    })
+    .map(|folder| folder.join("bin/cargo-deny"))
+}
+
+/// The Python of an environment that has moto, on which the fake AWS stands; makes it when it is not in the cache.
+pub(crate) fn python() -> Result<PathBuf> {
+    once(&format!("moto-{MOTO}"), |folder| {
+        eprintln!("making a Python environment with moto {MOTO}");
+        run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
+        let package = format!("moto[server,autoscaling,ec2]=={MOTO}");
+        run(Command::new(folder.join("bin/python")).args(["-m", "pip", "install", "--quiet", &package]))
+    })
+    .map(|folder| folder.join("bin/python"))
+}
+
+/// Installs those of the Debian packages that are missing. Needs root.
+#[allow(dead_code, reason = "the benchmark calls it")]
+pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
+    let is_installed = |package: &&&str| {
+        let mut query = Command::new("dpkg-query");
+        capture(query.args(["--show", "--showformat=${Status}", package]))
+            .is_ok_and(|status| status.ends_with(" installed"))
+    };
+    let (installed, missing): (Vec<&str>, Vec<&str>) = packages.iter().partition(|package| is_installed(package));
+    if missing.is_empty() {
+        return Ok(());
+    }
+    drop(installed);
+    let _lock = lock("apt")?;
+    let install = || {
+        let mut apt = Command::new("apt-get");
+        apt.args(["install", "--yes", "--quiet=2", "--no-install-recommends"])
+            .args(&missing)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("RUNLEVEL", "1"); // Services in these packages are not started: whoever installs them does so on purpose.
+        capture(&mut apt)
+    };
+    // The package lists of a fresh machine are empty or old; fetch them only when that turns out to matter.
+    if install().is_err() {
+        capture(Command::new("apt-get").args(["update", "--quiet=2"]))?;
+        install()?;
+    }
+    Ok(())
+}
+
+/// Holds the lock of this name on this machine until the file is dropped.
+pub(crate) fn lock(name: &str) -> Result<File> {
+    let folder = cache()?.join("locks");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let file = File::create(folder.join(name)).with_context(|| format!("open the lock {name}"))?;
+    file.lock().with_context(|| format!("take the lock {name}"))?;
+    Ok(file)
+}
+
+/// A folder of the cache that is filled once, and whole: it counts only when its stamp is there.
+fn once(name: &str, fill: impl FnOnce(&PathBuf) -> Result<()>) -> Result<PathBuf> {
+    let folder = cache()?.join("tools").join(name);
+    let stamp = folder.join(".complete");
+    if stamp.exists() {
+        return Ok(folder);
+    }
+    let _lock = lock(name)?;
+    if !stamp.exists() {
+        if folder.exists() {
+            fs::remove_dir_all(&folder).with_context(|| format!("clear {}", folder.display()))?;
+        }
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        fill(&folder)?;
+        File::create(&stamp).with_context(|| format!("stamp {}", folder.display()))?;
+    }
+    Ok(folder)
+}
