@@ -3,6 +3,8 @@
 //! They live in Kubernetes and never only in memory, so that either side can crash at any point, read them and go on.
 //! The coordinator writes the intent; the agent writes the progress and the conditions.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::time::Instant;
@@ -12,15 +14,17 @@ pub const INTENT_ANNOTATION: &str = "ebb.dev/drain";
 /// Annotation with the agent's [`Progress`], in JSON.
 pub const PROGRESS_ANNOTATION: &str = "ebb.dev/drain-progress";
 
-/// Node condition while a drain is wanted and not begun. Names of the three: KEP-5683.
-pub const CONDITION_PLANNED: &str = "MaintenancePlanned";
-/// Node condition while pods are being evicted.
+/// Node condition while pods are being evicted. The names are KEP-5683's.
 pub const CONDITION_DRAINING: &str = "DrainInProgress";
 /// Node condition once no pod that counts is left.
 pub const CONDITION_DRAINED: &str = "Drained";
 
+/// How long before a drain's deadline its node is no longer terminated: at the deadline the agent gives the node back,
+/// and the two clocks may differ.
+pub const DEADLINE_MARGIN: Duration = Duration::from_secs(60);
+
 /// What the coordinator wants of a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Intent {
     /// Names this drain in annotations, conditions, logs and hooks.

@@ -23,6 +23,8 @@ pub struct Node {
     pub allocatable: Resources,
     pub intent: Option<Intent>,
     pub progress: Option<Progress>,
+    /// Whether the `DrainInProgress` condition stands.
+    pub draining: bool,
     /// Whether the `Drained` condition stands.
     pub drained: bool,
 }
@@ -162,6 +164,7 @@ impl From<&api::Node> for Node {
                 .unwrap_or_default(),
             intent: annotation(intent::INTENT_ANNOTATION).and_then(|text| intent::decode(text)),
             progress: annotation(intent::PROGRESS_ANNOTATION).and_then(|text| intent::decode(text)),
+            draining: holds(intent::CONDITION_DRAINING),
             drained: holds(intent::CONDITION_DRAINED),
         }
     }

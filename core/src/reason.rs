@@ -9,7 +9,7 @@ use crate::schedule::Misfit;
 use crate::time::format_duration;
 
 /// The reason of an action, or of its absence.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "reason")]
 pub enum Reason {
     /// The group has fewer nodes than its configured minimum.
