@@ -198,7 +198,11 @@ fn tear_down(dir: &Path, keep_logs: bool) -> Result<()> {
 }
 
 fn status() -> Result<()> {
-    for dir in registry::labs()? {
+    let labs = registry::labs()?;
+    if labs.is_empty() {
+        println!("no lab is up");
+    }
+    for dir in labs {
         println!("{}", dir.display());
         println!("  {:<26} {:>8} {:>9} {:>10} {:>8}", "process", "pid", "rss MiB", "peak MiB", "cpu s");
         for daemon in daemon::list(&dir)? {
@@ -224,7 +228,8 @@ fn lab_dir(asked: Option<&Path>) -> Result<PathBuf> {
 
 impl Lab {
     fn read(dir: &Path) -> Result<Self> {
-        let text = fs::read(dir.join("lab.json")).with_context(|| format!("find a lab in {}", dir.display()))?;
+        let text = fs::read(dir.join("lab.json"))
+            .with_context(|| format!("no lab in {}; cargo xtask lab status names those there are", dir.display()))?;
         serde_json::from_slice(&text).with_context(|| format!("read lab.json in {}", dir.display()))
     }
 

@@ -1,6 +1,5 @@
 //! The processes of a lab: started in the background, recorded by pid and start time, stopped by that record only.
 
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -166,8 +165,6 @@ fn log_tail(dir: &Path, name: &str) -> String {
     let text = fs::read(dir.join("log").join(format!("{name}.log"))).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LINES)..].iter().fold(String::new(), |mut tail, line| {
-        let _infallible = writeln!(tail, "  {line}");
-        tail
-    })
+    let tail = &lines[lines.len().saturating_sub(LINES)..];
+    tail.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
