@@ -76,8 +76,12 @@ pub enum Action {
     /// Watch the pods of the own node and send [`Event::Pods`] from now on.
     WatchPods,
     UnwatchPods,
-    /// Change the own Node, provided it still is the one last sent as [`Event::Node`] (by resource version).
-    Patch(NodePatch),
+    /// Change the own Node in one request, provided it still is the one last sent as [`Event::Node`] (by resource
+    /// version).
+    Patch {
+        change: Change,
+        because: Step,
+    },
     /// Evict this pod, with its UID as precondition.
     Evict {
         namespace: String,
@@ -86,17 +90,16 @@ pub enum Action {
     },
 }
 
-/// A change of the Node: spec and annotations in one request, then the conditions in another (the status is a
-/// resource of its own). `None` and an empty list leave things as they are, and need no request.
+/// What one request changes: the status is a resource of its own, so its conditions need another one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct NodePatch {
-    pub unschedulable: Option<bool>,
-    /// `Some(None)` removes the annotation.
-    pub progress: Option<Option<Progress>>,
-    pub conditions: Vec<Condition>,
-    /// For logs and metrics.
-    pub because: Step,
+pub enum Change {
+    Conditions(Vec<Condition>),
+    /// `unschedulable`: `None` leaves it as it is. `progress`: `None` removes the annotation.
+    Spec {
+        unschedulable: Option<bool>,
+        progress: Option<Progress>,
+    },
 }
 
 /// A node condition to set.
@@ -232,9 +235,9 @@ impl Drain {
         }
         let Some(node) = self.node.clone() else { return Vec::new() };
         let mut actions = Vec::new();
-        if let Some(patch) = self.next_patch(now, &node) {
+        if let Some((because, change)) = self.next_change(now, &node) {
             self.patch = PatchState::InFlight;
-            actions.push(Action::Patch(patch));
+            actions.push(Action::Patch { change, because });
         }
         let draining = self.active().is_some_and(|(_, progress)| progress.phase == Phase::Draining);
         if draining != self.watching_pods {
@@ -250,44 +253,32 @@ impl Drain {
         actions
     }
 
-    /// What has to change on the Node, if anything.
-    fn next_patch(&mut self, now: Instant, node: &Node) -> Option<NodePatch> {
-        let (step, next) = match (&node.intent, &node.progress) {
+    /// What has to change on the Node next, if anything.
+    fn next_change(&self, now: Instant, node: &Node) -> Option<(Step, Change)> {
+        let (step, phase) = match (&node.intent, &node.progress) {
             (None, None) => (Step::Cancelled, None),
-            (None, Some(_)) => return Some(undo(node, Step::Cancelled, None)),
+            (None, Some(_)) => return Some((Step::Cancelled, undo(node, Step::Cancelled, None))),
             (Some(intent), Some(progress)) if intent.id != progress.id => {
-                return Some(undo(node, Step::Cancelled, None));
+                return Some((Step::Cancelled, undo(node, Step::Cancelled, None)));
             }
-            (Some(intent), _) if now >= intent.deadline => match &node.progress {
-                Some(progress) if progress.phase == Phase::Failed => (Step::DeadlineExceeded, Some(Phase::Failed)),
-                _ => return Some(undo(node, Step::DeadlineExceeded, Some(&intent.id))),
-            },
-            (Some(intent), None) => return Some(start(node, &intent.id)),
-            (Some(intent), Some(progress)) => match progress.phase {
-                Phase::Failed => (Step::Uncordoned, Some(Phase::Failed)),
-                // The cordon came with the progress, in one patch: if it is gone, somebody took it off.
-                _ if !node.unschedulable => return Some(undo(node, Step::Uncordoned, Some(&intent.id))),
-                Phase::Draining if self.settled(now) => {
-                    let progress = Progress { phase: Phase::Drained, ..progress.clone() };
-                    return Some(NodePatch {
-                        unschedulable: None,
-                        progress: Some(Some(progress)),
-                        conditions: conditions(Some(Phase::Drained), Step::Drained),
-                        because: Step::Drained,
-                    });
-                }
-                Phase::Draining => (Step::Started, Some(Phase::Draining)),
-                Phase::Drained => (Step::Drained, Some(Phase::Drained)),
-            },
+            (_, Some(progress)) if progress.phase == Phase::Failed => (Step::DeadlineExceeded, None),
+            (Some(intent), _) if now >= intent.deadline => {
+                return Some((Step::DeadlineExceeded, undo(node, Step::DeadlineExceeded, Some(&intent.id))));
+            }
+            (Some(intent), None) => return Some((Step::Started, start(node, &intent.id))),
+            // The cordon came with the progress, in one request: if it is gone, somebody took it off.
+            (Some(intent), Some(_)) if !node.unschedulable => {
+                return Some((Step::Uncordoned, undo(node, Step::Uncordoned, Some(&intent.id))));
+            }
+            (Some(_), Some(progress)) if progress.phase == Phase::Draining && self.settled(now) => {
+                let progress = Progress { phase: Phase::Drained, ..progress.clone() };
+                return Some((Step::Drained, Change::Spec { unschedulable: None, progress: Some(progress) }));
+            }
+            (Some(_), Some(progress)) if progress.phase == Phase::Drained => (Step::Drained, Some(Phase::Drained)),
+            (Some(_), Some(_)) => (Step::Started, Some(Phase::Draining)),
         };
-        // The spec is as it should be; a crash may have come between it and the conditions.
-        let wanted = (next == Some(Phase::Draining), next == Some(Phase::Drained));
-        ((node.draining, node.drained) != wanted).then(|| NodePatch {
-            unschedulable: None,
-            progress: None,
-            conditions: conditions(next, step),
-            because: step,
-        })
+        let wanted = (phase == Some(Phase::Draining), phase == Some(Phase::Drained));
+        ((node.draining, node.drained) != wanted).then(|| (step, conditions(phase, step)))
     }
 
     fn in_flight(&self) -> usize {
@@ -331,36 +322,40 @@ impl Drain {
     }
 }
 
-fn start(node: &Node, id: &str) -> NodePatch {
+fn start(node: &Node, id: &str) -> Change {
     let cordoned_by_us = !node.unschedulable;
-    NodePatch {
+    Change::Spec {
         unschedulable: cordoned_by_us.then_some(true),
-        progress: Some(Some(Progress { id: id.to_owned(), phase: Phase::Draining, cordoned_by_us })),
-        conditions: conditions(Some(Phase::Draining), Step::Started),
-        because: Step::Started,
+        progress: Some(Progress { id: id.to_owned(), phase: Phase::Draining, cordoned_by_us }),
     }
 }
 
-/// Takes back what we did and no more. `failed`: the drain that is marked as failed, so that it does not start anew.
-fn undo(node: &Node, because: Step, failed: Option<&str>) -> NodePatch {
+/// Takes back what we did and no more; the conditions first, so that no schedulable node is called drained.
+/// `failed`: the drain to mark as failed, so that it does not start anew.
+fn undo(node: &Node, because: Step, failed: Option<&str>) -> Change {
+    if node.draining || node.drained {
+        return conditions(None, because);
+    }
     let ours = node.progress.as_ref().is_some_and(|progress| progress.cordoned_by_us);
-    NodePatch {
+    Change::Spec {
         unschedulable: (ours && node.unschedulable).then_some(false),
-        progress: Some(failed.map(|id| Progress { id: id.to_owned(), phase: Phase::Failed, cordoned_by_us: false })),
-        conditions: conditions(None, because),
-        because,
+        progress: failed.map(|id| Progress { id: id.to_owned(), phase: Phase::Failed, cordoned_by_us: false }),
     }
 }
 
-fn conditions(phase: Option<Phase>, step: Step) -> Vec<Condition> {
-    [(CONDITION_DRAINING, phase == Some(Phase::Draining)), (CONDITION_DRAINED, phase == Some(Phase::Drained))]
-        .map(|(type_, status)| Condition {
-            type_: type_.to_owned(),
-            status,
-            reason: step.name().to_owned(),
-            message: step.message().to_owned(),
-        })
-        .to_vec()
+fn conditions(phase: Option<Phase>, step: Step) -> Change {
+    let conditions =
+        [(CONDITION_DRAINING, phase == Some(Phase::Draining)), (CONDITION_DRAINED, phase == Some(Phase::Drained))];
+    Change::Conditions(
+        conditions
+            .map(|(type_, status)| Condition {
+                type_: type_.to_owned(),
+                status,
+                reason: step.name().to_owned(),
+                message: step.message().to_owned(),
+            })
+            .to_vec(),
+    )
 }
 
 #[cfg(test)]
@@ -417,9 +412,9 @@ mod tests {
                     queue.push_back(Event::Pods(self.pods.clone()));
                 }
                 Action::UnwatchPods => self.asked.push("unwatch".into()),
-                Action::Patch(patch) => {
-                    self.asked.push(patch.because.name().into());
-                    self.apply(patch);
+                Action::Patch { change, because } => {
+                    self.asked.push(because.name().into());
+                    self.apply(change);
                     queue.push_back(Event::Node(self.node.clone()));
                     queue.push_back(Event::Patched);
                 }
@@ -437,20 +432,20 @@ mod tests {
             }
         }
 
-        fn apply(&mut self, patch: &NodePatch) {
-            self.node.unschedulable = patch.unschedulable.unwrap_or(self.node.unschedulable);
-            if let Some(progress) = &patch.progress {
-                self.node.progress.clone_from(progress);
-            }
-            self.apply_conditions(patch);
-        }
-
-        fn apply_conditions(&mut self, patch: &NodePatch) {
-            for condition in &patch.conditions {
-                match condition.type_.as_str() {
-                    CONDITION_DRAINING => self.node.draining = condition.status,
-                    CONDITION_DRAINED => self.node.drained = condition.status,
-                    other => panic!("unknown condition {other}"),
+        fn apply(&mut self, change: &Change) {
+            match change {
+                Change::Spec { unschedulable, progress } => {
+                    self.node.unschedulable = unschedulable.unwrap_or(self.node.unschedulable);
+                    self.node.progress.clone_from(progress);
+                }
+                Change::Conditions(conditions) => {
+                    for condition in conditions {
+                        match condition.type_.as_str() {
+                            CONDITION_DRAINING => self.node.draining = condition.status,
+                            CONDITION_DRAINED => self.node.drained = condition.status,
+                            other => panic!("unknown condition {other}"),
+                        }
+                    }
                 }
             }
         }
@@ -486,10 +481,10 @@ mod tests {
         let daemon = Pod { controller: Controller::DaemonSet, ..workload("daemon") };
         let done = Pod { finished: true, ..workload("done") };
         let mut world = wanted(vec![workload("a"), daemon, done, workload("b")]);
-        assert_eq!(world.asked(), ["DrainStarted", "watch", "evict pod-a", "evict pod-b"]);
+        assert_eq!(world.asked(), ["DrainStarted", "DrainStarted", "watch", "evict pod-a", "evict pod-b"]);
         assert!(world.node.unschedulable && world.node.draining && !world.node.drained);
         world.run_until(60);
-        assert_eq!(world.asked(), ["DrainCompleted", "unwatch"]);
+        assert_eq!(world.asked(), ["DrainCompleted", "DrainCompleted", "unwatch"]);
         assert!(world.node.unschedulable && world.node.drained && !world.node.draining);
         assert_eq!(world.node.progress.as_ref().unwrap().phase, Phase::Drained);
     }
@@ -522,7 +517,7 @@ mod tests {
         assert!((100..=121).contains(&evictions), "{evictions}");
         assert!(world.node.unschedulable);
         world.run_until(600);
-        assert_eq!(world.asked(), ["DeadlineExceeded", "unwatch"]);
+        assert_eq!(world.asked(), ["DeadlineExceeded", "DeadlineExceeded", "unwatch"]);
         assert!(!world.node.unschedulable && !world.node.draining && !world.node.drained);
         assert_eq!(world.node.progress.as_ref().unwrap().phase, Phase::Failed);
         // It does not start anew, and leaves nothing once the intent is gone.
@@ -589,8 +584,8 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Chance {
         Crash,
-        LosePatch,
-        LoseConditions,
+        /// A request whose reply never comes; whether it took effect.
+        LosePatch(bool),
         Cancel,
         Ask,
         Pod,
@@ -601,8 +596,7 @@ mod tests {
     fn chance() -> impl Strategy<Value = Chance> {
         prop_oneof![
             Just(Chance::Crash),
-            Just(Chance::LosePatch),
-            Just(Chance::LoseConditions),
+            any::<bool>().prop_map(Chance::LosePatch),
             Just(Chance::Cancel),
             Just(Chance::Ask),
             Just(Chance::Pod),
@@ -627,12 +621,13 @@ mod tests {
             for (number, chance) in chances.into_iter().enumerate() {
                 match chance {
                     Chance::Crash => world.drain = Drain::new(),
-                    // The reply is lost: with or without the change, and with or without its second half.
-                    Chance::LosePatch | Chance::LoseConditions => {
+                    Chance::LosePatch(takes_effect) => {
                         world.drain = Drain::new();
                         for action in world.drain.handle(world.now, Event::Node(world.node.clone())) {
-                            if let (Action::Patch(patch), Chance::LoseConditions) = (action, &chance) {
-                                world.apply(&NodePatch { conditions: vec![], ..patch });
+                            if let Action::Patch { change, .. } = action
+                                && takes_effect
+                            {
+                                world.apply(&change);
                             }
                         }
                         world.tell(Event::PatchFailed);
