@@ -120,6 +120,44 @@ async fn launch_without_capacity_is_told_and_tried_again() {
 }
 
 #[tokio::test]
+async fn termination_hook_holds_an_instance_until_it_is_completed() {
+    let lab = Lab::up(groups(&["name=cpu,desired=1"])).await;
+    let aws = sdk(&lab);
+    let hook = aws.put_lifecycle_hook().auto_scaling_group_name("cpu").lifecycle_hook_name("drain");
+    hook.lifecycle_transition("autoscaling:EC2_INSTANCE_TERMINATING").heartbeat_timeout(60).send().await.unwrap();
+    let id = lab.group("cpu").await.instances.remove(0).id;
+    let terminate = aws.terminate_instance_in_auto_scaling_group().instance_id(&id);
+    terminate.should_decrement_desired_capacity(true).send().await.unwrap();
+
+    let group = lab.group("cpu").await;
+    assert_eq!((group.desired, group.instances[0].state.as_str()), (0, "Terminating:Wait"));
+    let heartbeat = aws.record_lifecycle_action_heartbeat().auto_scaling_group_name("cpu");
+    heartbeat.lifecycle_hook_name("drain").instance_id(&id).send().await.unwrap();
+    let complete = aws.complete_lifecycle_action().auto_scaling_group_name("cpu").lifecycle_hook_name("drain");
+    let complete = complete.lifecycle_action_result("CONTINUE").instance_id(&id);
+    complete.clone().send().await.unwrap();
+    assert!(lab.group("cpu").await.instances.is_empty());
+    assert_eq!(complete.send().await.unwrap_err().code(), Some("ValidationError"), "nothing is held any more");
+}
+
+#[tokio::test]
+async fn synchronous_launch_says_what_it_got() {
+    let lab = Lab::up(groups(&["name=gpu"])).await;
+    let aws = sdk(&lab);
+    let short = json!({"action": "Launch", "code": "InsufficientInstanceCapacity", "times": 1});
+    lab.set_faults(&json!([short])).await;
+    let launch = aws.launch_instances().auto_scaling_group_name("gpu").requested_capacity(3).client_token("one");
+
+    let first = launch.clone().send().await.unwrap();
+    assert_eq!(first.instances()[0].instance_ids().len(), 2);
+    assert_eq!(first.errors()[0].error_code(), Some("InsufficientInstanceCapacity"));
+    let again = launch.send().await.unwrap();
+    assert_eq!(again.instances(), first.instances(), "the same token launches nothing more");
+    let group = lab.group("gpu").await;
+    assert_eq!((group.desired, group.instances.len()), (2, 2));
+}
+
+#[tokio::test]
 async fn token_bound_to_a_pod_names_its_node() {
     let lab = Lab::up(groups(&["name=cpu,desired=1"])).await;
     lab.apply(POD).await;

@@ -5,8 +5,12 @@ proves is what the client sent and how it took the answers, not how AWS behaves.
 
   corrected    SetDesiredCapacity outside min..max, and calls that name an unknown group or instance, are a
                ValidationError; so is a termination with decrement that would go below min. DescribeScalingActivities
-               tells of launches, and of launches that failed (fault "Launch" below), which are tried again.
-  as in moto   Instances are InService at once; HonorCooldown is ignored; lifecycle hooks are kept but hold nothing.
+               tells of launches, and of launches that failed (fault "Launch" below), which are tried again. A
+               termination hook holds an instance that is terminated by id in Terminating:Wait, until it is completed or
+               its heartbeat times out.
+  added        CompleteLifecycleAction, RecordLifecycleActionHeartbeat, LaunchInstances.
+  as in moto   Instances are InService at once: launch hooks hold nothing. Nor is an instance held that goes because
+               the desired capacity was lowered. HonorCooldown is ignored.
 
 Beside the API it serves the lab:
   GET  /_lab/asg      all groups with their instances, as JSON
@@ -37,15 +41,21 @@ from xml.sax.saxutils import escape
 
 import boto3
 from moto.autoscaling.exceptions import ValidationError
-from moto.autoscaling.models import Activity, AutoScalingBackend, FakeAutoScalingGroup, autoscaling_backends
+from moto.autoscaling.models import (
+    Activity,
+    AutoScalingBackend,
+    FakeAutoScalingGroup,
+    TerminateInstanceActivity,
+    autoscaling_backends,
+)
 from moto.autoscaling.responses import AutoScalingResponse
-from moto.core.responses import ActionResult
+from moto.core.responses import ActionResult, EmptyResult
 from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 ACCOUNT = "123456789012"
-RELAUNCH_SECONDS = 2  # AWS tries a failed launch again, less often the longer it fails; a test should not wait for that.
+TICK_SECONDS = 1  # AWS tries a failed launch again, less often the longer it fails; a test should not wait for that.
 PASS_SECONDS = 0.05
 
 lock = threading.RLock()  # moto's backends are not thread-safe
@@ -108,11 +118,15 @@ def correct(owner, name):
     return replace
 
 
+def named(backend, group_name):
+    if group_name not in backend.autoscaling_groups:
+        raise ValidationError(f"AutoScalingGroup name not found - AutoScalingGroup '{group_name}' not found")
+    return backend.autoscaling_groups[group_name]
+
+
 @correct(AutoScalingBackend, "set_desired_capacity")
 def set_desired_capacity(moto, backend, group_name, desired):
-    group = backend.autoscaling_groups.get(group_name)
-    if group is None:
-        raise ValidationError(f"AutoScalingGroup name not found - AutoScalingGroup '{group_name}' not found")
+    group = named(backend, group_name)
     if desired > group.max_size:
         raise ValidationError(f"New SetDesiredCapacity value {desired} is above max value {group.max_size} "
                               "for the AutoScalingGroup.")
@@ -124,18 +138,103 @@ def set_desired_capacity(moto, backend, group_name, desired):
 
 @correct(AutoScalingBackend, "terminate_instance")
 def terminate_instance(moto, backend, instance_id, should_decrement):
-    owners = [group for group in backend.autoscaling_groups.values()
+    owners = [(group, state) for group in backend.autoscaling_groups.values()
               for state in group.instance_states if state.instance.id == instance_id]
     if not owners:
         raise ValidationError(f"Instance Id not found - No managed instance found for instance ID: {instance_id}")
-    group = owners[0]
+    group, state = owners[0]
+    if instance_id in held:
+        return TerminateInstanceActivity(state.instance, group.desired_capacity)
     if should_decrement and group.desired_capacity <= group.min_size:
         raise ValidationError(f"Currently, desiredSize equals minSize ({group.min_size}). Terminating instance without "
                               "replacement will violate group's min size constraint. Either set "
                               "shouldDecrementDesiredCapacity flag to false or lower group's min size.")
-    activity = moto(backend, instance_id, should_decrement)
+    hooks = [hook for hook in backend.describe_lifecycle_hooks(group.name)
+             if hook.lifecycle_transition == "autoscaling:EC2_INSTANCE_TERMINATING"]
+    if hooks:
+        activity = Held(backend, group, state, hooks[0].heartbeat_timeout).begin(should_decrement)
+    else:
+        activity = moto(backend, instance_id, should_decrement)
     record(group, activity)
     return activity
+
+
+class Held:
+    """An instance in Terminating:Wait."""
+
+    def __init__(self, backend, group, state, timeout):
+        self.backend, self.group, self.state, self.timeout = backend, group, state, timeout
+
+    def begin(self, should_decrement):
+        before = self.group.desired_capacity
+        self.state.lifecycle_state = "Terminating:Wait"
+        self.state.protected_from_scale_in = True  # It does not count any more; moto would choose it again.
+        held[self.state.instance.id] = self
+        self.heartbeat()
+        # Without decrement this launches the one that takes its place.
+        self.group.set_desired_capacity(before - 1 if should_decrement else before)
+        return TerminateInstanceActivity(self.state.instance, before)
+
+    def heartbeat(self):
+        self.deadline = time.monotonic() + self.timeout
+
+    def end(self):
+        del held[self.state.instance.id]
+        self.group.instance_states.remove(self.state)
+        self.backend.ec2_backend.terminate_instances([self.state.instance.id])
+
+
+held = {}  # instance id -> Held
+
+
+def held_instance(response):
+    instance_id = response._get_param("InstanceId")
+    if instance_id not in held:
+        raise ValidationError(f"No active Lifecycle Action found with instance ID {instance_id}")
+    return held[instance_id]
+
+
+def complete_lifecycle_action(response):
+    held_instance(response).end()
+    return EmptyResult()
+
+
+def record_lifecycle_action_heartbeat(response):
+    held_instance(response).heartbeat()
+    return EmptyResult()
+
+
+launches = {}  # client token -> what LaunchInstances answered
+
+
+def launch_instances(response):
+    """As AWS does it: at once, as many as there are; what fails counts as desired only if it is to be tried again."""
+    group = named(response.autoscaling_backend, response._get_param("AutoScalingGroupName"))
+    count, token = response._get_int_param("RequestedCapacity"), response._get_param("ClientToken")
+    if token in launches:
+        return ActionResult(launches[token])
+    if group.desired_capacity + count > group.max_size:
+        raise ValidationError(f"The requested capacity would exceed the max size {group.max_size} of the group.")
+    known = {state.instance.id for state in group.instance_states}
+    earlier = len(activities.get(group.name, []))
+    group.set_desired_capacity(group.desired_capacity + count)
+    new = [state.instance for state in group.instance_states if state.instance.id not in known]
+    failed = [activity for activity in activities[group.name][:len(activities[group.name]) - earlier]
+              if activity.status_code == "Failed"]
+    if response._get_param("RetryStrategy") != "retry-with-group-configuration":
+        group.desired_capacity -= len(failed)
+    place = {"InstanceType": group.instance_type, "MarketType": "OnDemand",
+             "AvailabilityZone": group.availability_zones[0], "SubnetId": group.vpc_zone_identifier.split(",")[0]}
+    launches[token] = {
+        "AutoScalingGroupName": group.name, "ClientToken": token,
+        "Instances": [{**place, "InstanceIds": [instance.id for instance in new]}] if new else [],
+        "Errors": [{**place, "ErrorCode": activity.error_code, "ErrorMessage": activity.status_message}
+                   for activity in failed]}
+    return ActionResult(launches[token])
+
+
+for addition in (complete_lifecycle_action, launch_instances, record_lifecycle_action_heartbeat):
+    setattr(AutoScalingResponse, addition.__name__, addition)
 
 
 @correct(FakeAutoScalingGroup, "replace_autoscaling_group_instances")
@@ -146,6 +245,7 @@ def launch(moto, group, count, tags):
                             group)
         if fault:
             activity.status_code = "Failed"
+            activity.error_code = fault["code"]  # Not on the wire; for LaunchInstances.
             activity.status_message = fault.get("message", f"{fault['code']} - We currently do not have sufficient "
                                                 f"{group.instance_type} capacity in the Availability Zone you requested "
                                                 f"({group.availability_zones[0]}). Launching EC2 instance failed.")
@@ -169,10 +269,14 @@ def describe_scaling_activities(_moto, response):
     return ActionResult({"Activities": with_name[:limit]})
 
 
-def relaunch_forever(region):
+def keep_time(region):
+    """What AWS does by itself: launches that failed are tried again, and a hook without heartbeats ends."""
     while True:
-        time.sleep(RELAUNCH_SECONDS)
+        time.sleep(TICK_SECONDS)
         with lock:
+            for instance in list(held.values()):
+                if time.monotonic() >= instance.deadline:
+                    instance.end()
             for group in autoscaling_backends[ACCOUNT][region].autoscaling_groups.values():
                 missing = (group.desired_capacity or 0) - len(group.active_instances())
                 if missing > 0:
@@ -425,7 +529,7 @@ def main():
     make_groups(config)
     api.ready = True
     say("ready", groups=[group["name"] for group in config["groups"]])
-    threading.Thread(target=relaunch_forever, args=[config["region"]], daemon=True).start()
+    threading.Thread(target=keep_time, args=[config["region"]], daemon=True).start()
     nodes = Nodes(config, Kubernetes(config))
     while True:
         try:

@@ -168,3 +168,28 @@ fn log_tail(dir: &Path, name: &str) -> String {
     let tail = &lines[lines.len().saturating_sub(LINES)..];
     tail.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_ends_what_was_recorded_and_spares_a_later_process_with_the_same_pid() {
+        let dir = std::env::temp_dir().join(format!("ebb-daemon-test-{}", std::process::id()));
+        for folder in ["log", "pid"] {
+            fs::create_dir_all(dir.join(folder)).unwrap();
+        }
+        start(&dir, "sleeper", Command::new("sleep").arg("60")).unwrap();
+        let sleeper = Daemon::read(&dir, "sleeper").unwrap();
+        let record = dir.join("pid/sleeper");
+
+        fs::write(&record, format!("{} {}\n", sleeper.pid, sleeper.start_ticks - 1)).unwrap();
+        stop_all(&dir).unwrap();
+        assert!(sleeper.is_alive());
+
+        fs::write(&record, format!("{} {}\n", sleeper.pid, sleeper.start_ticks)).unwrap();
+        stop_all(&dir).unwrap();
+        assert!(!sleeper.is_alive());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
