@@ -24,7 +24,7 @@ pub(crate) enum Command {
     /// Build etcd, the Kubernetes control plane, kubectl and KWOK from Go modules into the cache
     ///
     /// Done once per version (about 8 minutes on 2 cores, then nothing); `up` does it when needed. Also makes the Python
-    /// environment of the fake AWS.
+    /// environment of the fake AWS. Prints the folder of the binaries.
     Build,
     /// Stop a lab by its recorded process ids and remove its data
     ///
@@ -48,7 +48,7 @@ pub(crate) struct Up {
     #[arg(long)]
     dir: Option<PathBuf>,
     /// First of the ten ports that the lab uses [default: 17400, or the next block that is free]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1024..=65_526))]
     port_base: Option<u16>,
     /// Port of kube-apiserver [default: port base + 2]
     #[arg(long)]
@@ -112,8 +112,9 @@ struct Lab {
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
         Command::Build => {
-            build::binaries()?;
+            let bin = build::binaries()?;
             crate::tools::python()?;
+            println!("{}", bin.display());
             Ok(())
         }
         Command::Down(args) => down(&args),

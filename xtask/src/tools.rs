@@ -91,7 +91,10 @@ pub(crate) fn lock(name: &str) -> Result<File> {
     let folder = cache()?.join("locks");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let file = File::create(folder.join(name)).with_context(|| format!("open the lock {name}"))?;
-    file.lock().with_context(|| format!("take the lock {name}"))?;
+    if file.try_lock().is_err() {
+        eprintln!("waiting for another xtask that holds {name}");
+        file.lock().with_context(|| format!("take the lock {name}"))?;
+    }
     Ok(file)
 }
 
