@@ -1,6 +1,7 @@
 //! Facts about the lab itself, on which every other end-to-end test relies.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use aws_sdk_autoscaling::config::retry::RetryConfig;
@@ -178,6 +179,29 @@ async fn token_bound_to_a_pod_names_its_node() {
     let bot = ebb_tests::client(&lab.write_kubeconfig("bot", &token)).await;
     let refused = Api::<Node>::all(bot).list(&Default::default()).await.unwrap_err();
     assert!(refused.to_string().contains("system:serviceaccount:default:default"), "{refused}");
+}
+
+#[tokio::test]
+async fn spawned_program_has_the_labs_environment_and_ends_with_its_handle() {
+    let lab = Lab::up(groups(&[])).await;
+    let mut command = lab.command("/bin/sh");
+    command.args(["-c", "echo $KUBECONFIG $AWS_ENDPOINT_URL; exec sleep 60"]);
+    let mut program = lab.spawn("printer", command);
+    let printed = format!("{} {}\n", lab.kubeconfig.display(), lab.aws_endpoint);
+    lab.wait_until("its words", SOON, async || program.log() == printed).await;
+    assert!(program.is_running());
+    assert!(lab.diagnosis().await.contains(&printed));
+
+    assert_eq!(program.terminate(SOON).await.signal(), Some(15));
+    let program = lab.spawn("sleeper", {
+        let mut command = lab.command("/bin/sleep");
+        command.arg("60");
+        command
+    });
+    let process = std::path::PathBuf::from(format!("/proc/{}", program.id()));
+    assert!(process.exists());
+    drop(program);
+    assert!(!process.exists());
 }
 
 #[tokio::test]
