@@ -1,0 +1,187 @@
+//! The Auto Scaling API: four calls, and what their errors mean to the core.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aws_config::BehaviorVersion;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_sdk_autoscaling::Client;
+use aws_sdk_autoscaling::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_autoscaling::types::AutoScalingGroup;
+use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
+use ebb_core::fleet::{Failure, GroupState, Instance};
+
+/// A call that did not come to its end.
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
+pub struct CallError {
+    pub failure: Failure,
+    pub detail: String,
+}
+
+/// What the API takes at most in `AutoScalingGroupNames` and gives at most in one page.
+const NAMES: usize = 100;
+/// A call is over before the Lease of a leader that steps down can be another's (core: 15 s − 10 s).
+const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub struct AutoScaling {
+    client: Client,
+}
+
+impl AutoScaling {
+    /// Region, credentials and endpoint come from the SDK's own environment.
+    pub async fn from_env() -> Self {
+        let http =
+            aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
+        let timeouts =
+            TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_timeout(CALL_TIMEOUT).build();
+        let config = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http)
+            .timeout_config(timeouts)
+            // The core decides what is tried again, and when: it may have changed its mind by then.
+            .retry_config(RetryConfig::disabled())
+            .load()
+            .await;
+        Self { client: Client::new(&config) }
+    }
+
+    /// The state of those of these groups that exist.
+    pub async fn describe(&self, names: &[String]) -> Result<Vec<GroupState>, CallError> {
+        let mut groups = BTreeMap::new();
+        for names in names.chunks(NAMES) {
+            let request = self.client.describe_auto_scaling_groups().set_auto_scaling_group_names(Some(names.to_vec()));
+            let mut pages = request.into_paginator().page_size(NAMES as i32).send();
+            while let Some(page) = pages.next().await {
+                let page = page.map_err(|error| call_error(&error))?;
+                // By name: a group that changes while we page may come twice.
+                groups.extend(page.auto_scaling_groups().iter().map(state).map(|group| (group.name.clone(), group)));
+            }
+        }
+        Ok(groups.into_values().collect())
+    }
+
+    /// Sets the desired capacity if it still is `from`. The API knows no such condition, so look first: without that,
+    /// a capacity raised by somebody else would be lowered, and nodes at work terminated.
+    pub async fn set_desired(&self, group: &str, from: u32, to: u32) -> Result<(), CallError> {
+        let found = self.describe(&[group.to_owned()]).await?;
+        let Some(found) = found.first() else {
+            return Err(CallError { failure: Failure::NotFound, detail: format!("there is no group {group}") });
+        };
+        if found.desired != from {
+            let detail = format!("desired capacity of {group} is {}, not {from}", found.desired);
+            return Err(CallError { failure: Failure::Conflict, detail });
+        }
+        let call = self.client.set_desired_capacity().auto_scaling_group_name(group).honor_cooldown(false);
+        call.desired_capacity(i32::try_from(to).unwrap_or(i32::MAX))
+            .send()
+            .await
+            .map_err(|error| call_error(&error))?;
+        Ok(())
+    }
+
+    /// Terminates exactly this instance, and lets no other take its place.
+    pub async fn terminate(&self, instance: &str) -> Result<(), CallError> {
+        let call = self.client.terminate_instance_in_auto_scaling_group().instance_id(instance);
+        call.should_decrement_desired_capacity(true).send().await.map_err(|error| call_error(&error))?;
+        Ok(())
+    }
+}
+
+fn state(group: &AutoScalingGroup) -> GroupState {
+    let count = |raw: Option<i32>| raw.and_then(|raw| u32::try_from(raw).ok()).unwrap_or(0);
+    let instance = |instance: &aws_sdk_autoscaling::types::Instance| {
+        let state = instance.lifecycle_state().map_or("", |state| state.as_str());
+        Instance {
+            id: instance.instance_id().unwrap_or_default().to_owned(),
+            live: state == "InService" || state.starts_with("Pending"),
+        }
+    };
+    GroupState {
+        name: group.auto_scaling_group_name().unwrap_or_default().to_owned(),
+        min: count(group.min_size()),
+        max: count(group.max_size()),
+        desired: count(group.desired_capacity()),
+        instances: group.instances().iter().map(instance).collect(),
+    }
+}
+
+fn call_error<E>(error: &SdkError<E>) -> CallError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let failure = match error {
+        SdkError::ServiceError(service) => {
+            let status = service.raw().status().as_u16();
+            failure(service.err().code().unwrap_or_default(), service.err().message().unwrap_or_default(), status)
+        }
+        // Not sent at all: no region, or an endpoint that is none.
+        SdkError::ConstructionFailure(_) => Failure::Rejected,
+        _ => Failure::Unavailable,
+    };
+    CallError { failure, detail: DisplayErrorContext(error).to_string() }
+}
+
+/// Source of the codes: EC2 Auto Scaling API reference, "Common errors" and each action's own.
+fn failure(code: &str, message: &str, status: u16) -> Failure {
+    match code {
+        "RequestLimitExceeded" | "TooManyRequestsException" => Failure::Throttled,
+        _ if code.starts_with("Throttl") => Failure::Throttled,
+        "ResourceContention" | "ScalingActivityInProgress" | "ResourceInUse" => Failure::Conflict,
+        "ExpiredToken" | "ExpiredTokenException" | "InvalidClientTokenId" | "MissingAuthenticationToken" => {
+            Failure::Denied
+        }
+        "NotAuthorized" | "OptInRequired" | "SignatureDoesNotMatch" | "UnauthorizedOperation" => Failure::Denied,
+        _ if code.starts_with("AccessDenied") || code.starts_with("UnrecognizedClient") => Failure::Denied,
+        "ValidationError" if message.contains("not found") => Failure::NotFound,
+        _ if status >= 500 => Failure::Unavailable,
+        _ if status == 429 => Failure::Throttled,
+        _ => Failure::Rejected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_codes_are_told_apart() {
+        let check = |code, message, status, expected| assert_eq!(failure(code, message, status), expected, "{code}");
+        check("Throttling", "Rate exceeded", 400, Failure::Throttled);
+        check("ThrottlingException", "", 400, Failure::Throttled);
+        check("RequestLimitExceeded", "", 503, Failure::Throttled);
+        check("", "", 429, Failure::Throttled);
+        check("ScalingActivityInProgress", "", 400, Failure::Conflict);
+        check("ResourceContention", "", 500, Failure::Conflict);
+        check("AccessDenied", "", 403, Failure::Denied);
+        check("AccessDeniedException", "", 400, Failure::Denied);
+        check("UnauthorizedOperation", "", 403, Failure::Denied);
+        check("ExpiredToken", "", 403, Failure::Denied);
+        check("InvalidClientTokenId", "", 403, Failure::Denied);
+        check("UnrecognizedClientException", "", 400, Failure::Denied);
+        check("ValidationError", "AutoScalingGroup name not found - no such group", 400, Failure::NotFound);
+        check("ValidationError", "Instance Id not found - No managed instance found", 400, Failure::NotFound);
+        check("ValidationError", "New SetDesiredCapacity value 9 is above max value 4", 400, Failure::Rejected);
+        check("InternalFailure", "", 500, Failure::Unavailable);
+        check("ServiceUnavailable", "", 503, Failure::Unavailable);
+        check("", "", 502, Failure::Unavailable);
+        check("SomethingNew", "", 400, Failure::Rejected);
+    }
+
+    #[test]
+    fn only_what_serves_or_is_about_to_is_live() {
+        let check = |state: &str, live| {
+            let instance =
+                aws_sdk_autoscaling::types::Instance::builder().instance_id("i").lifecycle_state(state.into());
+            let group = AutoScalingGroup::builder().desired_capacity(1).instances(instance.build()).build();
+            assert_eq!(super::state(&group).instances, [Instance { id: "i".into(), live }], "{state}");
+        };
+        for state in ["Pending", "Pending:Wait", "Pending:Proceed", "InService"] {
+            check(state, true);
+        }
+        for state in ["Terminating", "Terminating:Wait", "Terminated", "Standby", "Detaching", "Warmed:Stopped"] {
+            check(state, false);
+        }
+    }
+}

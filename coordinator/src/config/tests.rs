@@ -1,0 +1,129 @@
+use std::time::Duration;
+
+use ebb_core::classify::IdlePolicy;
+use ebb_core::kubernetes::TaintEffect;
+use ebb_core::policy::{ScaleDown, ScaleUp};
+
+use super::*;
+
+/// The smallest file, for cases that are about something else.
+const GROUP: &str = "groups: [{name: a, min: 0, max: 1, instanceType: m5.xlarge}]\n";
+
+fn parse(text: &str) -> Result<Policy, Vec<Problem>> {
+    super::parse(text, &Overrides::default())
+}
+
+fn refused(text: &str, expected: &[&str]) {
+    let problems = parse(text).expect_err("should have been refused");
+    let listed = Listed { path: Path::new("f"), problems: &problems }.to_string();
+    assert_eq!(listed.lines().collect::<Vec<_>>(), expected, "{text}");
+}
+
+#[test]
+fn the_example_says_the_defaults() {
+    let policy =
+        read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.yaml")), &Overrides::default()).unwrap();
+    assert_eq!(policy.scale_up, ScaleUp::default());
+    assert_eq!(policy.scale_down, ScaleDown::default());
+    assert_eq!(policy.idle, IdlePolicy::default());
+    let [cpu, gpu, huge] = ["cpu-workers", "gpu-workers", "huge-workers"].map(|name| &policy.groups[name]);
+    assert_eq!((cpu.min, cpu.max, cpu.unneeded_for), (2, 10, Duration::from_secs(600)));
+    assert_eq!(cpu.labels["pool"], "cpu");
+    assert_eq!(cpu.labels["node.kubernetes.io/instance-type"], "m5.xlarge");
+    assert_eq!(gpu.taints[0].effect, TaintEffect::NoSchedule);
+    assert_eq!(huge.unneeded_for, policy.scale_down.gpu_unneeded_for);
+    assert_eq!((huge.allocatable.amount("cpu"), huge.allocatable.amount("nvidia.com/gpu")), (63_770, 8));
+}
+
+#[test]
+fn a_file_with_groups_only_means_the_flow() {
+    let policy = parse(GROUP).unwrap();
+    assert_eq!((policy.scale_up, policy.idle), (ScaleUp::default(), IdlePolicy::default()));
+    assert!(policy.groups["a"].allocatable.amount("cpu") > 3000);
+}
+
+#[test]
+fn a_threshold_left_out_keeps_its_distance() {
+    let cpu = parse(&format!("{GROUP}scaleDown: {{utilizationBelow: 95%}}")).unwrap().idle.cpu;
+    assert_eq!((cpu.idle_below.get(), cpu.busy_from.get()), (950, 1000));
+    let gpu = parse(&format!("{GROUP}idle: {{gpu: {{idleBelow: 20%}}}}")).unwrap().idle.gpu;
+    assert_eq!((gpu.idle_below.get(), gpu.busy_from.get()), (200, 250));
+}
+
+#[test]
+fn capacity_without_pods_has_the_kubelets_default() {
+    let text = "groups: [{name: a, min: 0, max: 1, instanceType: x, capacity: {cpu: 4, memory: 16Gi}}]";
+    assert_eq!(parse(text).unwrap().groups["a"].allocatable.amount("pods"), 110);
+}
+
+#[test]
+fn all_problems_are_listed_in_the_files_order() {
+    refused(
+        "\
+groups:
+  - {name: a, min: 3, max: 2, instanceType: x99.giant}
+  - {name: a, min: 0, max: 0, instanceType: m5.xlarge, unneededFor: soon}
+  - name: b
+    min: 0
+    max: 1
+    instanceType: t
+    capacity: {cpu: four}
+    labels: {node.kubernetes.io/instance-type: u}
+    taints: [{key: k, effect: Never}]
+scaleUp: {pendingFor: 30, provisionTimeout: 0s}
+scaleDown: {utilizationBelow: 70%, maxParallelDrains: 0}
+idle: {window: 0s, cpu: {idleBelow: 50%, busyFrom: 60%}, gpu: {busyFrom: 101%}, runQueue: {idleBelow: 0.5}}
+",
+        &[
+            "f:2:20: min 3 is above max 2",
+            "f:2:45: unknown instance type x99.giant: give its capacity",
+            "f:3:12: a second group a",
+            "f:3:28: expected at least 1: a group with 0 nodes at most is no group",
+            "f:3:69: `soon` is no duration as in 30s, 10m or 1h30m",
+            "f:8:15: expected memory: a node without it runs no pods",
+            "f:8:21: `four` is no Kubernetes quantity as in 500m, 4 or 16Gi",
+            "f:9:48: label u contradicts instance type t",
+            "f:10:31: `Never` is no taint effect: NoExecute, NoSchedule or PreferNoSchedule",
+            "f:11:23: `30` is no duration as in 30s, 10m or 1h30m",
+            "f:11:45: expected a duration above zero",
+            "f:12:55: expected at least 1: with 0 no node would ever be removed",
+            "f:13:16: expected a duration above zero",
+            "f:13:37: idle.cpu.idleBelow is said as scaleDown.utilizationBelow",
+            "f:13:52: busy from 60% is below idle below 70%: a node would be both",
+            "f:13:74: `101%` is no share as in 50% or 2.5%, between 0% and 100%",
+            "f:13:103: `0.5` is no share as in 50% or 2.5%, between 0% and 100%",
+        ],
+    );
+}
+
+#[test]
+fn what_is_no_configuration_says_what_was_expected() {
+    refused("groups: []", &["f:1:9: expected at least one group"]);
+    refused("", &["f:1:1: unexpected end of file"]);
+    refused("scaleUp: {}", &["f:1:1: missing field `groups`"]);
+    refused("groups: 3", &["f:1:9: expected a list"]);
+    refused("groups: [{name: a, min: 1}]", &["f:1:20: missing field `max`"]);
+    refused("groups: [", &["f:1:9: unclosed bracket '['"]);
+    refused(
+        "groups: [{name: a, min: -1, max: two, instanceType: m5.xlarge}]",
+        &["f:1:25: `-1` is no whole number of 0 or more", "f:1:34: `two` is no whole number of 0 or more"],
+    );
+    refused(
+        &format!("{GROUP}scaleup: {{}}"),
+        &["f:2:1: unknown field `scaleup`, expected one of groups, scaleUp, scaleDown, idle"],
+    );
+    refused(
+        &format!("{GROUP}scaleUp: {{pendingFor: 1s, pendingFor: 2s}}"),
+        &["f:2:27: duplicate mapping key `pendingFor` is not allowed here"],
+    );
+    refused(&format!("{GROUP}scaleUp: [1]"), &["f:2:10: expected keys with values"]);
+    refused(&format!("{GROUP}scaleUp: {{pendingFor: [1]}}"), &["f:2:23: expected a single value"]);
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let overrides = Overrides { unneeded_for: Some(Duration::from_secs(1)), ..Overrides::default() };
+    let policy = super::parse(&format!("{GROUP}scaleDown: {{unneededFor: 1h}}"), &overrides).unwrap();
+    assert_eq!(policy.scale_down.unneeded_for, Duration::from_secs(1));
+    assert_eq!(policy.groups["a"].unneeded_for, Duration::from_secs(1));
+}
