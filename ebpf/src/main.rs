@@ -37,13 +37,17 @@ pub fn ebb_schedule(ctx: BtfTracePointContext) -> i32 {
     let cpu = unsafe { &mut *cpu };
     let now = unsafe { bpf_ktime_get_ns() };
 
-    if cpu.since_ns != 0 {
-        charge(cpu, now, run_delay(prev));
+    // The idle task never waits and its time is nobody's, so after it there is nothing to charge.
+    if cpu.pid != 0 {
+        // The kernel may leave out a switch. Better to lose that stint than to give it to whoever ran next.
+        if cpu.pid == pid(prev) {
+            charge(cpu, now, run_delay(prev));
+        } else {
+            cpu.missed += 1;
+        }
     }
-    // The idle task never waits and its time is nobody's. Leaving no start behind keeps it out as `prev` as well.
-    if pid(next) == 0 {
-        cpu.since_ns = 0;
-    } else {
+    cpu.pid = pid(next);
+    if cpu.pid != 0 {
         cpu.since_ns = now;
         cpu.run_delay_ns = run_delay(next);
     }
@@ -73,8 +77,8 @@ fn charge(cpu: &mut Cpu, now: u64, run_delay: u64) {
 // fields that it knows: no call of `bpf_probe_read_kernel`, which costs more than all the rest of a field's way.
 // Volatile, so that rustc does not move them past the checks that the verifier follows.
 #[inline(always)]
-fn pid(task: *const Task) -> i32 {
-    unsafe { task.byte_add(PID.load() as usize).cast::<i32>().read_volatile() }
+fn pid(task: *const Task) -> u64 {
+    unsafe { task.byte_add(PID.load() as usize).cast::<u32>().read_volatile() }.into()
 }
 
 #[inline(always)]

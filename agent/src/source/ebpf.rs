@@ -35,6 +35,8 @@ pub struct Dropped {
     pub full: u64,
     /// They ended before they began.
     pub clock: u64,
+    /// The kernel did not show the program their end.
+    pub missed: u64,
 }
 
 /// What the kernel itself spent in the program while its `bpf_stats` were on.
@@ -131,6 +133,7 @@ impl Scheduler {
         Ok(cpus.iter().fold(Dropped::default(), |sum, Plain(cpu)| Dropped {
             full: sum.full + cpu.full,
             clock: sum.clock + cpu.backwards,
+            missed: sum.missed + cpu.missed,
         }))
     }
 

@@ -7,14 +7,18 @@
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu {
-    /// When the running task came on. 0 while the CPU is idle, and until its first switch after loading.
+    /// The task that came on. 0, the idle task, also until the first switch after loading.
+    pub pid: u64,
+    /// When it came on.
     pub since_ns: u64,
-    /// That task's own `run_delay` when it came on. The kernel adds the wait for this stint just after.
+    /// Its own `run_delay` when it came on. The kernel adds the wait for this stint just after.
     pub run_delay_ns: u64,
     /// Stints without a counter to go to: the table of cgroups was full.
     pub full: u64,
     /// Stints which ended before they began, by the clock or by `run_delay`.
     pub backwards: u64,
+    /// Stints whose end was not shown to the program: the task that left the CPU is not the one that came on.
+    pub missed: u64,
 }
 
 /// What the tasks of one cgroup did on one CPU.
@@ -26,5 +30,5 @@ pub struct Usage {
     pub switches: u64,
 }
 
-const _: () = assert!(size_of::<Cpu>() == 32 && align_of::<Cpu>() == 8);
+const _: () = assert!(size_of::<Cpu>() == 48 && align_of::<Cpu>() == 8);
 const _: () = assert!(size_of::<Usage>() == 24 && align_of::<Usage>() == 8);
