@@ -1,1 +1,20 @@
+//! The node agent: samples its node, says whether it is busy or idle, serves metrics, reports, and drains itself.
+//! Thresholds and the steps of a drain are the core's; nothing here knows of other nodes.
 
+pub mod args;
+pub mod clock;
+pub mod health;
+pub mod host;
+pub mod logging;
+pub mod metrics;
+pub mod once;
+pub mod reading;
+pub mod replay;
+pub mod run;
+pub mod sampler;
+pub mod server;
+pub mod source;
+pub mod uplink;
+
+pub use args::Args;
+pub use run::run;

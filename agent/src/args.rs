@@ -1,0 +1,183 @@
+//! The command line. What does not parse here is refused before anything starts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use ebb_core::time::parse_duration;
+use tracing_subscriber::filter::Targets;
+
+use crate::host::Roots;
+use crate::logging::{self, Format};
+use crate::uplink::CoordinatorUrl;
+
+/// Watches one node: samples its CPUs, memory and GPUs, says whether it is busy or idle, serves metrics, reports to
+/// the coordinator, and drains its own node when asked to.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "ebb-agent", version)]
+pub struct Args {
+    /// Take one sample, over one interval, print it and end
+    #[arg(long)]
+    pub once: bool,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value = "table", requires = "once")]
+    pub output: Output,
+
+    /// Where to serve /metrics, /healthz, /readyz and, to this machine only, PUT /log-level
+    #[arg(long, env = "EBB_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:9482")]
+    pub listen: SocketAddr,
+    /// Neither Kubernetes nor a coordinator: sample and serve metrics only
+    #[arg(long, env = "EBB_STANDALONE")]
+    pub standalone: bool,
+    /// The name of this machine's Node object
+    #[arg(
+        long, env = "EBB_NODE_NAME", value_name = "NAME", value_parser = parse_node_name,
+        required_unless_present_any = ["standalone", "once"]
+    )]
+    pub node_name: Option<String>,
+    /// How to reach the API server [default: as a pod in the cluster]
+    #[arg(long, env = "EBB_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Where to report
+    #[arg(long, env = "EBB_COORDINATOR", value_name = "URL", default_value = "https://ebb-coordinator.ebb.svc:9483")]
+    pub coordinator: CoordinatorUrl,
+    /// Certificates that the coordinator's must lead to, in PEM; read again for every connection
+    #[arg(long, env = "EBB_COORDINATOR_CA", value_name = "FILE", default_value = "/var/run/ebb/coordinator/ca.crt")]
+    pub coordinator_ca: PathBuf,
+    /// The name that the coordinator's certificate must carry [default: the URL's host]
+    #[arg(long, env = "EBB_COORDINATOR_SERVER_NAME", value_name = "NAME")]
+    pub coordinator_server_name: Option<String>,
+    /// A token of this pod's ServiceAccount with audience `ebb-coordinator`; read again for every stream
+    #[arg(long, env = "EBB_COORDINATOR_TOKEN_FILE", value_name = "FILE", default_value = "/var/run/ebb/token/token")]
+    pub coordinator_token_file: PathBuf,
+
+    /// How often to sample, from 100ms to 10s
+    #[arg(long, env = "EBB_INTERVAL", value_name = "DURATION", default_value = "1s", value_parser = parse_interval)]
+    pub interval: Duration,
+    /// Where readings come from: `host`, or `replay:FILE` with lines of JSON such as
+    /// {"for": "30s", "utilization": {"cpu": 100, "gpu": "absent"}}; the last one holds for ever
+    #[arg(long, env = "EBB_SOURCE", default_value = "host", value_parser = parse_source)]
+    pub source: SourceArg,
+    /// Where the host's /proc is
+    #[arg(long, env = "EBB_PROC_ROOT", value_name = "DIR", default_value = "/proc")]
+    pub proc_root: PathBuf,
+    /// Where the host's cgroups are
+    #[arg(long, env = "EBB_CGROUP_ROOT", value_name = "DIR", default_value = "/sys/fs/cgroup")]
+    pub cgroup_root: PathBuf,
+    /// Where the host's /sys is
+    #[arg(long, env = "EBB_SYS_ROOT", value_name = "DIR", default_value = "/sys")]
+    pub sys_root: PathBuf,
+    /// How many cgroups to follow; the deepest are left out
+    #[arg(
+        long, env = "EBB_MAX_CGROUPS", value_name = "COUNT", default_value = "1024",
+        value_parser = clap::value_parser!(u32).range(1..=65_536)
+    )]
+    pub max_cgroups: u32,
+
+    /// How log lines look
+    #[arg(long, env = "EBB_LOG", value_enum, default_value = "text")]
+    pub log: Format,
+    /// What is logged: a level, or `info,kube=debug`
+    #[arg(
+        long, env = "EBB_LOG_LEVEL", value_name = "FILTER", default_value = "info",
+        value_parser = logging::parse_filter
+    )]
+    pub log_level: Targets,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceArg {
+    Host,
+    Replay(PathBuf),
+}
+
+impl Args {
+    pub fn roots(&self) -> Roots {
+        Roots {
+            proc: self.proc_root.clone(),
+            sys: self.sys_root.clone(),
+            cgroup: self.cgroup_root.clone(),
+            max_cgroups: self.max_cgroups,
+        }
+    }
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text).map_err(|error| error.to_string())?;
+    // Longer than a report may be old, and the coordinator would take the node for lost.
+    let range = Duration::from_millis(100)..=Duration::from_secs(10);
+    if range.contains(&interval) { Ok(interval) } else { Err("expected 100ms to 10s".into()) }
+}
+
+fn parse_source(text: &str) -> Result<SourceArg, String> {
+    match text.split_once(':') {
+        None if text == "host" => Ok(SourceArg::Host),
+        Some(("replay", file)) if !file.is_empty() => Ok(SourceArg::Replay(file.into())),
+        _ => Err("expected `host` or `replay:FILE`".into()),
+    }
+}
+
+/// As Kubernetes has it (RFC 1123). It becomes part of a user name and of selectors.
+fn parse_node_name(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        !label.is_empty() && label.chars().all(inner) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    if text.len() <= 253 && text.split('.').all(label) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected the name of a Node: lower-case letters, digits, `-` and `.`".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Args, String> {
+        Args::try_parse_from([&["ebb-agent"], args].concat()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_command_line_holds_together() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_what_was_expected() {
+        let check = |args: &[&str], expected: &str| {
+            let error = parse(args).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(&[], "--node-name");
+        check(&["--node-name", "UPPER"], "the name of a Node");
+        check(&["--node-name", "a/../b"], "the name of a Node");
+        check(&["--standalone", "--interval", "1"], "30s, 10m");
+        check(&["--standalone", "--interval", "1m"], "100ms to 10s");
+        check(&["--standalone", "--source", "gpu"], "`host` or `replay:FILE`");
+        check(&["--standalone", "--max-cgroups", "0"], "1..=65536");
+        check(&["--standalone", "--listen", "9482"], "--listen");
+        check(&["--standalone", "--log-level", "loud"], "off, error, warn");
+        check(&["--standalone", "--output", "json"], "--once");
+        check(&["--node-name", "a", "--coordinator", "http://example.com:1"], "https://");
+    }
+
+    #[test]
+    fn defaults_are_those_of_a_pod_on_a_node() {
+        let args = parse(&["--node-name", "ip-10-0-0-1.ec2.internal"]).unwrap();
+        assert_eq!(args.listen.port(), 9482);
+        assert_eq!(args.interval, Duration::from_secs(1));
+        assert_eq!(args.source, SourceArg::Host);
+    }
+}

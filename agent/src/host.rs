@@ -1,0 +1,156 @@
+//! The machine the agent runs on: asks every source, one after the other, and goes on without those that fail.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::{Duration, Instant as Monotonic};
+
+use ebb_core::classify::GpuUse;
+
+use crate::health::Healths;
+use crate::reading::{Bpf, Reading, Waited};
+use crate::source::cgroup::{CgroupTree, Cgroups};
+use crate::source::ebpf::{CgroupSchedule, Scheduler};
+use crate::source::pressure::PressureFiles;
+use crate::source::proc::Proc;
+use crate::source::{Error, Source, gpu};
+
+/// Where the kernel shows itself, and how much of it is followed.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    pub proc: PathBuf,
+    pub sys: PathBuf,
+    pub cgroup: PathBuf,
+    pub max_cgroups: u32,
+}
+
+pub struct Host {
+    proc: Proc,
+    pressure: PressureFiles,
+    cgroups: CgroupTree,
+    /// `None`: could not be attached. Rights and kernel stay as they are, so it is not tried again.
+    scheduler: Option<Scheduler>,
+    waits: Waits,
+    sys: PathBuf,
+    /// Once known it stays: devices are on the bus from the boot on.
+    gpu: Option<GpuUse>,
+    /// Shared by all readers of files.
+    buffer: Vec<u8>,
+    pub healths: Healths,
+}
+
+impl Host {
+    pub fn new(roots: Roots) -> Self {
+        let mut healths = Healths::default();
+        let attach = || Scheduler::attach(roots.max_cgroups).map_err(Error::from);
+        Self {
+            proc: Proc::new(&roots.proc),
+            pressure: PressureFiles::new(&roots.proc),
+            cgroups: CgroupTree::new(&roots.cgroup, roots.max_cgroups as usize),
+            scheduler: healths.watch(Source::Ebpf, attach),
+            waits: Waits::default(),
+            sys: roots.sys,
+            gpu: None,
+            buffer: Vec::new(),
+            healths,
+        }
+    }
+
+    pub fn read(&mut self) -> Reading {
+        let mut reading = Reading::empty(Monotonic::now());
+        let Self { proc, pressure, cgroups, scheduler, sys, gpu, buffer, healths, .. } = self;
+        reading.stat = healths.watch(Source::Cpu, || proc.stat(buffer));
+        reading.memory = healths.watch(Source::Memory, || proc.memory(buffer));
+        reading.pressure = healths.watch(Source::Pressure, || pressure.read(buffer));
+        *gpu = gpu.or_else(|| healths.watch(Source::Gpu, || gpu::detect(sys)));
+        reading.gpu = gpu.unwrap_or(GpuUse::Unknown);
+        // Before the cgroups: what is known here and not found there is gone, not new.
+        let schedule = scheduler.as_ref().and_then(|scheduler| {
+            healths.watch(Source::Ebpf, || {
+                let bpf = Bpf { dropped: scheduler.dropped()?, cost: scheduler.cost()? };
+                Ok((scheduler.read()?, bpf))
+            })
+        });
+        let cgroups = healths.watch(Source::Cgroup, || cgroups.read(buffer));
+        if let Some(cgroups) = &cgroups {
+            for error in &cgroups.errors {
+                healths.count(Source::Cgroup, error);
+            }
+        }
+        match schedule {
+            Some((schedule, bpf)) => {
+                reading.bpf = Some(bpf);
+                reading.waited = Some(Waited { by: Source::Ebpf, total: self.waits.add(&schedule) });
+                reading.schedule = self.living(schedule, cgroups.as_ref());
+            }
+            None => {
+                let waited = self.healths.watch(Source::Schedstat, || self.proc.waited(&mut self.buffer));
+                reading.waited = waited.map(|total| Waited { by: Source::Schedstat, total });
+            }
+        }
+        if let Some(cgroups) = cgroups {
+            reading.cgroups = cgroups.all;
+            reading.cgroups_complete = cgroups.complete;
+        }
+        reading
+    }
+
+    /// Those cgroups that are still there, by id; the kernel program forgets the others.
+    fn living(&mut self, schedule: Vec<CgroupSchedule>, cgroups: Option<&Cgroups>) -> BTreeMap<u64, CgroupSchedule> {
+        let mut schedule: BTreeMap<_, _> = schedule.into_iter().map(|cgroup| (cgroup.id, cgroup)).collect();
+        // With some left out, one that was not found may well be there.
+        let Some(cgroups) = cgroups.filter(|cgroups| cgroups.complete) else { return schedule };
+        let mut living: BTreeMap<u64, CgroupSchedule> = BTreeMap::new();
+        for id in cgroups.all.iter().filter_map(|cgroup| cgroup.id) {
+            if let Some(cgroup) = schedule.remove(&id) {
+                living.insert(id, cgroup);
+            }
+        }
+        if let Some(scheduler) = &self.scheduler {
+            for id in schedule.into_keys() {
+                self.waits.forget(id);
+                if let Err(error) = scheduler.forget(id) {
+                    self.healths.count(Source::Ebpf, &error.into());
+                }
+            }
+        }
+        living
+    }
+}
+
+/// Adds up what all cgroups have waited. Their present totals would not do: each that goes away would take its share.
+#[derive(Debug, Default)]
+struct Waits {
+    total: Duration,
+    last: HashMap<u64, Duration>,
+}
+
+impl Waits {
+    fn add(&mut self, schedule: &[CgroupSchedule]) -> Duration {
+        for cgroup in schedule {
+            let last = self.last.insert(cgroup.id, cgroup.wait).unwrap_or_default();
+            self.total += cgroup.wait.saturating_sub(last);
+        }
+        self.total
+    }
+
+    fn forget(&mut self, id: u64) {
+        self.last.remove(&id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_of_a_cgroup_that_left_still_counts() {
+        let row =
+            |id, seconds| CgroupSchedule { id, run: Duration::ZERO, wait: Duration::from_secs(seconds), switches: 1 };
+        let mut waits = Waits::default();
+        assert_eq!(waits.add(&[row(1, 5), row(2, 10)]), Duration::from_secs(15));
+        assert_eq!(waits.add(&[row(1, 6), row(2, 10)]), Duration::from_secs(16));
+        waits.forget(2);
+        assert_eq!(waits.add(&[row(1, 8)]), Duration::from_secs(18));
+        assert_eq!(waits.add(&[row(1, 8), row(2, 1)]), Duration::from_secs(19));
+    }
+}

@@ -1,0 +1,87 @@
+//! What `/metrics` shows. Counters of our own deeds are handles; all else is made from the latest sample at each
+//! scrape, so that a cgroup that left is gone from the page.
+
+mod exposition;
+mod process;
+mod sample;
+mod write;
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+pub use exposition::Exposition;
+pub(crate) use sample::levels;
+
+use crate::sampler::Sample;
+
+/// Labels from closed sets.
+type Labelled = Family<[(&'static str, &'static str); 1], Counter>;
+
+/// What the agent did. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    pub reports_sent: Counter,
+    pub coordinator_connected: Gauge,
+    evictions: Labelled,
+    steps: Labelled,
+    pub patches_failed: Counter,
+}
+
+impl Metrics {
+    pub fn evicted(&self, outcome: &'static str) {
+        self.evictions.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    pub fn stepped(&self, step: &'static str) {
+        self.steps.get_or_create(&[("step", step)]).inc();
+    }
+
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("ebb_reports_sent", "Reports sent to the coordinator", self.reports_sent.clone());
+        registry.register(
+            "ebb_coordinator_connected",
+            "Whether a stream to the coordinator is open",
+            self.coordinator_connected.clone(),
+        );
+        registry.register("ebb_drain_evictions", "Evictions asked for, by the answer", self.evictions.clone());
+        registry.register("ebb_drain_steps", "Changes of the own Node, by what they stand for", self.steps.clone());
+        registry.register(
+            "ebb_drain_patches_failed",
+            "Changes of the own Node that failed",
+            self.patches_failed.clone(),
+        );
+    }
+}
+
+/// Everything there is to show.
+#[derive(Debug)]
+pub struct Page(Registry);
+
+impl Page {
+    /// `metrics`: only with something to report to.
+    pub fn new(samples: watch::Receiver<Option<Arc<Sample>>>, metrics: Option<&Metrics>) -> Self {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(sample::Latest(samples)));
+        registry.register_collector(Box::new(process::Process::new()));
+        if let Some(metrics) = metrics {
+            metrics.register(&mut registry);
+        }
+        Self(registry)
+    }
+
+    pub fn render(&self, exposition: Exposition) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.0)?;
+        Ok(match exposition {
+            Exposition::OpenMetrics => text,
+            Exposition::Classic => exposition::classic(&text),
+        })
+    }
+}

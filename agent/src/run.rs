@@ -1,0 +1,102 @@
+//! Puts the parts together, waits for the end, and takes them apart.
+
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use anyhow::Context;
+use ebb_core::classify::IdlePolicy;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::args::{Args, SourceArg};
+use crate::clock::Clock;
+use crate::host::Host;
+use crate::metrics::Page;
+use crate::once;
+use crate::replay::Replay;
+use crate::sampler::{Input, Sampler};
+use crate::server::Server;
+use crate::{logging, metrics};
+
+/// Less than the 30 s that Kubernetes gives a pod; no step of ours needs longer, and the Node tells where to go on.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+pub fn run(args: Args, log: logging::Handle) -> anyhow::Result<()> {
+    raise_file_limit();
+    if args.once {
+        return once::run(&args);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Only name lookups and files of certificates run there.
+        .max_blocking_threads(2)
+        .thread_stack_size(256 << 10)
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(serve(args, log))
+}
+
+async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
+    let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+    let mut terminate = signal(terminate).context("listen for SIGTERM")?;
+    let mut interrupt = signal(interrupt).context("listen for SIGINT")?;
+    let clock = Clock::start();
+    let input = input(&args)?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %listener.local_addr()?, "started");
+
+    let (sample_sender, samples) = watch::channel(None);
+    let (_policy_sender, policy) = watch::channel(IdlePolicy::default());
+    let (stop_sampler, sampler_stop) = mpsc::channel();
+    let sampler = Sampler::new(input, clock, IdlePolicy::default())
+        .spawn(args.interval, policy, sample_sender, sampler_stop)
+        .context("start the sampler's thread")?;
+
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let metrics = (!args.standalone).then(metrics::Metrics::default);
+    let server = Server {
+        page: Page::new(samples.clone(), metrics.as_ref()),
+        samples,
+        interval: args.interval,
+        log,
+        started: std::time::Instant::now(),
+    };
+    tasks.spawn(Arc::new(server).run(listener, stop.clone()));
+    tasks.close();
+
+    let signal = first(&mut terminate, &mut interrupt).await;
+    stop.cancel();
+    drop(stop_sampler);
+    let ended = tokio::time::timeout(SHUTDOWN, tasks.wait()).await.is_ok();
+    // The sampler is not waited for: it may hang in the kernel, and holds nothing that must be put right.
+    tracing::info!(signal, in_time = ended, sampler_ended = sampler.is_finished(), "stopped");
+    Ok(())
+}
+
+pub(crate) fn input(args: &Args) -> anyhow::Result<Input> {
+    Ok(match &args.source {
+        SourceArg::Host => Input::Host(Box::new(Host::new(args.roots()))),
+        SourceArg::Replay(file) => Input::Replay(Replay::open(file, args.interval)?),
+    })
+}
+
+async fn first(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+/// The files of each cgroup are kept open. Some container runtimes leave the limit at 1024 although we may raise it.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "file limit not raised");
+    }
+}

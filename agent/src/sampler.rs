@@ -1,0 +1,124 @@
+//! Takes a sample each interval and classifies the node. On a thread of its own: a kernel file that hangs must not
+//! stop a drain, nor the metrics that say how old the latest sample is.
+
+use std::convert::Infallible;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant as Monotonic};
+
+use ebb_core::classify::{Class, Classifier, IdlePolicy, Utilization};
+use ebb_core::time::Instant;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::health::Healths;
+use crate::host::Host;
+use crate::reading::Reading;
+use crate::replay::Replay;
+
+/// Readers of small files and a few maps; the default of 2 MiB would be many times what is used.
+const STACK: usize = 512 << 10;
+
+/// What is known of the node at one moment.
+#[derive(Debug)]
+pub struct Sample {
+    pub at: Instant,
+    pub taken: Monotonic,
+    pub reading: Reading,
+    /// Since the sample before.
+    pub utilization: Utilization,
+    /// Over the classifier's window.
+    pub window: Utilization,
+    pub class: Class,
+    pub healths: Healths,
+}
+
+/// Where readings come from.
+pub enum Input {
+    Host(Box<Host>),
+    Replay(Replay),
+}
+
+pub struct Sampler {
+    input: Input,
+    classifier: Classifier,
+    clock: Clock,
+    before: Option<Reading>,
+}
+
+impl Sampler {
+    pub fn new(input: Input, clock: Clock, policy: IdlePolicy) -> Self {
+        Self { input, classifier: Classifier::new(policy), clock, before: None }
+    }
+
+    pub fn sample(&mut self) -> Sample {
+        let (reading, healths, utilization) = match &mut self.input {
+            Input::Host(host) => {
+                let reading = host.read();
+                // With nothing before it, a reading still knows what is no rate.
+                let utilization = reading.since(self.before.as_ref().unwrap_or(&Reading::empty(reading.at)));
+                (reading, host.healths.clone(), utilization)
+            }
+            Input::Replay(replay) => {
+                let reading = Reading::empty(Monotonic::now());
+                let utilization = replay.at(self.clock.at(reading.at).since(self.clock.begin()));
+                (reading, Healths::default(), utilization)
+            }
+        };
+        let at = self.clock.at(reading.at);
+        let class = self.classifier.observe(at, utilization);
+        self.before = Some(reading.clone());
+        let window = self.classifier.window();
+        Sample { at, taken: reading.at, reading, utilization, window, class, healths }
+    }
+
+    /// Samples until the other end of `stop` is dropped.
+    pub fn spawn(
+        mut self,
+        interval: Duration,
+        mut policy: watch::Receiver<IdlePolicy>,
+        samples: watch::Sender<Option<Arc<Sample>>>,
+        stop: mpsc::Receiver<Infallible>,
+    ) -> std::io::Result<std::thread::JoinHandle<()>> {
+        let run = move || {
+            let mut next = Monotonic::now();
+            let mut class: Option<Class> = None;
+            loop {
+                if policy.has_changed().unwrap_or(false) {
+                    self.classifier.set_policy(policy.borrow_and_update().clone());
+                }
+                let sample = self.sample();
+                if class.is_none_or(|class| class.name() != sample.class.name()) {
+                    tracing::info!(class = ?sample.class, "reclassified");
+                }
+                class = Some(sample.class);
+                samples.send_replace(Some(Arc::new(sample)));
+                next = after(next, interval, Monotonic::now());
+                match stop.recv_timeout(next.saturating_duration_since(Monotonic::now())) {
+                    Err(mpsc::RecvTimeoutError::Timeout) => {}
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        };
+        std::thread::Builder::new().name("sampler".into()).stack_size(STACK).spawn(run)
+    }
+}
+
+/// The next moment of a steady beat. Those missed are left out: a burst of samples after a stall would say nothing.
+fn after(last: Monotonic, interval: Duration, now: Monotonic) -> Monotonic {
+    let next = last + interval;
+    if next > now { next } else { now + interval }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beat_is_steady_and_skips_what_was_missed() {
+        let start = Monotonic::now();
+        let second = Duration::from_secs(1);
+        let millis = Duration::from_millis;
+        assert_eq!(after(start, second, start + millis(30)), start + second);
+        assert_eq!(after(start, second, start + millis(5500)), start + millis(6500));
+    }
+}

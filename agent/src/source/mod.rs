@@ -1,0 +1,84 @@
+//! Where the figures come from: one module per source, each of which fails alone.
+//! Sources read and parse; rates, windows and classes belong to `rates` and the core.
+
+pub mod cgroup;
+pub mod ebpf;
+pub mod gpu;
+pub mod polled;
+pub mod pressure;
+pub mod proc;
+
+use std::io;
+use std::path::PathBuf;
+
+/// A source's name in metrics and messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Source {
+    Cgroup,
+    Cpu,
+    Ebpf,
+    Gpu,
+    Memory,
+    Pressure,
+    Schedstat,
+}
+
+impl Source {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cgroup => "cgroup",
+            Self::Cpu => "cpu",
+            Self::Ebpf => "ebpf",
+            Self::Gpu => "gpu",
+            Self::Memory => "memory",
+            Self::Pressure => "pressure",
+            Self::Schedstat => "schedstat",
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("understand {}: {malformed}", path.display())]
+    Malformed { path: PathBuf, malformed: Malformed },
+    #[error("find cgroups below {}: neither version 2 nor `cpuacct` is mounted there", root.display())]
+    NoCgroups { root: PathBuf },
+    #[error(transparent)]
+    Ebpf(#[from] ebpf::Error),
+}
+
+impl Error {
+    /// A label for metrics, from a closed set.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Read { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => "missing",
+                io::ErrorKind::PermissionDenied => "permission",
+                _ => "read",
+            },
+            Self::Malformed { .. } => "malformed",
+            Self::NoCgroups { .. } => "missing",
+            Self::Ebpf(error) => error.kind(),
+        }
+    }
+
+    /// What does not exist, or no longer: a cgroup may go away between two reads.
+    fn is_gone(&self) -> bool {
+        // ENODEV: an open file of a cgroup that was removed.
+        const ENODEV: i32 = 19;
+        match self {
+            Self::Read { source, .. } => {
+                source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(ENODEV)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A text that is not what its file should hold; says what was looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no {0}")]
+pub struct Malformed(pub &'static str);

@@ -1,0 +1,91 @@
+//! A file of `/proc` or a cgroup that is read again and again: opened once, read from its start each time.
+//! A kernel file is made anew by a read at offset 0; opening it each time costs more than reading it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::{Error, Malformed};
+
+/// The longest file that is read. `/proc/stat` holds a number per interrupt line and CPU; this is many times more than
+/// the largest machines show.
+const LONGEST: usize = 4 << 20;
+
+#[derive(Debug)]
+pub struct Polled {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Polled {
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), file: None }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the whole file into `buffer`, which callers share to save memory, and parses it. After a failure the file
+    /// is opened anew next time.
+    pub fn read<T>(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        parse: impl FnOnce(&str) -> Result<T, Malformed>,
+    ) -> Result<T, Error> {
+        if let Err(source) = self.fill(buffer) {
+            self.file = None;
+            return Err(Error::Read { path: self.path.clone(), source });
+        }
+        let parsed = str::from_utf8(buffer).map_err(|_| Malformed("UTF-8")).and_then(parse);
+        parsed.map_err(|malformed| Error::Malformed { path: self.path.clone(), malformed })
+    }
+
+    fn fill(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let file = match &self.file {
+            Some(file) => file,
+            None => self.file.insert(File::open(&self.path)?),
+        };
+        buffer.resize(buffer.capacity().max(4096), 0);
+        let mut length = 0;
+        loop {
+            if length == buffer.len() {
+                if length >= LONGEST {
+                    return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than any such file should be"));
+                }
+                buffer.resize(length * 2, 0);
+            }
+            match file.read_at(&mut buffer[length..], length as u64) {
+                Ok(0) => break,
+                Ok(read) => length += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        buffer.truncate(length);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(polled: &mut Polled) -> Result<String, Error> {
+        polled.read(&mut Vec::new(), |text| Ok(text.to_owned()))
+    }
+
+    #[test]
+    fn each_read_sees_the_whole_file_as_it_is_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut polled = Polled::new(dir.path().join("stat"));
+        assert_eq!(text(&mut polled).unwrap_err().kind(), "missing");
+        for content in ["first", &"a longer one ".repeat(2000), ""] {
+            std::fs::write(polled.path(), content).unwrap();
+            assert_eq!(text(&mut polled).unwrap(), content);
+        }
+        std::fs::write(polled.path(), [0xff, 0xfe]).unwrap();
+        assert_eq!(text(&mut polled).unwrap_err().kind(), "malformed");
+    }
+}
