@@ -12,18 +12,10 @@ use aws_sdk_autoscaling::types::AutoScalingGroup;
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use ebb_core::fleet::{Failure, GroupState, Instance};
 
-/// A call that did not come to its end.
-#[derive(Debug, thiserror::Error)]
-#[error("{detail}")]
-pub struct CallError {
-    pub failure: Failure,
-    pub detail: String,
-}
+use crate::effects::{CALL_TIMEOUT, CallError};
 
 /// What the API takes at most in `AutoScalingGroupNames` and gives at most in one page.
 const NAMES: usize = 100;
-/// A call is over before the Lease of a leader that steps down can be another's (core: 15 s − 10 s).
-const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub struct AutoScaling {

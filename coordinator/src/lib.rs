@@ -1,8 +1,23 @@
 //! The coordinator: takes events from the cluster, the agents and AWS, lets the core decide, and carries it out.
 //! No rules live here.
 
+pub mod action;
 pub mod autoscaling;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod driver;
+pub mod effects;
+pub mod http;
+pub mod kubernetes;
+pub mod lease;
+pub mod metrics;
 pub mod standing;
+
+mod args;
+pub mod logging;
+mod names;
+mod run;
+
+pub use args::Args;
+pub use run::{check_config, run};

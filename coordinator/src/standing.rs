@@ -1,7 +1,5 @@
 //! What this coordinator may do right now: two facts that several tasks ask for. Whoever finds one out says it here.
 
-use std::time::Duration;
-
 use ebb_core::fleet::Event;
 use tokio::sync::{mpsc, watch};
 
@@ -47,7 +45,3 @@ impl Standing {
         let _ = self.leading.subscribe().wait_for(|leading| !leading).await;
     }
 }
-
-/// How long any single request to the API server may take. Shorter than what is left of the Lease when a leader steps
-/// down, so that nothing it began is still under way when another one starts.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);

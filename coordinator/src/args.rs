@@ -1,0 +1,82 @@
+//! What the command line says. A doc comment is the help text.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::config::Overrides;
+
+/// Grows and shrinks Auto Scaling groups with the work on a Kubernetes cluster
+///
+/// AWS is set up through the SDK's own environment: AWS_REGION, IRSA or Pod Identity, AWS_ENDPOINT_URL.
+#[derive(Debug, Parser)]
+#[command(name = "ebb-coordinator", version)]
+pub struct Args {
+    /// The configuration (groups and numbers)
+    #[arg(long, env = "EBB_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+
+    /// Read the configuration, say what is wrong with it, and do nothing else
+    #[arg(long)]
+    pub check_config: bool,
+
+    #[command(flatten)]
+    pub overrides: Overrides,
+
+    /// Where to serve /metrics, /healthz and /readyz
+    #[arg(long, env = "EBB_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:9484")]
+    pub listen: SocketAddr,
+
+    /// Where to take the agents' reports (gRPC over TLS)
+    #[arg(long, env = "EBB_LISTEN_REPORTS", value_name = "ADDR", default_value = "0.0.0.0:9483")]
+    pub listen_reports: SocketAddr,
+
+    /// A kubeconfig, where the coordinator does not run in the cluster
+    #[arg(long, env = "EBB_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// The namespace of the Lease, the certificate and the agents [default: the pod's own, else ebb]
+    #[arg(long, env = "EBB_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
+
+    /// This replica's name in the Lease, different from all others' [default: the host's, which is the pod's]
+    #[arg(long, env = "EBB_IDENTITY", value_name = "NAME")]
+    pub identity: Option<String>,
+
+    /// The ServiceAccount that agents run as, in the same namespace
+    #[arg(long, env = "EBB_AGENT_SERVICE_ACCOUNT", value_name = "NAME", default_value = "ebb-agent")]
+    pub agent_service_account: String,
+
+    /// A further name that agents may reach the coordinator by; may be given more than once
+    #[arg(long, env = "EBB_TLS_SAN", value_name = "NAME", value_delimiter = ',')]
+    pub tls_san: Vec<String>,
+
+    /// Append every event and what was decided on it to this file, for a replay
+    #[arg(long, env = "EBB_RECORD", value_name = "FILE")]
+    pub record: Option<PathBuf>,
+
+    /// How log lines look
+    #[arg(long, env = "EBB_LOG", value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    pub log: LogFormat,
+
+    /// What to log: a level, or directives as in `info,ebb_coordinator=debug`
+    #[arg(long, env = "EBB_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}

@@ -1,0 +1,165 @@
+//! What the coordinator writes to the cluster: drain intents on Nodes, and Events that tell people why.
+
+use ebb_core::fleet::Failure;
+use ebb_core::intent::{self, INTENT_ANNOTATION, Intent};
+use ebb_core::reason::Reason;
+use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+
+use crate::effects::CallError;
+
+/// Who we are, in Events and in `managedFields`.
+pub const CONTROLLER: &str = "ebb-coordinator";
+/// A Node changes under us when its kubelet or agent writes it; then we look again. More than this many times in a row
+/// is no accident.
+const ATTEMPTS: usize = 3;
+/// What the API server takes in an Event's note.
+const NOTE_CHARS: usize = 1000;
+/// An object's name has at most 253 characters; an Event's is its object's and a time.
+const NAME_CHARS: usize = 230;
+
+pub struct Kubernetes {
+    client: Client,
+    /// Which replica says it.
+    identity: String,
+}
+
+impl Kubernetes {
+    pub fn new(client: Client, identity: String) -> Self {
+        Self { client, identity }
+    }
+
+    /// Writes the intent, if the Node has this UID and no other intent.
+    pub async fn drain(&self, node: &str, uid: &str, intent: &Intent) -> Result<(), CallError> {
+        let decide = |standing: Option<Intent>| match standing {
+            None => Ok(Some(json!(intent::encode(intent)))),
+            Some(standing) if standing.id == intent.id => Ok(None),
+            Some(other) => Err(conflict(format!("node {node} has another intent, {}", other.id))),
+        };
+        self.annotate(node, uid, decide).await
+    }
+
+    /// Removes the intent, if it is still this one.
+    pub async fn cancel_drain(&self, node: &str, uid: &str, id: &str) -> Result<(), CallError> {
+        let decide = |standing: Option<Intent>| match standing {
+            Some(standing) if standing.id == id => Ok(Some(serde_json::Value::Null)),
+            // Gone, or another's: there is nothing of ours to remove.
+            _ => Ok(None),
+        };
+        self.annotate(node, uid, decide).await
+    }
+
+    /// Changes the annotation as `decide` says from what stands there; the resource version makes that one step.
+    async fn annotate(
+        &self,
+        name: &str,
+        uid: &str,
+        decide: impl Fn(Option<Intent>) -> Result<Option<serde_json::Value>, CallError>,
+    ) -> Result<(), CallError> {
+        let api = Api::<Node>::all(self.client.clone());
+        let mut refused = None;
+        for _ in 0..ATTEMPTS {
+            let node = api.get_metadata(name).await.map_err(|error| call_error(&error))?;
+            if node.uid().as_deref() != Some(uid) {
+                let detail = format!("node {name} is not {uid} any more");
+                return Err(CallError { failure: Failure::NotFound, detail });
+            }
+            let standing = node.annotations().get(INTENT_ANNOTATION).and_then(|text| intent::decode(text));
+            let Some(value) = decide(standing)? else { return Ok(()) };
+            let patch = json!({"metadata": {
+                "uid": uid,
+                "resourceVersion": node.resource_version(),
+                "annotations": {INTENT_ANNOTATION: value},
+            }});
+            let params = PatchParams { field_manager: Some(CONTROLLER.into()), ..PatchParams::default() };
+            match api.patch_metadata(name, &params, &Patch::Merge(patch)).await {
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    let error = call_error(&error);
+                    if error.failure != Failure::Conflict {
+                        return Err(error);
+                    }
+                    refused = Some(error);
+                }
+            }
+        }
+        Err(refused.unwrap_or_else(|| conflict(format!("node {name} kept changing"))))
+    }
+
+    /// Tells people, by an Event on the pod. The core says each thing once, so there is nothing to fold.
+    pub async fn explain(&self, namespace: &str, pod: &str, uid: &str, because: &Reason) -> Result<(), CallError> {
+        let now = Timestamp::now();
+        let short = |text: &str, most| text.chars().take(most).collect::<String>();
+        let event = Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{}.{:x}", short(pod, NAME_CHARS), now.as_nanosecond())),
+                namespace: Some(namespace.to_owned()),
+                ..ObjectMeta::default()
+            },
+            action: Some("Autoscale".into()),
+            event_time: Some(MicroTime(now)),
+            note: Some(short(&because.to_string(), NOTE_CHARS)),
+            reason: Some(because.name().into()),
+            regarding: Some(ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Pod".into()),
+                name: Some(pod.to_owned()),
+                namespace: Some(namespace.to_owned()),
+                uid: Some(uid.to_owned()),
+                ..ObjectReference::default()
+            }),
+            reporting_controller: Some(CONTROLLER.into()),
+            reporting_instance: Some(self.identity.clone()),
+            type_: Some(if matches!(because, Reason::NoGroupFits { .. }) { "Warning" } else { "Normal" }.into()),
+            ..Event::default()
+        };
+        let api = Api::<Event>::namespaced(self.client.clone(), namespace);
+        api.create(&PostParams::default(), &event).await.map_err(|error| call_error(&error))?;
+        Ok(())
+    }
+}
+
+fn conflict(detail: String) -> CallError {
+    CallError { failure: Failure::Conflict, detail }
+}
+
+fn call_error(error: &kube::Error) -> CallError {
+    let failure = match error {
+        kube::Error::Api(status) => failure(status.code),
+        _ => Failure::Unavailable,
+    };
+    CallError { failure, detail: error.to_string() }
+}
+
+fn failure(code: u16) -> Failure {
+    match code {
+        401 | 403 => Failure::Denied,
+        404 | 410 => Failure::NotFound,
+        409 => Failure::Conflict,
+        429 => Failure::Throttled,
+        400..500 => Failure::Rejected,
+        _ => Failure::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_codes_are_told_apart() {
+        let check = |code, expected| assert_eq!(failure(code), expected, "{code}");
+        check(403, Failure::Denied);
+        check(404, Failure::NotFound);
+        check(409, Failure::Conflict);
+        check(422, Failure::Rejected);
+        check(429, Failure::Throttled);
+        check(500, Failure::Unavailable);
+        check(504, Failure::Unavailable);
+    }
+}

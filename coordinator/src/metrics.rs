@@ -1,0 +1,177 @@
+//! What `/metrics` shows. Gauges are recomputed from the fleet's picture at every scrape, so that what left falls away.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use ebb_core::classify::Class;
+use ebb_core::fleet::{Action, Failure, NodeView, View};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::action;
+
+type Labels<const N: usize> = Family<[(&'static str, &'static str); N], Counter>;
+type PerGroup = Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>;
+type Durations = Family<[(&'static str, &'static str); 1], Histogram, fn() -> Histogram>;
+
+/// What became of a report, or of a stream before its first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    Accepted,
+    Malformed,
+    TooFast,
+    Unauthenticated,
+    Unavailable,
+    UnknownNode,
+    WrongNode,
+}
+
+impl Told {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Malformed => "malformed",
+            Self::TooFast => "too_fast",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Unavailable => "unavailable",
+            Self::UnknownNode => "unknown_node",
+            Self::WrongNode => "wrong_node",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Metrics {
+    decisions: Labels<2>,
+    decision_duration: Histogram,
+    calls: Labels<2>,
+    call_duration: Durations,
+    reports: Labels<1>,
+    streams: Gauge,
+    leading: Gauge,
+    synced: Gauge,
+    pods_waiting: Gauge,
+    nodes: Family<[(&'static str, &'static str); 1], Gauge>,
+    nodes_draining: Gauge,
+    group_observed: PerGroup,
+    group_min: PerGroup,
+    group_max: PerGroup,
+    group_desired: PerGroup,
+    group_instances: PerGroup,
+}
+
+impl Metrics {
+    pub fn register(registry: &mut Registry) -> Self {
+        let decision_seconds = || Histogram::new([1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0]);
+        let metrics = Self {
+            decisions: Family::default(),
+            decision_duration: decision_seconds(),
+            calls: Family::default(),
+            call_duration: Family::new_with_constructor(|| Histogram::new([0.01, 0.03, 0.1, 0.3, 1.0, 3.0])),
+            reports: Family::default(),
+            streams: Gauge::default(),
+            leading: Gauge::default(),
+            synced: Gauge::default(),
+            pods_waiting: Gauge::default(),
+            nodes: Family::default(),
+            nodes_draining: Gauge::default(),
+            group_observed: Family::default(),
+            group_min: Family::default(),
+            group_max: Family::default(),
+            group_desired: Family::default(),
+            group_instances: Family::default(),
+        };
+        let ebb = registry.sub_registry_with_prefix("ebb");
+        ebb.register("decisions", "Decisions by action and reason", metrics.decisions.clone());
+        let help = "Time the rules took for one event";
+        ebb.register_with_unit("decision_duration", help, Unit::Seconds, metrics.decision_duration.clone());
+        ebb.register("calls", "Calls to AWS and the API server by result", metrics.calls.clone());
+        let help = "Time such a call took";
+        ebb.register_with_unit("call_duration", help, Unit::Seconds, metrics.call_duration.clone());
+        ebb.register("reports", "Agents' reports by what became of them", metrics.reports.clone());
+        ebb.register("streams", "Agents connected", metrics.streams.clone());
+        ebb.register("leading", "Whether this replica leads", metrics.leading.clone());
+        ebb.register("synced", "Whether the picture of the cluster is complete and live", metrics.synced.clone());
+        ebb.register("pods_waiting", "Pods the scheduler finds no node for", metrics.pods_waiting.clone());
+        ebb.register("nodes", "Nodes by what they were last reported to be", metrics.nodes.clone());
+        ebb.register("nodes_draining", "Nodes with a drain intent", metrics.nodes_draining.clone());
+        let help = "Whether the Auto Scaling API knows the group";
+        ebb.register("group_observed", help, metrics.group_observed.clone());
+        ebb.register("group_min", "Configured least number of nodes", metrics.group_min.clone());
+        ebb.register("group_max", "Configured greatest number of nodes", metrics.group_max.clone());
+        ebb.register("group_desired", "Desired capacity", metrics.group_desired.clone());
+        ebb.register("group_instances", "Instances in service or on their way", metrics.group_instances.clone());
+        metrics
+    }
+
+    pub fn decision(&self, taken: &Action) {
+        if let Some(because) = action::because(taken) {
+            self.decisions.get_or_create(&[("action", action::name(taken)), ("reason", because.name())]).inc();
+        }
+    }
+
+    pub fn decided(&self, took: Duration) {
+        self.decision_duration.observe(took.as_secs_f64());
+    }
+
+    pub fn call(&self, called: &Action, failure: Option<Failure>, took: Duration) {
+        let (call, result) = (("call", action::name(called)), failure.map_or("ok", action::failure));
+        self.calls.get_or_create(&[call, ("result", result)]).inc();
+        self.call_duration.get_or_create(&[call]).observe(took.as_secs_f64());
+    }
+
+    pub fn report(&self, told: Told) {
+        self.reports.get_or_create(&[("result", told.name())]).inc();
+    }
+
+    /// Counts a stream for as long as the guard lives.
+    pub fn stream(&self) -> impl Drop + Send + 'static {
+        struct Open(Gauge);
+        impl Drop for Open {
+            fn drop(&mut self) {
+                self.0.dec();
+            }
+        }
+        self.streams.inc();
+        Open(self.streams.clone())
+    }
+
+    pub fn show(&self, view: &View) {
+        self.leading.set(view.leading.into());
+        self.synced.set(view.synced.into());
+        self.pods_waiting.set(i64::try_from(view.pods_waiting).unwrap_or(i64::MAX));
+        self.nodes_draining.set(view.nodes.iter().filter(|node| node.draining).map(|_| 1).sum());
+        let mut classes = BTreeMap::from(["busy", "idle", "silent", "unknown"].map(|class| (class, 0)));
+        for node in &view.nodes {
+            *classes.entry(class(node)).or_default() += 1;
+        }
+        for (class, nodes) in classes {
+            self.nodes.get_or_create(&[("class", class)]).set(nodes);
+        }
+        // Groups come from the configuration, so none ever leaves.
+        for group in &view.groups {
+            let set = |family: &PerGroup, value: f64| {
+                family.get_or_create(&[("group", group.name.clone())]).set(value);
+            };
+            set(&self.group_observed, u8::from(group.observed).into());
+            set(&self.group_min, group.min.into());
+            set(&self.group_max, group.max.into());
+            // Not known is not zero.
+            set(&self.group_desired, group.desired.map_or(f64::NAN, f64::from));
+            set(&self.group_instances, group.instances as f64);
+        }
+    }
+}
+
+fn class(node: &NodeView) -> &'static str {
+    match node.class {
+        None => "silent",
+        Some(Class::Busy { .. }) => "busy",
+        Some(Class::Idle { .. }) => "idle",
+        Some(Class::Unknown { .. }) => "unknown",
+    }
+}

@@ -1,0 +1,146 @@
+//! Puts the parts together, and takes them apart again in an order in which nothing is lost.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use ebb_core::fleet::Fleet;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::Args;
+use crate::autoscaling::AutoScaling;
+use crate::clock::Clock;
+use crate::cluster::{self, Nodes};
+use crate::driver::{Driver, INBOX, Record};
+use crate::effects::{self, Real};
+use crate::http::{self, Shown};
+use crate::kubernetes::Kubernetes;
+use crate::lease::Leadership;
+use crate::metrics::Metrics;
+use crate::standing::Standing;
+use crate::{config, names};
+
+/// For calls under way and for letting go of the Lease; well below the kubelet's 30 s.
+const SHUTDOWN: Duration = Duration::from_secs(12);
+/// Questions to the driver that wait: as many as there are scrapers and probes.
+const QUERIES: usize = 8;
+
+/// `--check-config`: the answer goes to standard output, problems to standard error.
+pub fn check_config(args: &Args) -> ExitCode {
+    match config::read(&args.config, &args.overrides) {
+        Ok(policy) => {
+            let groups = policy.groups.len();
+            let plural = if groups == 1 { "" } else { "s" };
+            println!("{}: ok: {groups} group{plural}", args.config.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{:#}", anyhow::Error::new(error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let policy = config::read(&args.config, &args.overrides)?;
+    // Several crates ask for it, and none may guess.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = client(args.kubeconfig.as_deref()).await?;
+    let namespace = names::namespace(args.namespace);
+    let identity = names::identity(args.identity)?;
+    let record =
+        args.record.as_deref().map(|path| Record::open(path).with_context(|| format!("open {}", path.display())));
+    let record = record.transpose()?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::register(&mut registry));
+    let clock = Clock::start();
+    let (inbox, events) = mpsc::channel(INBOX);
+    let (queries, asked) = mpsc::channel(QUERIES);
+    let (outbox, actions) = mpsc::unbounded_channel();
+    let standing = Standing::new(inbox.clone());
+    let nodes = Nodes::default();
+
+    // Intake and decisions end together and first; the Lease is let go of last, when nothing of ours is under way.
+    let stop = CancellationToken::new();
+    let let_go = CancellationToken::new();
+    let driver = Driver {
+        fleet: Fleet::new(policy.clone()),
+        clock,
+        inbox: events,
+        queries: asked,
+        outbox,
+        metrics: metrics.clone(),
+        record,
+    };
+    let outside = Real {
+        autoscaling: AutoScaling::from_env().await,
+        kubernetes: Kubernetes::new(client.clone(), identity.clone()),
+    };
+    let shown = Shown { registry: Arc::new(registry), metrics: metrics.clone(), standing: standing.clone(), queries };
+    let mut intake = JoinSet::new();
+    intake.spawn(stop.clone().run_until_cancelled_owned(cluster::watch(
+        client.clone(),
+        nodes.clone(),
+        standing.clone(),
+        inbox.clone(),
+    )));
+    let effects = effects::run(actions, outside, standing.clone(), inbox.clone(), metrics.clone());
+    let mut core = JoinSet::new();
+    core.spawn(driver.run(stop.clone()));
+    core.spawn(effects);
+    let mut lease = JoinSet::new();
+    lease.spawn(Leadership::new(client, &namespace, identity.clone(), clock, standing).run(let_go.clone()));
+    tracing::info!(%namespace, identity, listen = %args.listen, groups = policy.groups.len(), "started");
+
+    let ended = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        _ = intake.join_next() => Some("intake"),
+        _ = core.join_next() => Some("core"),
+        _ = lease.join_next() => Some("lease"),
+        result = http::serve(listener, shown, let_go.clone()) => {
+            result.context("serve HTTP")?;
+            Some("http")
+        }
+    };
+    tracing::info!(ended, "stopping");
+    stop.cancel();
+    let parts = async {
+        while core.join_next().await.is_some() {}
+        let_go.cancel();
+        while lease.join_next().await.is_some() {}
+    };
+    match timeout(SHUTDOWN, parts).await {
+        Ok(()) => tracing::info!("stopped, nothing left under way"),
+        Err(_) => tracing::warn!(seconds = SHUTDOWN.as_secs(), "stopped with calls still under way"),
+    }
+    match ended {
+        Some(part) => bail!("the {part} task ended by itself"),
+        None => Ok(()),
+    }
+}
+
+async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<kube::Client> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?
+        }
+        None => kube::Config::incluster().context("find the cluster; outside of one give --kubeconfig")?,
+    };
+    kube::Client::try_from(config).context("make a client of the API server")
+}
