@@ -4,6 +4,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -14,6 +15,7 @@ const SPAN: Duration = Duration::from_secs(1);
 
 #[test]
 fn a_busy_process_is_charged_to_its_cgroup() {
+    let _alone = alone();
     let Some((scheduler, cgroup)) = attach(4096).zip(Cgroup::new("busy")) else { return };
     let busy = cgroup.spawn_busy();
     let (before, stolen) = (busy.account(), not_for_tasks());
@@ -35,6 +37,7 @@ fn a_busy_process_is_charged_to_its_cgroup() {
 
 #[test]
 fn processes_that_share_a_cpu_are_charged_their_wait() {
+    let _alone = alone();
     let Some((scheduler, cgroup)) = attach(4096).zip(Cgroup::new("shared")) else { return };
     let pair = [cgroup.spawn_busy(), cgroup.spawn_busy()];
     let before = pair.each_ref().map(Busy::account);
@@ -50,25 +53,34 @@ fn processes_that_share_a_cpu_are_charged_their_wait() {
 
 #[test]
 fn the_idle_task_is_charged_to_nobody() {
-    let (idle_before, start) = (idle(), Instant::now());
-    let Some(scheduler) = attach(4096) else { return };
-    thread::sleep(SPAN);
-    let cgroups = scheduler.read().unwrap();
-    let (wall, idle) = (start.elapsed(), idle() - idle_before);
+    let _alone = alone();
+    // On a machine that others keep busy there may be no idle task to see for a while.
+    for _ in 0..20 {
+        let (idle_before, start) = (idle(), Instant::now());
+        let Some(scheduler) = attach(4096) else { return };
+        thread::sleep(SPAN / 2);
+        let cgroups = scheduler.read().unwrap();
+        let (wall, idle) = (start.elapsed(), idle() - idle_before);
 
-    let room = wall * thread::available_parallelism().unwrap().get() as u32;
-    let run: Duration = cgroups.iter().map(|cgroup| cgroup.run).sum();
-    assert!(run + idle < room.mul_f64(1.05), "{run:?} charged and {idle:?} idle in {room:?}");
-    for cgroup in cgroups {
-        // The idle task never queues: taken for one that does, it would wait a negative time, which is centuries.
-        assert!(cgroup.wait < wall * 1_000, "{cgroup:?} waited longer than all tasks of the test could");
+        let room = wall * thread::available_parallelism().unwrap().get() as u32;
+        let run: Duration = cgroups.iter().map(|cgroup| cgroup.run).sum();
+        assert!(run + idle < room.mul_f64(1.1), "{run:?} charged and {idle:?} idle in {room:?}");
+        for cgroup in cgroups {
+            // The idle task never queues: taken for one that does, it would wait a negative time, which is centuries.
+            assert!(cgroup.wait < wall * 1_000, "{cgroup:?} waited longer than all tasks of this machine could");
+        }
+        let dropped = scheduler.dropped().unwrap();
+        assert!(dropped.full == 0 && dropped.clock == 0, "{dropped:?}");
+        if idle > room / 5 {
+            return;
+        }
     }
-    let dropped = scheduler.dropped().unwrap();
-    assert!(dropped.full == 0 && dropped.clock == 0, "{dropped:?}");
+    eprintln!("not run: this machine is never idle");
 }
 
 #[test]
 fn a_full_table_counts_what_it_drops_and_forgetting_makes_room() {
+    let _alone = alone();
     let Some(((scheduler, first), second)) = attach(1).zip(Cgroup::new("first")).zip(Cgroup::new("second")) else {
         return;
     };
@@ -89,6 +101,7 @@ fn a_full_table_counts_what_it_drops_and_forgetting_makes_room() {
 
 #[test]
 fn a_forgotten_cgroup_is_gone_until_it_runs_again() {
+    let _alone = alone();
     let Some((scheduler, cgroup)) = attach(4096).zip(Cgroup::new("forgotten")) else { return };
     let busy = cgroup.spawn_busy();
     busy.run_for(SPAN / 2);
@@ -106,6 +119,7 @@ fn a_forgotten_cgroup_is_gone_until_it_runs_again() {
 
 #[test]
 fn the_kernel_tells_the_cost_once_asked_to_measure() {
+    let _alone = alone();
     let Some(scheduler) = attach(4096) else { return };
     let _measuring = match enable_stats(Stats::RunTime) {
         Ok(measuring) => measuring,
@@ -115,6 +129,12 @@ fn the_kernel_tells_the_cost_once_asked_to_measure() {
     let cost = scheduler.cost().unwrap().expect("measured since it was asked to");
     let each = cost.run_time / u32::try_from(cost.run_count).unwrap();
     assert!(each < Duration::from_micros(5), "{cost:?}");
+}
+
+/// One test at a time: each would be the load that disturbs the others.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `None`, and the reason printed, where this machine or this user cannot have the program.
