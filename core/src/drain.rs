@@ -23,6 +23,7 @@ const EVICTIONS_IN_FLIGHT: usize = 10;
 const PATCH_RETRY: Duration = Duration::from_secs(1);
 
 /// What happened.
+#[expect(clippy::large_enum_variant, reason = "only a handful exist at a time")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Event {

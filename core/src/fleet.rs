@@ -1,10 +1,19 @@
 //! Everything the coordinator knows, and the rules on it. One way in ([`Fleet::handle`]), a list of actions out.
+//!
+//! Here: the words, and what is kept of the world. `decide` looks at that and says what to do; `place` finds room for
+//! waiting pods.
 
-use std::collections::BTreeMap;
+mod decide;
+mod place;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::classify::Class;
 use crate::intent::Intent;
 use crate::kubernetes::{Node, Pod};
 use crate::policy::Policy;
@@ -16,7 +25,7 @@ use crate::time::Instant;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Event {
-    /// An action was carried out.
+    /// An action was carried out. (An [`Action::Describe`] is answered by `Groups`.)
     Done(Action),
     /// An action failed; nothing is known of its effect but what a later observation shows.
     Failed {
@@ -40,7 +49,8 @@ pub enum Event {
         uid: String,
     },
     Report(Report),
-    /// Whether the watches on nodes and pods are complete and live. Nothing is decided on a stale picture.
+    /// Whether the watches on nodes and pods are complete and live. Nothing is decided on a stale picture. After a
+    /// gap, the events that make up for it come before `Synced(true)`.
     Synced(bool),
     /// The time that [`Fleet::next_wakeup`] named has come.
     Tick,
@@ -82,8 +92,22 @@ pub enum Failure {
     Unavailable,
 }
 
+impl Failure {
+    /// How long to wait after so many failures in a row: doubling from a second to a minute where trying again may
+    /// help, a minute where somebody must act first.
+    fn backoff(self, failures: u32) -> Duration {
+        const LONGEST: Duration = Duration::from_secs(60);
+        match self {
+            Self::Conflict | Self::Throttled | Self::Unavailable => {
+                Duration::from_secs(1 << (failures - 1).min(6)).min(LONGEST)
+            }
+            Self::Denied | Self::NotFound | Self::Rejected => LONGEST,
+        }
+    }
+}
+
 /// What to do. Says everything: the effect side has nothing left to choose.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Action {
     /// Remove this drain's intent from the Node, if it is still this one and the Node still this UID.
@@ -125,4 +149,430 @@ pub enum Action {
         node: String,
         because: Reason,
     },
+}
+
+impl Action {
+    /// What only one call at a time may touch; `None`: nothing.
+    fn target(&self) -> Option<Target> {
+        match self {
+            Self::CancelDrain { node, .. } | Self::Drain { node, .. } => Some(Target::Node(node.clone())),
+            Self::Describe { .. } => Some(Target::Describe),
+            Self::Explain { .. } => None,
+            Self::SetDesired { group, .. } | Self::Terminate { group, .. } => Some(Target::Group(group.clone())),
+        }
+    }
+}
+
+/// [`Fleet::view`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct View {
+    pub leading: bool,
+    pub synced: bool,
+    pub groups: Vec<GroupView>,
+    pub nodes: Vec<NodeView>,
+    /// Pods that the scheduler finds no node for.
+    pub pods_waiting: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupView {
+    pub name: String,
+    /// Whether the Auto Scaling API has told of it.
+    pub observed: bool,
+    pub min: u32,
+    pub max: u32,
+    pub desired: Option<u32>,
+    pub instances: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeView {
+    pub name: String,
+    pub ready: bool,
+    pub draining: bool,
+    /// `None`: nothing heard for the report timeout.
+    pub class: Option<Class>,
+}
+
+/// The coordinator's picture of the world, and its rules.
+#[derive(Debug)]
+pub struct Fleet {
+    policy: Policy,
+    leading: bool,
+    synced: bool,
+    /// One for each group of the policy.
+    groups: BTreeMap<String, Group>,
+    nodes: BTreeMap<String, Member>,
+    /// By UID.
+    pods: BTreeMap<String, Pod>,
+    /// UIDs of the pods bound to each node, whether or not the node is known.
+    pods_on: BTreeMap<String, BTreeSet<String>>,
+    calls: BTreeMap<Target, Call>,
+    /// What was last said about each waiting pod, by UID.
+    explained: BTreeMap<String, Reason>,
+    decide_at: Option<Instant>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    Describe,
+    Group(String),
+    Node(String),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Call {
+    /// In a row.
+    failures: u32,
+    /// `None`: in flight.
+    retry_at: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    /// `None`: not yet described, or unknown to the API.
+    observed: Option<GroupState>,
+    /// When the last description that we have was asked for.
+    asked_at: Option<Instant>,
+    /// Our own last change, which a description asked for earlier does not show.
+    decided: Option<Decided>,
+    /// When each instance was first described to us.
+    first_seen: BTreeMap<String, Instant>,
+    /// Instances whose termination was accepted and that are still described.
+    terminated: BTreeSet<String>,
+}
+
+#[derive(Debug)]
+struct Decided {
+    desired: u32,
+    at: Instant,
+}
+
+impl Group {
+    fn desired(&self) -> Option<u32> {
+        let observed = self.observed.as_ref()?;
+        let newer = self.decided.as_ref().filter(|decided| self.asked_at.is_none_or(|asked| asked <= decided.at));
+        Some(newer.map_or(observed.desired, |decided| decided.desired))
+    }
+
+    fn live(&self) -> impl Iterator<Item = &str> {
+        let instances = self.observed.iter().flat_map(|observed| &observed.instances);
+        instances.filter(|instance| instance.live && !self.terminated.contains(&instance.id)).map(|i| i.id.as_str())
+    }
+}
+
+#[derive(Debug)]
+struct Member {
+    /// As the watch last showed it.
+    node: Node,
+    first_seen: Instant,
+    /// What a write of ours left there that the watch may not show yet.
+    written: Option<Written>,
+    heard: Option<Heard>,
+    /// Since when no pod has held the node, as far as we have watched.
+    empty_since: Option<Instant>,
+}
+
+/// The intent, or its absence, that a write of ours left on a Node.
+#[derive(Debug)]
+struct Written {
+    intent: Option<Intent>,
+    /// From then on the watch is believed again, whatever it shows.
+    until: Instant,
+}
+
+/// How long a watch may lag behind our own writes. Seconds are rare even on a loaded API server.
+const WATCH_LAG: Duration = Duration::from_secs(10);
+
+impl Member {
+    fn intent(&self, now: Instant) -> Option<&Intent> {
+        let written = self.written.as_ref().filter(|written| now < written.until);
+        written.map_or(&self.node.intent, |written| &written.intent).as_ref()
+    }
+
+    /// The last report, unless it is too old to say anything.
+    fn heard(&self, now: Instant, timeout: Duration) -> Option<&Heard> {
+        self.heard.as_ref().filter(|heard| now.since(heard.at) < timeout)
+    }
+}
+
+/// A report, and when it came by our clock.
+#[derive(Debug)]
+struct Heard {
+    report: Report,
+    at: Instant,
+}
+
+impl Heard {
+    /// Since when the node has been idle by our clock: the two clocks may differ, so only the agent's difference is
+    /// taken.
+    fn idle_since(&self) -> Option<Instant> {
+        match self.report.class {
+            Class::Idle { since } => Some(self.at.before(self.report.sampled_at.since(since))),
+            Class::Busy { .. } | Class::Unknown { .. } => None,
+        }
+    }
+}
+
+impl Fleet {
+    pub fn new(policy: Policy) -> Self {
+        let groups = policy.groups.keys().map(|name| (name.clone(), Group::default())).collect();
+        Self {
+            policy,
+            leading: false,
+            synced: false,
+            groups,
+            nodes: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            pods_on: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            explained: BTreeMap::new(),
+            decide_at: None,
+        }
+    }
+
+    /// The only way in. Same state, same `now`, same event: same actions.
+    pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
+        if let Some(soon) = self.absorb(now, event) {
+            let at = now + if soon == Soon::Now { Duration::ZERO } else { self.policy.scale_up.batch_window };
+            self.decide_at = Some(self.decide_at.map_or(at, |decide_at| decide_at.min(at)));
+        }
+        if !(self.leading && self.synced) || self.decide_at.is_none_or(|at| now < at) {
+            return Vec::new();
+        }
+        let (actions, next) = self.decide(now);
+        self.decide_at = next;
+        for action in &actions {
+            if let Some(target) = action.target() {
+                self.calls.entry(target).or_default().retry_at = None;
+            }
+            if let Action::Explain { uid, because, .. } = action {
+                self.explained.insert(uid.clone(), because.clone());
+            }
+        }
+        actions
+    }
+
+    /// When to send the next [`Event::Tick`]; `None` while nothing is pending. Changes after every `handle`.
+    pub fn next_wakeup(&self) -> Option<Instant> {
+        self.decide_at.filter(|_| self.leading && self.synced)
+    }
+
+    /// The picture in numbers, for metrics and pages.
+    pub fn view(&self, now: Instant) -> View {
+        let groups = self.groups.iter().map(|(name, group)| GroupView {
+            name: name.clone(),
+            observed: group.observed.is_some(),
+            min: self.policy.groups[name].min,
+            max: self.policy.groups[name].max,
+            desired: group.desired(),
+            instances: group.live().count(),
+        });
+        let timeout = self.policy.scale_down.report_timeout;
+        let nodes = self.nodes.values().map(|member| NodeView {
+            name: member.node.name.clone(),
+            ready: member.node.ready,
+            draining: member.intent(now).is_some(),
+            class: member.heard(now, timeout).map(|heard| heard.report.class),
+        });
+        View {
+            leading: self.leading,
+            synced: self.synced,
+            groups: groups.collect(),
+            nodes: nodes.collect(),
+            pods_waiting: self.pods.values().filter(|pod| pod.waits_since().is_some()).count(),
+        }
+    }
+
+    /// Whether the cluster has this node, for the border that takes reports.
+    pub fn has_node(&self, name: &str, uid: &str) -> bool {
+        self.nodes.get(name).is_some_and(|member| member.node.uid == uid)
+    }
+
+    /// Takes the event into the picture. `None`: it changes nothing that the rules look at.
+    fn absorb(&mut self, now: Instant, event: Event) -> Option<Soon> {
+        match event {
+            Event::Done(action) => self.done(now, action),
+            Event::Failed { action, failure } => {
+                if let Some(target) = action.target() {
+                    let call = self.calls.entry(target).or_default();
+                    call.failures += 1;
+                    call.retry_at = Some(now + failure.backoff(call.failures));
+                }
+                Some(Soon::Now)
+            }
+            Event::Groups { asked, groups } => self.described(now, &asked, groups),
+            Event::Leading(leading) => {
+                self.leading = leading;
+                Some(Soon::Now)
+            }
+            Event::NodeApplied(node) => self.node_applied(now, node),
+            Event::NodeDeleted { name, uid } => {
+                let gone = self.nodes.get(&name).is_some_and(|member| member.node.uid == uid);
+                gone.then(|| self.nodes.remove(&name)).map(|_| Soon::Batch)
+            }
+            Event::PodApplied(pod) => self.pod_applied(now, pod),
+            Event::PodDeleted { uid } => self.pod_deleted(now, &uid),
+            Event::Report(report) => self.reported(now, report),
+            Event::Synced(synced) => {
+                self.synced = synced;
+                // Whether a node stayed empty through the gap is not known.
+                let names: Vec<_> = self.nodes.keys().cloned().collect();
+                for name in names {
+                    self.forget_emptiness(now, &name);
+                }
+                Some(Soon::Now)
+            }
+            Event::Tick => None,
+        }
+    }
+
+    fn done(&mut self, now: Instant, action: Action) -> Option<Soon> {
+        self.calls.remove(&action.target()?);
+        match action {
+            Action::SetDesired { group, to, .. } => {
+                self.groups.get_mut(&group)?.decided = Some(Decided { desired: to, at: now });
+            }
+            Action::Terminate { group, instance, .. } => {
+                let group = self.groups.get_mut(&group)?;
+                let desired = group.desired()?.saturating_sub(1);
+                group.decided = Some(Decided { desired, at: now });
+                group.terminated.insert(instance);
+            }
+            Action::Drain { node, uid, intent, .. } => self.written(now, &node, &uid, Some(intent)),
+            Action::CancelDrain { node, uid, .. } => self.written(now, &node, &uid, None),
+            Action::Describe { .. } | Action::Explain { .. } => {}
+        }
+        Some(Soon::Now)
+    }
+
+    fn written(&mut self, now: Instant, node: &str, uid: &str, intent: Option<Intent>) {
+        if let Some(member) = self.nodes.get_mut(node).filter(|member| member.node.uid == uid) {
+            member.written = Some(Written { intent, until: now + WATCH_LAG });
+        }
+    }
+
+    fn described(&mut self, now: Instant, asked: &Action, states: Vec<GroupState>) -> Option<Soon> {
+        let Action::Describe { groups, at } = asked else { return None };
+        self.calls.remove(&Target::Describe);
+        let mut states: BTreeMap<_, _> = states.into_iter().map(|state| (state.name.clone(), state)).collect();
+        for name in groups {
+            let Some(group) = self.groups.get_mut(name) else { continue };
+            let state = states.remove(name);
+            let described = |id: &String| state.iter().flat_map(|state| &state.instances).any(|i| i.id == *id);
+            group.first_seen.retain(|id, _| described(id));
+            group.terminated.retain(described);
+            for instance in state.iter().flat_map(|state| &state.instances) {
+                group.first_seen.entry(instance.id.clone()).or_insert(now);
+            }
+            group.observed = state;
+            group.asked_at = Some(*at);
+        }
+        Some(Soon::Now)
+    }
+
+    fn node_applied(&mut self, now: Instant, node: Node) -> Option<Soon> {
+        let name = node.name.clone();
+        match self.nodes.get_mut(&name) {
+            Some(member) if member.node == node => return None,
+            Some(member) if member.node.uid == node.uid => {
+                member.written.take_if(|written| written.intent == node.intent);
+                member.node = node;
+            }
+            // New, or another node of the same name, of which nothing has been heard.
+            _ => {
+                self.nodes.insert(
+                    name.clone(),
+                    Member { node, first_seen: now, written: None, heard: None, empty_since: None },
+                );
+                self.forget_emptiness(now, &name);
+            }
+        }
+        Some(Soon::Batch)
+    }
+
+    fn pod_applied(&mut self, now: Instant, pod: Pod) -> Option<Soon> {
+        if self.pods.get(&pod.uid) == Some(&pod) {
+            return None;
+        }
+        if pod.waits_since().is_none() {
+            self.explained.remove(&pod.uid);
+        }
+        let node = pod.node.clone();
+        if let Some(node) = &node {
+            self.pods_on.entry(node.clone()).or_default().insert(pod.uid.clone());
+        }
+        self.pods.insert(pod.uid.clone(), pod);
+        if let Some(node) = node {
+            self.update_emptiness(now, &node);
+        }
+        Some(Soon::Batch)
+    }
+
+    fn pod_deleted(&mut self, now: Instant, uid: &str) -> Option<Soon> {
+        let pod = self.pods.remove(uid)?;
+        self.explained.remove(uid);
+        if let Some(node) = &pod.node {
+            if let Some(uids) = self.pods_on.get_mut(node) {
+                uids.remove(uid);
+                if uids.is_empty() {
+                    self.pods_on.remove(node);
+                }
+            }
+            self.update_emptiness(now, node);
+        }
+        Some(Soon::Batch)
+    }
+
+    fn reported(&mut self, now: Instant, report: Report) -> Option<Soon> {
+        let timeout = self.policy.scale_down.report_timeout;
+        let member = self.nodes.get_mut(&report.node).filter(|member| member.node.uid == report.node_uid)?;
+        let before = member.heard.replace(Heard { report, at: now });
+        let Some(before) = before else { return Some(Soon::Batch) };
+        let heard = member.heard.as_ref()?;
+        if !heard.report.is_newer_than(&before.report) {
+            member.heard = Some(before);
+            return None;
+        }
+        // Most reports only say that nothing has changed.
+        let same = heard.report.class == before.report.class && now.since(before.at) < timeout;
+        (!same).then_some(Soon::Batch)
+    }
+
+    /// Whether the node came after the groups were last described, so that it is not known whose it is.
+    fn is_newcomer(&self, member: &Member) -> bool {
+        let Some(instance) = &member.node.instance else { return false };
+        let described = |group: &Group| group.observed.iter().flat_map(|o| &o.instances).any(|i| i.id == *instance);
+        !self.groups.values().any(described)
+            && self.groups.values().any(|group| group.asked_at.is_none_or(|asked| asked < member.first_seen))
+    }
+
+    fn pods_on(&self, node: &str) -> impl Iterator<Item = &Pod> {
+        self.pods_on.get(node).into_iter().flatten().filter_map(|uid| self.pods.get(uid))
+    }
+
+    fn update_emptiness(&mut self, now: Instant, node: &str) {
+        let held = self.pods_on(node).any(Pod::holds_node);
+        if let Some(member) = self.nodes.get_mut(node) {
+            member.empty_since = if held { None } else { Some(member.empty_since.unwrap_or(now)) };
+        }
+    }
+
+    fn forget_emptiness(&mut self, now: Instant, node: &str) {
+        if let Some(member) = self.nodes.get_mut(node) {
+            member.empty_since = None;
+        }
+        self.update_emptiness(now, node);
+    }
+}
+
+/// When the rules should look at what has changed.
+#[derive(PartialEq)]
+enum Soon {
+    /// With what else comes within the batch window.
+    Batch,
+    Now,
 }

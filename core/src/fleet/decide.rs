@@ -1,0 +1,365 @@
+//! What to do about the picture as it stands. Reads everything, changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::place::{self, Placement, Room};
+use super::{Action, Call, Fleet, Group, Member, Target};
+use crate::classify::GpuUse;
+use crate::intent::{DEADLINE_MARGIN, Intent, Phase};
+use crate::kubernetes::{Controller, Pod};
+use crate::policy;
+use crate::reason::Reason;
+use crate::resources::Resources;
+use crate::schedule::Place;
+use crate::time::Instant;
+
+/// How often a group in flux is described, and one that is settled. AWS allows an account some ten read calls a
+/// second over all its tools; one call describes up to a hundred groups.
+const DESCRIBE_IN_FLUX: Duration = Duration::from_secs(5);
+const DESCRIBE_SETTLED: Duration = Duration::from_secs(60);
+/// How old a description may be for a capacity to be changed on it.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// Tells what is due, and remembers when to look again.
+struct Agenda {
+    now: Instant,
+    next: Option<Instant>,
+}
+
+impl Agenda {
+    /// Whether the time has come; if not, it is looked at again then.
+    fn due(&mut self, at: Instant) -> bool {
+        if at > self.now {
+            self.next = Some(self.next.map_or(at, |next| next.min(at)));
+        }
+        at <= self.now
+    }
+}
+
+/// One group, with its nodes sorted by what they are good for.
+struct Census<'a> {
+    name: &'a str,
+    policy: &'a policy::Group,
+    desired: u32,
+    min: u32,
+    max: u32,
+    /// Ready and open to pods.
+    serving: Vec<&'a Member>,
+    /// With a drain's intent.
+    leaving: Vec<(&'a Member, &'a Intent, &'a str)>,
+    /// Asked for and not ready yet.
+    coming: u32,
+}
+
+impl Fleet {
+    /// What to do now, and when to look again.
+    pub(super) fn decide(&self, now: Instant) -> (Vec<Action>, Option<Instant>) {
+        let mut agenda = Agenda { now, next: None };
+        for member in self.nodes.values() {
+            member.written.as_ref().inspect(|written| _ = agenda.due(written.until));
+        }
+        let census: Vec<_> =
+            self.policy.groups.iter().filter_map(|(name, policy)| self.census(&mut agenda, name, policy)).collect();
+        let waiting: Vec<_> = self.pods.values().filter_map(|pod| Some((pod, pod.waits_since()?))).collect();
+        let due: Vec<_> = waiting
+            .iter()
+            .filter(|(_, since)| agenda.due(*since + self.policy.scale_up.pending_for))
+            .copied()
+            .collect();
+
+        let placement = self.placement(now, &census, due);
+        let mut actions = self.grow(&mut agenda, &census, &placement);
+        actions.extend(self.finish_drains(&mut agenda, &census, &placement));
+        actions.extend(self.start_drain(&mut agenda, &census, &waiting));
+        // No capacity is changed on an old description: somebody else may have changed it since.
+        let (stale, mut actions): (Vec<_>, Vec<_>) =
+            actions.into_iter().partition(|action| self.looks_first(now, action));
+        actions.extend(self.describe(&mut agenda, &census, &stale));
+        // One call at a time on each thing: what comes first wins, the rest is decided anew once it is done.
+        let mut taken = BTreeSet::new();
+        actions.retain(|action| action.target().is_none_or(|target| taken.insert(target)));
+        (actions, agenda.next)
+    }
+
+    /// `None`: the API has not told of the group.
+    fn census<'a>(&'a self, agenda: &mut Agenda, name: &'a str, policy: &'a policy::Group) -> Option<Census<'a>> {
+        let group = self.groups.get(name)?;
+        let observed = group.observed.as_ref()?;
+        let max = policy.max.min(observed.max);
+        let mut census = Census {
+            name,
+            policy,
+            desired: group.desired()?,
+            min: policy.min.max(observed.min).min(max),
+            max,
+            serving: Vec::new(),
+            leaving: Vec::new(),
+            coming: 0,
+        };
+        let members: BTreeMap<_, _> =
+            self.nodes.values().filter_map(|member| Some((member.node.instance.as_deref()?, member))).collect();
+        let mut accounted = 0;
+        for instance in group.live() {
+            let provisioned_by =
+                group.first_seen.get(instance).map(|since| *since + self.policy.scale_up.provision_timeout);
+            match members.get(instance).copied() {
+                Some(member) if let Some(intent) = member.intent(agenda.now) => {
+                    census.leaving.push((member, intent, instance));
+                }
+                // One that somebody else has cordoned is neither room for pods nor a node to come.
+                Some(member) if member.node.ready && !awaits_gpu(member, policy) => {
+                    census.serving.extend(Some(member).filter(|member| !member.node.unschedulable));
+                }
+                // Still coming, unless it has taken too long: then it is lost, and no longer waited for.
+                _ if provisioned_by.is_some_and(|by| !agenda.due(by)) => continue,
+                _ => {}
+            }
+            accounted += 1;
+        }
+        census.coming = census.desired.saturating_sub(accounted);
+        Some(census)
+    }
+
+    fn ready(&self, agenda: &mut Agenda, target: &Target) -> bool {
+        match self.calls.get(target) {
+            None => true,
+            Some(Call { retry_at: None, .. }) => false,
+            Some(Call { retry_at: Some(at), .. }) => agenda.due(*at),
+        }
+    }
+
+    /// Whether the action changes a group of which we have no fresh description.
+    fn looks_first(&self, now: Instant, action: &Action) -> bool {
+        let Some(Target::Group(name)) = action.target() else { return false };
+        let asked_at = self.groups.get(&name).and_then(|group| group.asked_at);
+        asked_at.is_none_or(|asked| now.since(asked) > FRESH)
+    }
+
+    /// Asks for the groups whose description is old, or too old for one of the `stale` actions.
+    fn describe(&self, agenda: &mut Agenda, census: &[Census], stale: &[Action]) -> Option<Action> {
+        let settled = |name: &str| {
+            census.iter().any(|group| group.name == name && group.coming == 0 && group.leaving.is_empty())
+                || self.groups.get(name).is_some_and(|group| group.observed.is_none())
+        };
+        let newcomers = self.nodes.values().any(|member| self.is_newcomer(member));
+        let needed = |name: &str| {
+            newcomers || stale.iter().any(|action| action.target() == Some(Target::Group(name.to_owned())))
+        };
+        let due = |agenda: &mut Agenda, name: &String, group: &Group| {
+            let every = if settled(name) { DESCRIBE_SETTLED } else { DESCRIBE_IN_FLUX };
+            needed(name) || group.asked_at.is_none_or(|asked| agenda.due(asked + every))
+        };
+        if !self.ready(agenda, &Target::Describe) {
+            return None;
+        }
+        let groups: Vec<_> =
+            self.groups.iter().filter(|(name, group)| due(agenda, name, group)).map(|(name, _)| name.clone()).collect();
+        (!groups.is_empty()).then_some(Action::Describe { groups, at: agenda.now })
+    }
+
+    /// Finds room for the pods that have waited long enough.
+    fn placement<'a>(&'a self, now: Instant, census: &[Census<'a>], due: Vec<(&'a Pod, Instant)>) -> Placement<'a> {
+        let daemons = self.daemons();
+        let rooms = self.policy.groups.iter().map(|(name, policy)| {
+            let known = census.iter().find(|group| group.name == name);
+            Room {
+                group: name,
+                template: self.template(policy, known, &daemons),
+                coming: known.map_or(0, |group| group.coming),
+                more: known.map(|group| group.max.saturating_sub(group.desired)),
+                max: known.map_or(policy.max, |group| group.max),
+            }
+        });
+        // Nodes of no group of ours take pods as well (one that has just come is counted with its group's coming nodes,
+        // until it is known whose it is); so does, in a moment, a node whose drain was cancelled.
+        let timeout = self.policy.scale_down.report_timeout;
+        let returning = |member: &Member| {
+            let ours = member.node.progress.as_ref().is_some_and(|progress| progress.cordoned_by_us);
+            ours && member.heard(now, timeout).is_some()
+        };
+        let serves = |member: &&Member| {
+            let open = !member.node.unschedulable || returning(member);
+            member.node.ready && open && member.intent(now).is_none() && !self.is_newcomer(member)
+        };
+        let serving = self.nodes.values().filter(serves).map(|member| self.place_on(member));
+        let leaving = census.iter().flat_map(|group| &group.leaving).map(|(member, ..)| self.place_on(member));
+        place::place(due, serving.collect(), leaving.collect(), rooms.collect())
+    }
+
+    /// Raises groups for waiting pods and to their minimum; tells each pod what is happening.
+    fn grow(&self, agenda: &mut Agenda, census: &[Census], placement: &Placement) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for group in census {
+            let wanted = placement.wanted.get(group.name);
+            let to = (group.desired + wanted.map_or(0, |wanted| wanted.nodes)).clamp(group.min, group.max);
+            if to <= group.desired || !self.ready(agenda, &Target::Group(group.name.to_owned())) {
+                continue;
+            }
+            let because = match wanted {
+                Some(wanted) => Reason::PodsPending {
+                    count: wanted.pods,
+                    first: wanted.first.clone(),
+                    longest: agenda.now.since(wanted.since),
+                },
+                None => Reason::BelowMinimum { min: group.min },
+            };
+            actions.push(Action::SetDesired { group: group.name.to_owned(), from: group.desired, to, because });
+        }
+        // With a node of which it is not known whose it is, the next description will tell better.
+        let settled = !self.nodes.values().any(|member| self.is_newcomer(member));
+        for (pod, because) in placement.explained.iter().filter(|_| settled) {
+            if self.explained.get(&pod.uid).is_none_or(|said| is_news(said, because)) {
+                actions.push(Action::Explain {
+                    namespace: pod.namespace.clone(),
+                    pod: pod.name.clone(),
+                    uid: pod.uid.clone(),
+                    because: because.clone(),
+                });
+            }
+        }
+        actions
+    }
+
+    /// What a new node of the group would be: as one that is there, else as the policy says.
+    fn template<'a>(&self, policy: &'a policy::Group, known: Option<&Census>, daemons: &Resources) -> Place<'a> {
+        let shown = known.and_then(|group| group.serving.first());
+        let mut free = shown.map_or(&policy.allocatable, |member| &member.node.allocatable).clone();
+        match shown {
+            Some(member) => {
+                for pod in self.pods_on(&member.node.name).filter(|pod| pod.controller != Controller::Workload) {
+                    free.subtract(&pod.requests);
+                }
+            }
+            None => free.subtract(daemons),
+        }
+        Place { name: None, labels: &policy.labels, taints: &policy.taints, free }
+    }
+
+    /// What daemons take on a node of which nothing is known: the most that they take on any.
+    fn daemons(&self) -> Resources {
+        let mut most = Resources::default();
+        for member in self.nodes.values() {
+            let mut here = Resources::default();
+            for pod in self.pods_on(&member.node.name).filter(|pod| pod.controller != Controller::Workload) {
+                here.add(&pod.requests);
+            }
+            most.raise_to(&here);
+        }
+        most
+    }
+
+    /// Ends drains: terminates what is drained, cancels what failed or is needed again.
+    fn finish_drains(&self, agenda: &mut Agenda, census: &[Census], placement: &Placement) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for group in census {
+            for (member, intent, instance) in &group.leaving {
+                let node = &member.node;
+                if !self.ready(agenda, &Target::Node(node.name.clone())) {
+                    continue;
+                }
+                let progress = node.progress.as_ref().filter(|progress| progress.id == intent.id);
+                let cancel = if agenda.due(intent.deadline) || progress.is_some_and(|p| p.phase == Phase::Failed) {
+                    Some(Reason::DrainGivenUp)
+                } else if let Some(pod) = placement.kept.get(node.name.as_str()) {
+                    Some(Reason::CapacityNeeded { pod: pod.clone() })
+                } else if group.desired <= group.min {
+                    Some(Reason::MinimumReached { min: group.min })
+                } else {
+                    None
+                };
+                if let Some(because) = cancel {
+                    actions.push(Action::CancelDrain {
+                        node: node.name.clone(),
+                        uid: node.uid.clone(),
+                        id: intent.id.clone(),
+                        because,
+                    });
+                    continue;
+                }
+                // The agent's word, the condition, and what we see ourselves must all agree.
+                let drained = node.drained
+                    && progress.is_some_and(|progress| progress.phase == Phase::Drained)
+                    && !self.pods_on(&node.name).any(Pod::holds_node);
+                let in_time = agenda.now + DEADLINE_MARGIN < intent.deadline;
+                if drained && in_time && self.ready(agenda, &Target::Group(group.name.to_owned())) {
+                    actions.push(Action::Terminate {
+                        group: group.name.to_owned(),
+                        instance: (*instance).to_owned(),
+                        node: node.name.clone(),
+                        because: Reason::Drained { took: agenda.now.since(intent.requested_at) },
+                    });
+                }
+            }
+        }
+        actions
+    }
+
+    /// Chooses the node that has been unneeded for the longest, if one may go.
+    fn start_drain(&self, agenda: &mut Agenda, census: &[Census], waiting: &[(&Pod, Instant)]) -> Option<Action> {
+        // A node counts from when it is asked until it is gone; but one whose object nobody deletes must not stop all
+        // others for ever.
+        let draining = self.nodes.values().filter(|member| match member.intent(agenda.now) {
+            Some(intent) => !agenda.due(intent.deadline),
+            None => !self.ready(agenda, &Target::Node(member.node.name.clone())),
+        });
+        let draining = draining.count();
+        if draining >= self.policy.scale_down.max_parallel_drains as usize {
+            return None;
+        }
+        let mut candidates = Vec::new();
+        for group in census {
+            let leaving = u32::try_from(group.leaving.len()).unwrap_or(u32::MAX);
+            // Neither by what is asked for, nor by what is really there.
+            if group.desired.saturating_sub(leaving) <= group.min || group.serving.len() <= group.min as usize {
+                continue;
+            }
+            for member in &group.serving {
+                let Some((idle, empty)) = self.unneeded(agenda.now, member) else { continue };
+                if agenda.due(idle.max(empty) + group.policy.unneeded_for) {
+                    candidates.push((idle.max(empty), &member.node.name, *member, idle, empty));
+                }
+            }
+        }
+        candidates.sort_by_key(|(since, name, ..)| (*since, *name));
+        let (.., member, idle, empty) = candidates.into_iter().find(|(_, _, member, ..)| {
+            let place = self.place_on(member);
+            !waiting.iter().any(|(pod, _)| place.admits(pod).is_ok())
+        })?;
+        let because = Reason::Unneeded { idle: agenda.now.since(idle), empty: agenda.now.since(empty) };
+        Some(Action::Drain {
+            node: member.node.name.clone(),
+            uid: member.node.uid.clone(),
+            intent: Intent {
+                id: format!("scale-down-{}", agenda.now.as_millis()),
+                reason: because.to_string(),
+                requested_at: agenda.now,
+                deadline: agenda.now + self.policy.scale_down.drain_timeout,
+            },
+            because,
+        })
+    }
+
+    /// Since when the node has been measured idle and since when it has been empty, if it is both and we know it now.
+    fn unneeded(&self, now: Instant, member: &Member) -> Option<(Instant, Instant)> {
+        let heard = member.heard(now, self.policy.scale_down.report_timeout)?;
+        // A node that has GPUs and an agent that sees none: nothing is known of their use.
+        let blind = member.node.allocatable.has_gpu() && heard.report.utilization.gpu == GpuUse::Absent;
+        if blind { None } else { heard.idle_since().zip(member.empty_since) }
+    }
+}
+
+/// A ready node whose GPUs have not been registered yet is still on its way: counting it as there would make the group
+/// grow twice for one pod.
+fn awaits_gpu(member: &Member, policy: &policy::Group) -> bool {
+    policy.allocatable.has_gpu() && !member.node.allocatable.has_gpu()
+}
+
+/// Whether a pod's owner wants to hear this after what was said before. Which node the model has in mind may change
+/// with every look.
+fn is_news(said: &Reason, because: &Reason) -> bool {
+    match (said, because) {
+        (Reason::SchedulerToPlace { .. }, Reason::SchedulerToPlace { .. }) => false,
+        _ => said != because,
+    }
+}

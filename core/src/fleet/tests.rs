@@ -1,0 +1,807 @@
+//! A world of groups, nodes and pods around a fleet: what it asks for is done, late or not at all.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::classify::{GpuUse, Missing, Signal, Utilization};
+use crate::intent::{Phase, Progress};
+use crate::kubernetes::{Controller, Taint, TaintEffect, Toleration};
+use crate::policy;
+use crate::resources::Resources;
+
+const GPU_TAINT: &str = "nvidia.com/gpu";
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn resources(texts: &[(&str, &str)]) -> Resources {
+    Resources::from_texts(texts.iter().copied()).unwrap()
+}
+
+fn group(min: u32, max: u32, allocatable: Resources) -> policy::Group {
+    policy::Group {
+        min,
+        max,
+        instance_type: "any".into(),
+        labels: BTreeMap::new(),
+        taints: Vec::new(),
+        allocatable,
+        unneeded_for: seconds(600),
+    }
+}
+
+/// The flow's two groups: two to five nodes of four cores, none to three with a GPU.
+fn flow() -> Policy {
+    let taint = Taint { key: GPU_TAINT.into(), value: "true".into(), effect: TaintEffect::NoSchedule };
+    let gpu = policy::Group {
+        taints: vec![taint],
+        unneeded_for: seconds(300),
+        ..group(0, 3, resources(&[("cpu", "4"), ("pods", "20"), (GPU_TAINT, "1")]))
+    };
+    let cpu = group(2, 5, resources(&[("cpu", "4"), ("pods", "20")]));
+    Policy { groups: BTreeMap::from([("cpu".into(), cpu), ("gpu".into(), gpu)]), ..Policy::default() }
+}
+
+/// What an agent says of its node.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Says {
+    Busy,
+    Idle,
+    Nothing,
+    Unknown,
+}
+
+struct World {
+    now: Instant,
+    policy: Policy,
+    fleet: Fleet,
+    asgs: BTreeMap<String, GroupState>,
+    nodes: BTreeMap<String, Node>,
+    pods: BTreeMap<String, Pod>,
+    says: BTreeMap<String, Says>,
+    /// Since when each node's agent says the same.
+    said_since: BTreeMap<String, Instant>,
+    sequence: u64,
+    instances: u32,
+    /// Whether a node comes up as soon as its instance is there, and agents drain at once.
+    responsive: bool,
+    /// The next calls fail like this.
+    failing: Vec<Failure>,
+    log: Vec<String>,
+}
+
+impl World {
+    /// At the groups' minimum, with every agent saying `idle`, and the first decisions made.
+    fn new(policy: Policy) -> Self {
+        let asgs = policy.groups.iter().map(|(name, group)| {
+            let state = GroupState { name: name.clone(), min: 0, max: 100, desired: group.min, instances: vec![] };
+            (name.clone(), state)
+        });
+        let mut world = Self {
+            now: Instant::from_millis(1_000_000_000),
+            fleet: Fleet::new(policy.clone()),
+            asgs: asgs.collect(),
+            policy,
+            nodes: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            says: BTreeMap::new(),
+            said_since: BTreeMap::new(),
+            sequence: 0,
+            instances: 0,
+            responsive: true,
+            failing: Vec::new(),
+            log: Vec::new(),
+        };
+        world.launch();
+        world.start();
+        world.log.clear();
+        world
+    }
+
+    /// A coordinator that knows nothing takes over.
+    fn start(&mut self) {
+        self.fleet = Fleet::new(self.policy.clone());
+        self.tell(Event::Leading(true));
+        for node in self.nodes.clone().into_values() {
+            self.tell(Event::NodeApplied(node));
+        }
+        for pod in self.pods.clone().into_values() {
+            self.tell(Event::PodApplied(pod));
+        }
+        self.tell(Event::Synced(true));
+    }
+
+    fn tell(&mut self, event: Event) {
+        let mut events = std::collections::VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.fleet.handle(self.now, event) {
+                self.check(&action);
+                events.push_back(self.perform(action));
+            }
+        }
+    }
+
+    /// What must hold of every action, whatever happened before.
+    fn check(&self, action: &Action) {
+        match action {
+            Action::SetDesired { group, from, to, .. } => {
+                let (asg, policy) = (&self.asgs[group], &self.policy.groups[group]);
+                assert!(*to <= policy.max.min(asg.max), "invariant_desired_within_bounds: {action:?}");
+                assert!(to > from, "invariant_capacity_is_never_lowered_by_setting_it: {action:?}");
+            }
+            Action::Drain { node, .. } => {
+                assert_eq!(self.says[node], Says::Idle, "invariant_no_busy_or_unknown_node_is_drained: {action:?}");
+                assert!(!self.held(node), "invariant_no_node_with_work_is_drained: {action:?}");
+                let draining = self.nodes.values().filter(|node| node.intent.is_some()).count();
+                assert_eq!(draining, 0, "invariant_one_drain_at_a_time: {action:?}");
+            }
+            Action::Terminate { group, instance, node, .. } => {
+                let node = &self.nodes[node];
+                assert!(node.drained && node.unschedulable, "invariant_shrink_only_after_drain: {action:?}");
+                assert_eq!(node.instance.as_ref(), Some(instance));
+                assert!(!self.held(&node.name), "invariant_no_instance_with_work_is_terminated: {action:?}");
+                let min = self.policy.groups[group].min;
+                assert!(self.asgs[group].desired > min, "invariant_never_below_minimum: {action:?}");
+            }
+            Action::CancelDrain { .. } | Action::Describe { .. } | Action::Explain { .. } => {}
+        }
+    }
+
+    fn held(&self, node: &str) -> bool {
+        self.pods.values().any(|pod| pod.node.as_deref() == Some(node) && pod.holds_node())
+    }
+
+    fn perform(&mut self, action: Action) -> Event {
+        if action.target().is_some()
+            && let Some(failure) = self.failing.pop()
+        {
+            self.log.push(format!("failed {failure:?}"));
+            return Event::Failed { action, failure };
+        }
+        match &action {
+            Action::Describe { groups, .. } => {
+                let groups = groups.iter().filter_map(|name| self.asgs.get(name).cloned()).collect();
+                return Event::Groups { asked: action, groups };
+            }
+            Action::SetDesired { group, from, to, because } => {
+                self.log.push(format!("{group} {from} -> {to}: {because}"));
+                self.asgs.get_mut(group).unwrap().desired = *to;
+            }
+            Action::Terminate { group, instance, node, because } => {
+                self.log.push(format!("terminate {node}: {because}"));
+                let asg = self.asgs.get_mut(group).unwrap();
+                asg.desired -= 1;
+                asg.instances.retain(|i| i.id != *instance);
+            }
+            Action::Drain { node, intent, because, .. } => {
+                self.log.push(format!("drain {node}: {because}"));
+                self.nodes.get_mut(node).unwrap().intent = Some(intent.clone());
+            }
+            Action::CancelDrain { node, because, .. } => {
+                self.log.push(format!("cancel {node}: {because}"));
+                self.nodes.get_mut(node).unwrap().intent = None;
+            }
+            Action::Explain { pod, because, .. } => self.log.push(format!("{pod}: {because}")),
+        }
+        Event::Done(action)
+    }
+
+    /// The Auto Scaling service and the kubelets do their part.
+    fn launch(&mut self) {
+        for (name, asg) in &mut self.asgs {
+            while (asg.instances.len() as u32) < asg.desired {
+                self.instances += 1;
+                let id = format!("i-{}", self.instances);
+                asg.instances.push(Instance { id: id.clone(), live: true });
+                let policy = &self.policy.groups[name];
+                let node = Node {
+                    name: format!("{name}-{}", self.instances),
+                    uid: format!("uid-{}", self.instances),
+                    instance: Some(id),
+                    taints: policy.taints.clone(),
+                    ready: true,
+                    allocatable: policy.allocatable.clone(),
+                    ..Node::default()
+                };
+                self.says.insert(node.name.clone(), Says::Idle);
+                self.said_since.insert(node.name.clone(), self.now);
+                self.nodes.insert(node.name.clone(), node);
+            }
+        }
+    }
+
+    /// One second of everybody else: instances, agents, scheduler.
+    fn second(&mut self) {
+        self.now = self.now + seconds(1);
+        if self.responsive {
+            self.launch();
+        }
+        let gone: Vec<_> = self.nodes.values().filter(|node| !self.has_instance(node)).cloned().collect();
+        for node in gone {
+            self.nodes.remove(&node.name);
+            self.pods.retain(|_, pod| pod.node.as_ref() != Some(&node.name) || pod.controller == Controller::Workload);
+            self.tell(Event::NodeDeleted { name: node.name, uid: node.uid });
+        }
+        for node in self.nodes.values_mut().filter(|_| self.responsive) {
+            agent(node);
+        }
+        self.schedule();
+        for node in self.nodes.clone().into_values() {
+            self.tell(Event::NodeApplied(node));
+        }
+        for pod in self.pods.clone().into_values() {
+            self.tell(Event::PodApplied(pod));
+        }
+        if self.now.as_millis().is_multiple_of(10_000) {
+            self.report();
+        }
+    }
+
+    fn has_instance(&self, node: &Node) -> bool {
+        self.asgs.values().flat_map(|asg| &asg.instances).any(|instance| Some(&instance.id) == node.instance.as_ref())
+    }
+
+    fn schedule(&mut self) {
+        let waiting: Vec<_> = self.pods.values().filter(|pod| pod.waits_since().is_some()).cloned().collect();
+        for mut pod in waiting {
+            let fits = |node: &&Node| {
+                let mut free = node.allocatable.clone();
+                for other in self.pods.values().filter(|other| other.node.as_ref() == Some(&node.name)) {
+                    free.subtract(&other.requests);
+                }
+                let place =
+                    crate::schedule::Place { name: Some(&node.name), labels: &node.labels, taints: &node.taints, free };
+                node.ready && !node.unschedulable && place.admits(&pod).is_ok()
+            };
+            if let Some(name) = self.nodes.values().find(fits).map(|node| node.name.clone()) {
+                pod.node = Some(name);
+                pod.unschedulable_since = None;
+                self.pods.insert(pod.uid.clone(), pod);
+            }
+        }
+    }
+
+    fn report(&mut self) {
+        for node in self.nodes.clone().into_values() {
+            let since = self.said_since[&node.name];
+            let class = match self.says[&node.name] {
+                Says::Nothing => continue,
+                Says::Busy => Class::Busy { since, signal: Signal::Cpu },
+                Says::Idle => Class::Idle { since },
+                Says::Unknown => Class::Unknown { since, missing: Missing::Signal(Signal::Cpu) },
+            };
+            self.sequence += 1;
+            let gpu =
+                if node.allocatable.has_gpu() { GpuUse::Busy(crate::units::Permille::ZERO) } else { GpuUse::Absent };
+            let report = Report {
+                node: node.name,
+                node_uid: node.uid,
+                agent_start: Instant::from_millis(1),
+                sequence: self.sequence,
+                sampled_at: self.now,
+                class,
+                utilization: Utilization { gpu, ..Utilization::default() },
+            };
+            self.tell(Event::Report(report));
+        }
+    }
+
+    fn say(&mut self, node: &str, says: Says) {
+        self.says.insert(node.into(), says);
+        self.said_since.insert(node.into(), self.now);
+        self.report();
+    }
+
+    fn run(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            let until = self.now + Duration::from_secs(1);
+            while let Some(at) = self.fleet.next_wakeup().filter(|wakeup| *wakeup < until) {
+                self.now = self.now.max(at);
+                self.tell(Event::Tick);
+                let next = self.fleet.next_wakeup();
+                assert!(next.is_none_or(|next| next > self.now), "invariant_tick_moves_the_next_wakeup");
+            }
+            self.now = until.before(Duration::from_secs(1));
+            self.second();
+        }
+    }
+
+    fn pod(&mut self, name: &str, requests: &[(&str, &str)]) {
+        self.insert(Pod { requests: resources(requests), ..Pod::default() }, name);
+    }
+
+    fn gpu_pod(&mut self, name: &str) {
+        let toleration = Toleration { key: Some(GPU_TAINT.into()), value: None, effect: None };
+        let requests = resources(&[("cpu", "1"), ("pods", "1"), (GPU_TAINT, "1")]);
+        self.insert(Pod { requests, tolerations: vec![toleration], ..Pod::default() }, name);
+    }
+
+    fn insert(&mut self, pod: Pod, name: &str) {
+        let pod = Pod {
+            uid: name.into(),
+            namespace: "ns".into(),
+            name: name.into(),
+            unschedulable_since: Some(self.now),
+            ..pod
+        };
+        self.pods.insert(pod.uid.clone(), pod);
+    }
+
+    fn delete_pod(&mut self, name: &str) {
+        self.pods.remove(name);
+        self.tell(Event::PodDeleted { uid: name.into() });
+    }
+
+    fn desired(&self, group: &str) -> u32 {
+        self.asgs[group].desired
+    }
+
+    fn log(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.log)
+    }
+}
+
+/// What an agent does to its node within a second.
+fn agent(node: &mut Node) {
+    match (&node.intent, &node.progress) {
+        (Some(intent), None) => {
+            node.progress =
+                Some(Progress { id: intent.id.clone(), phase: Phase::Draining, cordoned_by_us: !node.unschedulable });
+            node.unschedulable = true;
+            node.draining = true;
+        }
+        (Some(_), Some(progress)) if progress.phase == Phase::Draining => {
+            node.progress = Some(Progress { phase: Phase::Drained, ..progress.clone() });
+            node.draining = false;
+            node.drained = true;
+        }
+        (None, Some(progress)) => {
+            node.unschedulable = node.unschedulable && !progress.cordoned_by_us;
+            node.progress = None;
+            node.draining = false;
+            node.drained = false;
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn a_burst_goes_up_and_comes_down_again() {
+    let mut world = World::new(flow());
+    for pod in ["a", "b", "c"] {
+        world.pod(pod, &[("cpu", "4"), ("pods", "1")]);
+    }
+    world.run(29);
+    // Two fit the two nodes that are there; the third has not waited long enough.
+    assert_eq!(world.log(), [""; 0]);
+    world.run(2);
+    assert_eq!(world.log(), ["cpu 2 -> 3: pod ns/c unschedulable for 30s", "c: a node of group cpu is on its way"]);
+    world.run(60);
+    assert_eq!(world.pods["c"].node.as_deref(), Some("cpu-3"));
+    world.run(7200);
+    assert_eq!(world.log(), [""; 0]);
+    for pod in ["a", "b", "c"] {
+        world.delete_pod(pod);
+    }
+    world.run(590);
+    assert_eq!(world.log(), [""; 0]);
+    world.run(60);
+    let log = world.log();
+    assert_eq!(log.len(), 2, "{log:?}");
+    assert!(log[0].starts_with("drain cpu-1: measured idle for 2h"), "{log:?}");
+    assert!(log[0].ends_with("without work for 10m"), "{log:?}");
+    assert!(log[1].starts_with("terminate cpu-1: drained in"), "{log:?}");
+    world.run(7200);
+    assert_eq!((world.log().len(), world.desired("cpu")), (0, 2));
+}
+
+#[test]
+fn gpu_pods_raise_the_gpu_group_and_cpu_pods_never_do() {
+    let mut world = World::new(flow());
+    world.gpu_pod("train");
+    world.run(40);
+    assert_eq!((world.desired("cpu"), world.desired("gpu")), (2, 1));
+    let tolerating = Toleration { key: None, value: None, effect: None };
+    let requests = resources(&[("cpu", "4"), ("pods", "1")]);
+    for name in ["a", "b", "c"] {
+        world.insert(Pod { requests: requests.clone(), tolerations: vec![tolerating.clone()], ..Pod::default() }, name);
+    }
+    world.run(60);
+    assert_eq!((world.desired("cpu"), world.desired("gpu")), (3, 1));
+}
+
+#[test]
+fn pods_are_packed_and_a_node_that_is_coming_is_not_asked_for_twice() {
+    let mut world = World::new(flow());
+    world.responsive = false;
+    for number in 0..14 {
+        world.pod(&format!("p{number}"), &[("cpu", "1"), ("pods", "1")]);
+    }
+    world.run(60);
+    let set: Vec<_> = world.log().into_iter().filter(|line| line.contains("->")).collect();
+    assert_eq!(set, ["cpu 2 -> 4: 6 pods unschedulable for up to 30s, first ns/p4"]);
+}
+
+#[test]
+fn an_instance_that_never_joins_is_replaced_after_the_timeout() {
+    let mut world = World::new(flow());
+    world.responsive = false;
+    world.gpu_pod("train");
+    world.run(31);
+    assert_eq!(world.desired("gpu"), 1);
+    world.asgs.get_mut("gpu").unwrap().instances.push(Instance { id: "i-dead".into(), live: true });
+    world.run(14 * 60);
+    assert_eq!(world.desired("gpu"), 1);
+    world.run(3 * 60);
+    assert_eq!(world.desired("gpu"), 2);
+}
+
+#[test]
+fn a_gpu_node_without_its_device_plugin_is_still_on_its_way() {
+    let mut world = World::new(flow());
+    world.gpu_pod("train");
+    world.run(31);
+    world.responsive = true;
+    world.launch();
+    let node = world.nodes.values_mut().find(|node| node.allocatable.has_gpu()).unwrap();
+    node.allocatable.set(GPU_TAINT, 0);
+    world.run(300);
+    assert_eq!(world.desired("gpu"), 1);
+}
+
+#[test]
+fn why_a_pod_cannot_be_helped_is_said_once() {
+    let mut world = World::new(flow());
+    world.pod("huge", &[("cpu", "64"), ("pods", "1")]);
+    world.run(600);
+    assert_eq!(
+        world.log(),
+        [
+            "huge: no group can make a node for it: cpu: too little cpu; gpu: has the taint nvidia.com/gpu that the pod does not tolerate"
+        ]
+    );
+    for number in 0..5 {
+        world.gpu_pod(&format!("train{number}"));
+    }
+    world.run(600);
+    assert_eq!(world.desired("gpu"), 3);
+    let log = world.log();
+    let at_maximum = log.iter().filter(|line| line.contains("gpu: at its maximum of 3")).count();
+    assert_eq!(at_maximum, 2, "{:#?}", log);
+}
+
+#[test]
+fn a_capacity_that_somebody_else_raised_is_not_lowered() {
+    let mut world = World::new(flow());
+    world.run(100);
+    world.asgs.get_mut("cpu").unwrap().desired = 4;
+    world.responsive = false;
+    for number in 0..13 {
+        world.pod(&format!("p{number}"), &[("cpu", "1"), ("pods", "1")]);
+    }
+    // The last description is up to a minute old and says 2.
+    world.run(50);
+    assert_eq!(world.desired("cpu"), 4);
+    world.pod("one-more", &[("cpu", "4"), ("pods", "1")]);
+    world.run(50);
+    assert!(world.log().iter().find(|line| line.contains("->")).unwrap().starts_with("cpu 4 -> 5: "));
+}
+
+#[test]
+fn a_group_below_its_minimum_is_raised() {
+    let mut world = World::new(flow());
+    world.asgs.get_mut("cpu").unwrap().desired = 0;
+    world.asgs.get_mut("cpu").unwrap().instances.clear();
+    world.run(70);
+    assert_eq!(world.log(), ["cpu 0 -> 2: fewer nodes than the minimum of 2"]);
+}
+
+/// A world with one node too many, idle and empty for ten minutes less some seconds.
+fn almost_unneeded() -> World {
+    let mut world = World::new(flow());
+    world.asgs.get_mut("cpu").unwrap().desired = 3;
+    world.run(540);
+    world.log.clear();
+    world
+}
+
+#[test]
+fn only_a_node_known_to_be_idle_is_drained() {
+    let drained = |says: &[Says]| {
+        let mut world = almost_unneeded();
+        let names: Vec<_> = world.nodes.keys().cloned().collect();
+        for (name, says) in names.iter().zip(says) {
+            world.say(name, *says);
+        }
+        world.run(120);
+        world.log().into_iter().find_map(|line| Some(line.strip_prefix("drain ")?[..5].to_owned()))
+    };
+    use Says::{Busy, Idle, Nothing, Unknown};
+    let _ = Idle;
+    assert_eq!(drained(&[]).as_deref(), Some("cpu-1"));
+    assert_eq!(drained(&[Busy]).as_deref(), Some("cpu-2"));
+    assert_eq!(drained(&[Unknown, Nothing]).as_deref(), Some("cpu-3"));
+    assert_eq!(drained(&[Busy, Busy, Busy]), None);
+    assert_eq!(drained(&[Nothing, Nothing, Nothing]), None);
+}
+
+#[test]
+fn a_gpu_node_whose_agent_sees_no_gpu_is_not_drained() {
+    let mut world = World::new(flow());
+    world.asgs.get_mut("gpu").unwrap().desired = 1;
+    world.run(200);
+    let (name, uid) =
+        world.nodes.values().find(|n| n.allocatable.has_gpu()).map(|n| (n.name.clone(), n.uid.clone())).unwrap();
+    world.say(&name, Says::Nothing);
+    for _ in 0..600 {
+        world.run(1);
+        world.sequence += 1;
+        let report = Report {
+            node: name.clone(),
+            node_uid: uid.clone(),
+            agent_start: Instant::from_millis(1),
+            sequence: world.sequence,
+            sampled_at: world.now,
+            class: Class::Idle { since: world.now.before(seconds(500)) },
+            utilization: Utilization::default(),
+        };
+        world.tell(Event::Report(report));
+    }
+    assert_eq!(world.log(), [""; 0]);
+}
+
+#[test]
+fn a_daemons_pod_does_not_keep_a_node_and_a_bare_pod_does() {
+    let mut world = almost_unneeded();
+    for name in ["cpu-1", "cpu-2", "cpu-3"] {
+        let bare = Pod { node: Some(name.into()), ..Pod::default() };
+        let daemon = Pod { controller: Controller::DaemonSet, ..bare.clone() };
+        world.insert(daemon, &format!("daemon-{name}"));
+        if name != "cpu-2" {
+            world.insert(bare, &format!("bare-{name}"));
+        }
+    }
+    world.run(120);
+    assert!(world.log().iter().any(|line| line.starts_with("drain cpu-2")));
+}
+
+#[test]
+fn a_pod_that_waits_and_fits_stops_the_drain() {
+    let mut world = almost_unneeded();
+    world.responsive = false;
+    world.run(70);
+    assert!(world.log()[0].starts_with("drain cpu-1"));
+    agent(world.nodes.get_mut("cpu-1").unwrap());
+    for pod in ["a", "b", "c"] {
+        world.pod(pod, &[("cpu", "4"), ("pods", "1")]);
+    }
+    world.run(40);
+    let log = world.log();
+    assert_eq!(
+        log,
+        ["c: fits node cpu-1, the scheduler is to place it", "cancel cpu-1: pod ns/c waits and fits this node"]
+    );
+}
+
+#[test]
+fn a_new_coordinator_finishes_what_the_old_one_began() {
+    let mut world = almost_unneeded();
+    while !world.log.iter().any(|line| line.starts_with("drain")) {
+        world.run(1);
+    }
+    world.start();
+    world.run(30);
+    assert!(world.log().last().unwrap().starts_with("terminate cpu-1"), "{:?}", world.log);
+    assert_eq!(world.desired("cpu"), 2);
+}
+
+#[test]
+fn a_drain_that_is_late_is_given_up_and_not_terminated() {
+    let mut world = almost_unneeded();
+    world.responsive = false;
+    world.run(70);
+    let deadline = world.nodes["cpu-1"].intent.as_ref().unwrap().deadline;
+    while world.now + seconds(59) < deadline {
+        world.run(1);
+    }
+    // Drained with less than the margin left: the agent may already be giving the node back.
+    for _ in 0..2 {
+        agent(world.nodes.get_mut("cpu-1").unwrap());
+    }
+    world.run(58);
+    assert_eq!(world.log().len(), 1);
+    world.run(3);
+    assert!(world.log()[0].starts_with("cancel cpu-1: the drain was given up"));
+    assert_eq!(world.desired("cpu"), 3);
+}
+
+#[test]
+fn failures_back_off_and_are_tried_again() {
+    let mut world = World::new(flow());
+    world.gpu_pod("train");
+    world.run(29);
+    world.failing = vec![Failure::Throttled, Failure::Unavailable, Failure::Conflict];
+    world.run(12);
+    assert_eq!(world.desired("gpu"), 1);
+    assert_eq!(world.log().iter().filter(|line| line.starts_with("failed")).count(), 3);
+    assert_eq!(Failure::Throttled.backoff(1), seconds(1));
+    assert_eq!(Failure::Throttled.backoff(100), seconds(60));
+    assert_eq!(Failure::Denied.backoff(1), seconds(60));
+}
+
+#[test]
+fn a_follower_and_a_stale_picture_decide_nothing() {
+    for event in [Event::Leading(false), Event::Synced(false)] {
+        let mut world = almost_unneeded();
+        world.tell(event);
+        world.gpu_pod("train");
+        world.run(300);
+        assert_eq!(world.log(), [""; 0]);
+        assert_eq!(world.fleet.next_wakeup(), None);
+    }
+}
+
+#[test]
+fn emptiness_is_counted_anew_after_a_gap_in_the_watch() {
+    let mut world = almost_unneeded();
+    world.tell(Event::Synced(false));
+    world.run(5);
+    world.tell(Event::Synced(true));
+    world.run(590);
+    assert_eq!(world.log(), [""; 0]);
+    world.run(20);
+    assert!(world.log()[0].starts_with("drain cpu-1"));
+}
+
+#[test]
+fn an_unknown_group_is_said_to_be_so_and_harms_no_other() {
+    let mut world = World::new(flow());
+    world.asgs.remove("gpu");
+    world.start();
+    world.gpu_pod("train");
+    for pod in ["a", "b", "c"] {
+        world.pod(pod, &[("cpu", "4"), ("pods", "1")]);
+    }
+    world.run(40);
+    let log = world.log();
+    assert!(log.iter().any(|line| line.contains("gpu: not known to the Auto Scaling API")), "{log:?}");
+    assert_eq!(world.desired("cpu"), 3);
+}
+
+#[test]
+fn reports_that_come_twice_late_or_from_a_former_node_change_nothing() {
+    let mut world = almost_unneeded();
+    let heard = world.fleet.nodes["cpu-1"].heard.as_ref().unwrap().report.clone();
+    let busy = Class::Busy { since: world.now, signal: Signal::Cpu };
+    for wrong in [
+        Report { class: busy, ..heard.clone() },
+        Report { class: busy, sequence: heard.sequence - 1, ..heard.clone() },
+        Report { class: busy, sequence: heard.sequence + 1, node_uid: "former".into(), ..heard.clone() },
+        Report { class: busy, sequence: heard.sequence + 1, node: "nobody".into(), ..heard.clone() },
+    ] {
+        world.tell(Event::Report(wrong));
+    }
+    assert_eq!(world.fleet.nodes["cpu-1"].heard.as_ref().unwrap().report, heard);
+}
+
+#[test]
+fn idleness_is_taken_from_the_agents_own_clock() {
+    let mut world = almost_unneeded();
+    let heard = world.fleet.nodes["cpu-1"].heard.as_ref().unwrap();
+    let ahead = |instant: Instant| instant + seconds(86_400);
+    let skewed = Heard {
+        report: Report {
+            sampled_at: ahead(heard.report.sampled_at),
+            class: Class::Idle { since: ahead(heard.report.class.since()) },
+            ..heard.report.clone()
+        },
+        at: heard.at,
+    };
+    assert_eq!(skewed.idle_since(), heard.idle_since());
+    world.run(1);
+}
+
+/// What chance does to the world.
+#[derive(Clone, Debug)]
+enum Chance {
+    Crash,
+    DeletePods,
+    Fail(Failure),
+    Foreign(u32),
+    GpuPod,
+    Lose,
+    Pods(u8),
+    Responsive(bool),
+    Say(usize, Says),
+    Wait(u16),
+}
+
+fn chance() -> impl Strategy<Value = Chance> {
+    let failure = prop_oneof![
+        Just(Failure::Conflict),
+        Just(Failure::NotFound),
+        Just(Failure::Throttled),
+        Just(Failure::Unavailable)
+    ];
+    let says =
+        prop_oneof![4 => Just(Says::Idle), 1 => Just(Says::Busy), 1 => Just(Says::Nothing), 1 => Just(Says::Unknown)];
+    prop_oneof![
+        1 => Just(Chance::Crash),
+        2 => Just(Chance::DeletePods),
+        2 => failure.prop_map(Chance::Fail),
+        1 => (0..6_u32).prop_map(Chance::Foreign),
+        2 => Just(Chance::GpuPod),
+        1 => Just(Chance::Lose),
+        2 => (1..12_u8).prop_map(Chance::Pods),
+        2 => any::<bool>().prop_map(Chance::Responsive),
+        3 => (0..8_usize, says).prop_map(|(node, says)| Chance::Say(node, says)),
+        4 => (1..400_u16).prop_map(Chance::Wait),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// The invariants of `World::check` hold through all of it; once it is over, everything settles: pods that can be
+    /// helped run, and with the work gone the groups come back to their minimum.
+    #[test]
+    fn the_fleet_settles_whatever_happened(chances in prop::collection::vec(chance(), 0..25)) {
+        let mut world = World::new(flow());
+        for (number, chance) in chances.into_iter().enumerate() {
+            match chance {
+                Chance::Crash => world.start(),
+                Chance::DeletePods => {
+                    let names: Vec<_> = world.pods.keys().cloned().collect();
+                    names.iter().for_each(|name| world.delete_pod(name));
+                }
+                Chance::Fail(failure) => world.failing.push(failure),
+                Chance::Foreign(desired) => {
+                    let cpu = world.asgs.get_mut("cpu").unwrap();
+                    // Another's scale-in takes whatever instance it likes: not ours to prevent, so only upwards.
+                    cpu.desired = cpu.desired.max(desired);
+                }
+                Chance::GpuPod => world.gpu_pod(&format!("gpu-{number}")),
+                Chance::Lose => {
+                    let node = world.nodes.values().next().cloned();
+                    if let Some(node) = node {
+                        world.asgs.values_mut().for_each(|asg| asg.instances.retain(|i| Some(&i.id) != node.instance.as_ref()));
+                        world.pods.retain(|_, pod| pod.node.as_ref() != Some(&node.name));
+                    }
+                }
+                Chance::Pods(count) => {
+                    for pod in 0..count {
+                        world.pod(&format!("p-{number}-{pod}"), &[("cpu", "2"), ("pods", "1")]);
+                    }
+                }
+                Chance::Responsive(responsive) => world.responsive = responsive,
+                Chance::Say(node, says) => {
+                    if let Some(name) = world.nodes.keys().nth(node).cloned() {
+                        world.say(&name, says);
+                    }
+                }
+                Chance::Wait(seconds) => world.run(seconds.into()),
+            }
+        }
+        world.failing.clear();
+        world.responsive = true;
+        world.run(120);
+        let names: Vec<_> = world.nodes.keys().cloned().collect();
+        for name in names {
+            world.say(&name, Says::Idle);
+        }
+        world.run(1200);
+        for pod in world.pods.values().filter(|pod| pod.waits_since().is_some()) {
+            let at_maximum = ["cpu", "gpu"].iter().any(|group| world.desired(group) >= world.policy.groups[*group].max);
+            prop_assert!(at_maximum, "{} still waits", pod.name);
+        }
+        let names: Vec<_> = world.pods.keys().cloned().collect();
+        names.iter().for_each(|name| world.delete_pod(name));
+        world.run(8000);
+        prop_assert_eq!((world.desired("cpu"), world.desired("gpu")), (2, 0));
+        prop_assert_eq!(world.nodes.values().filter(|node| node.unschedulable).count(), 0);
+    }
+}
