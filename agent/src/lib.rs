@@ -3,6 +3,8 @@
 
 pub mod args;
 pub mod clock;
+pub mod cluster;
+pub mod drain;
 pub mod health;
 pub mod host;
 pub mod logging;

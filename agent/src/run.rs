@@ -14,13 +14,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::args::{Args, SourceArg};
 use crate::clock::Clock;
+use crate::drain::Edge;
 use crate::host::Host;
-use crate::metrics::Page;
-use crate::once;
+use crate::metrics::{Metrics, Page};
 use crate::replay::Replay;
 use crate::sampler::{Input, Sampler};
 use crate::server::Server;
-use crate::{logging, metrics};
+use crate::uplink::Uplink;
+use crate::{cluster, logging, once};
 
 /// Less than the 30 s that Kubernetes gives a pod; no step of ours needs longer, and the Node tells where to go on.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -46,11 +47,15 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let mut interrupt = signal(interrupt).context("listen for SIGINT")?;
     let clock = Clock::start();
     let input = input(&args)?;
+    let client = match args.node_name.clone().filter(|_| !args.standalone) {
+        Some(node) => Some((cluster::client(args.kubeconfig.as_deref(), &node).await?, node)),
+        None => None,
+    };
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %listener.local_addr()?, "started");
 
     let (sample_sender, samples) = watch::channel(None);
-    let (_policy_sender, policy) = watch::channel(IdlePolicy::default());
+    let (policy_sender, policy) = watch::channel(IdlePolicy::default());
     let (stop_sampler, sampler_stop) = mpsc::channel();
     let sampler = Sampler::new(input, clock, IdlePolicy::default())
         .spawn(args.interval, policy, sample_sender, sampler_stop)
@@ -58,15 +63,34 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
 
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let metrics = (!args.standalone).then(metrics::Metrics::default);
+    let metrics = client.is_some().then(Metrics::default);
     let server = Server {
         page: Page::new(samples.clone(), metrics.as_ref()),
-        samples,
+        samples: samples.clone(),
         interval: args.interval,
         log,
         started: std::time::Instant::now(),
     };
     tasks.spawn(Arc::new(server).run(listener, stop.clone()));
+    if let Some(((client, node), metrics)) = client.zip(metrics) {
+        let (uid_sender, node_uid) = watch::channel(None);
+        let edge = Edge { client, node: node.clone(), clock, node_uid: uid_sender, metrics: metrics.clone() };
+        let uplink = Uplink {
+            coordinator: args.coordinator,
+            ca: args.coordinator_ca,
+            server_name: args.coordinator_server_name,
+            token_file: args.coordinator_token_file,
+            node,
+            node_uid,
+            samples,
+            interval: args.interval,
+            agent_start: clock.begin(),
+            policy: policy_sender,
+            metrics,
+        };
+        tasks.spawn(edge.run(stop.clone()));
+        tasks.spawn(uplink.run(stop.clone()));
+    }
     tasks.close();
 
     let signal = first(&mut terminate, &mut interrupt).await;

@@ -1,26 +1,236 @@
-//! Tells the coordinator what the node is doing, over one gRPC stream.
+//! Tells the coordinator what the node is doing, over one gRPC stream, and takes its settings. While it is away the
+//! node is sampled all the same, and it is tried again.
 
-use std::net::IpAddr;
-use std::str::FromStr;
+mod backoff;
+mod url;
 
-use tonic::transport::Uri;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-/// Where the coordinator is. Encrypted, or on this machine: a token is never sent in the clear over a network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CoordinatorUrl(Uri);
+use ebb_core::classify::{Class, IdlePolicy};
+use ebb_core::report::Report;
+use ebb_core::time::Instant;
+use ebb_proto::v1;
+use ebb_proto::v1::reports_client::ReportsClient;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
-impl FromStr for CoordinatorUrl {
-    type Err = &'static str;
+use crate::health::chain;
+use crate::metrics::Metrics;
+use crate::sampler::Sample;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const EXPECTED: &str = "expected https://HOST:PORT (http:// only for an address of loopback)";
-        let uri: Uri = text.parse().map_err(|_| EXPECTED)?;
-        let host = uri.host().ok_or(EXPECTED)?;
-        let loopback = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        match uri.scheme_str() {
-            Some("https") => Ok(Self(uri)),
-            Some("http") if loopback => Ok(Self(uri)),
-            _ => Err(EXPECTED),
+use backoff::pause;
+pub use url::CoordinatorUrl;
+
+/// A report is sent when the class changes, and before the last one is this old.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How a coordinator that vanished without a word is noticed.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Reports on their way. A stream that does not take even these is stalled, and older reports are worth nothing.
+const REPORTS_IN_FLIGHT: usize = 2;
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("use the token in {}: it holds characters that no token has", path.display())]
+    Token { path: PathBuf },
+    #[error("reach the coordinator")]
+    Connect(#[source] tonic::transport::Error),
+    /// The status' own text says code and message, and needs no more around it.
+    #[error("report to the coordinator: {}: {}", .0.code(), .0.message())]
+    Refused(tonic::Status),
+    #[error("understand the coordinator's settings")]
+    Settings(#[source] ebb_proto::Invalid),
+    #[error("keep the stream: the coordinator ended it")]
+    Ended,
+}
+
+pub struct Uplink {
+    pub coordinator: CoordinatorUrl,
+    pub ca: PathBuf,
+    pub server_name: Option<String>,
+    pub token_file: PathBuf,
+    pub node: String,
+    /// From the Node object, once that was read.
+    pub node_uid: watch::Receiver<Option<String>>,
+    pub samples: watch::Receiver<Option<Arc<Sample>>>,
+    pub interval: Duration,
+    pub agent_start: Instant,
+    pub policy: watch::Sender<IdlePolicy>,
+    pub metrics: Metrics,
+}
+
+impl Uplink {
+    /// Reports until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.keep_reporting() => {}
         }
+        self.metrics.coordinator_connected.set(0);
+    }
+
+    async fn keep_reporting(&self) {
+        let mut sequence = 0;
+        let mut failures = 0;
+        loop {
+            let mut accepted = false;
+            let Err(error) = self.stream(&mut sequence, &mut accepted).await;
+            self.metrics.coordinator_connected.set(0);
+            if accepted {
+                failures = 0;
+            }
+            // One line for a coordinator that went away, not one for each attempt to find it again.
+            if failures == 0 {
+                tracing::warn!(error = chain(&error), "coordinator lost");
+            } else {
+                tracing::debug!(error = chain(&error), failures, "coordinator still away");
+            }
+            tokio::time::sleep(pause(&self.node, failures)).await;
+            failures = failures.saturating_add(1);
+        }
+    }
+
+    /// One stream, from connecting to its end.
+    async fn stream(&self, sequence: &mut u64, accepted: &mut bool) -> Result<std::convert::Infallible, Error> {
+        // Without the UID a report would speak of any node of this name.
+        let mut known = self.node_uid.clone();
+        if known.wait_for(Option::is_some).await.is_err() {
+            return std::future::pending().await; // We are about to stop.
+        }
+        let token = self.token().await?;
+        let mut client = ReportsClient::new(self.connect().await?);
+        let (sender, reports) = mpsc::channel(REPORTS_IN_FLIGHT);
+        let mut request = Request::new(ReceiverStream::new(reports));
+        request.metadata_mut().insert("authorization", token);
+        let take_settings = async {
+            let mut settings = client.stream(request).await.map_err(Error::Refused)?.into_inner();
+            while let Some(message) = settings.message().await.map_err(Error::Refused)? {
+                let policy = IdlePolicy::try_from(message).map_err(Error::Settings)?;
+                if !*accepted {
+                    tracing::info!(coordinator = %self.coordinator, "coordinator connected");
+                    self.metrics.coordinator_connected.set(1);
+                    *accepted = true;
+                }
+                self.policy.send_if_modified(|current| {
+                    let changed = *current != policy;
+                    *current = policy;
+                    changed
+                });
+            }
+            Err(Error::Ended)
+        };
+        tokio::select! {
+            ended = take_settings => ended,
+            () = self.send_reports(sender, sequence) => Err(Error::Ended),
+        }
+    }
+
+    async fn send_reports(&self, sender: mpsc::Sender<v1::Report>, sequence: &mut u64) {
+        let mut samples = self.samples.clone();
+        samples.mark_changed();
+        let mut last: Option<(Instant, Class)> = None;
+        loop {
+            if samples.changed().await.is_err() {
+                return std::future::pending().await; // The sampler is gone: we are about to stop.
+            }
+            let Some(sample) = samples.borrow_and_update().clone() else { continue };
+            let Some(node_uid) = self.node_uid.borrow().clone() else { continue };
+            if last.is_some_and(|last| !is_due(last, &sample, self.interval)) {
+                continue;
+            }
+            last = Some((sample.at, sample.class));
+            *sequence += 1;
+            let report = Report {
+                node: self.node.clone(),
+                node_uid,
+                agent_start: self.agent_start,
+                sequence: *sequence,
+                sampled_at: sample.at,
+                class: sample.class,
+                utilization: sample.window,
+            };
+            if sender.send((&report).into()).await.is_err() {
+                return;
+            }
+            self.metrics.reports_sent.inc();
+        }
+    }
+
+    async fn connect(&self) -> Result<Channel, Error> {
+        let mut endpoint = Endpoint::from(self.coordinator.uri().clone())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true);
+        if self.coordinator.is_encrypted() {
+            let ca = tokio::fs::read(&self.ca).await.map_err(|source| Error::Read { path: self.ca.clone(), source })?;
+            let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+            if let Some(name) = &self.server_name {
+                tls = tls.domain_name(name);
+            }
+            endpoint = endpoint.tls_config(tls).map_err(Error::Connect)?;
+        }
+        endpoint.connect().await.map_err(Error::Connect)
+    }
+
+    async fn token(&self) -> Result<MetadataValue<Ascii>, Error> {
+        let path = || self.token_file.clone();
+        let token = tokio::fs::read_to_string(&self.token_file).await;
+        let token = token.map_err(|source| Error::Read { path: path(), source })?;
+        let mut value: MetadataValue<Ascii> =
+            format!("Bearer {}", token.trim()).parse().map_err(|_| Error::Token { path: path() })?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+/// Whether the next sample would come too late to wait for it, or the class is another one. Which signal makes a node
+/// busy may change each second, and is no change of class.
+fn is_due((at, class): (Instant, Class), sample: &Sample, interval: Duration) -> bool {
+    sample.at.since(at) + interval > REPORT_EVERY
+        || (class.name(), class.since()) != (sample.class.name(), sample.class.since())
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_core::classify::{Missing, Signal, Utilization};
+
+    use super::*;
+    use crate::health::Healths;
+    use crate::reading::Reading;
+
+    #[test]
+    fn a_report_is_due_on_another_class_and_before_ten_seconds() {
+        let at = |second: u64| Instant::from_millis(second * 1000);
+        let check = |second, class, due| {
+            let taken = std::time::Instant::now();
+            let sample = Sample {
+                at: at(second),
+                taken,
+                reading: Reading::empty(taken),
+                utilization: Utilization::default(),
+                window: Utilization::default(),
+                class,
+                healths: Healths::default(),
+            };
+            let last = (at(100), Class::Busy { since: at(50), signal: Signal::Cpu });
+            assert_eq!(is_due(last, &sample, Duration::from_secs(1)), due, "{second} {class:?}");
+        };
+        check(101, Class::Busy { since: at(50), signal: Signal::Cpu }, false);
+        check(101, Class::Busy { since: at(50), signal: Signal::RunQueue }, false);
+        check(109, Class::Busy { since: at(50), signal: Signal::Cpu }, false);
+        check(110, Class::Busy { since: at(50), signal: Signal::Cpu }, true);
+        check(101, Class::Idle { since: at(101) }, true);
+        check(101, Class::Unknown { since: at(101), missing: Missing::History }, true);
     }
 }

@@ -226,11 +226,15 @@ mod tests {
         dir
     }
 
-    fn read(tree: &mut CgroupTree) -> Vec<(String, Option<u64>, Option<u64>, Option<u64>)> {
-        let row = |cgroup: CgroupUse| {
-            (cgroup.path, cgroup.cpu.map(|cpu| cpu.as_nanos() as u64), cgroup.memory, cgroup.memory_working_set)
-        };
-        tree.read(&mut Vec::new()).unwrap().all.into_iter().map(row).collect()
+    /// All but the ids, which no test can know beforehand.
+    fn read(tree: &mut CgroupTree) -> Vec<CgroupUse> {
+        let all = tree.read(&mut Vec::new()).unwrap().all;
+        all.into_iter().map(|cgroup| CgroupUse { id: None, ..cgroup }).collect()
+    }
+
+    fn row(path: &str, cpu_nanos: Option<u64>, memory: Option<u64>, memory_working_set: Option<u64>) -> CgroupUse {
+        let cpu = cpu_nanos.map(Duration::from_nanos);
+        CgroupUse { path: path.into(), id: None, cpu, memory, memory_working_set }
     }
 
     #[test]
@@ -245,9 +249,9 @@ mod tests {
         ]);
         let mut cgroups = CgroupTree::new(dir.path(), 10);
         let expected = [
-            ("/".into(), Some(5000), None, None),
-            ("/kubepods.slice".into(), Some(2000), Some(100), Some(70)),
-            ("/kubepods.slice/a.scope".into(), Some(1000), None, None),
+            row("/", Some(5000), None, None),
+            row("/kubepods.slice", Some(2000), Some(100), Some(70)),
+            row("/kubepods.slice/a.scope", Some(1000), None, None),
         ];
         assert_eq!(read(&mut cgroups), expected);
         let all = cgroups.read(&mut Vec::new()).unwrap().all;
@@ -265,7 +269,7 @@ mod tests {
             ("memory/memory.stat", "inactive_file 1\ntotal_inactive_file 400\n"),
         ]);
         let mut cgroups = CgroupTree::new(dir.path(), 10);
-        let expected = [("/".into(), Some(9), Some(1000), Some(600)), ("/pod".into(), Some(7), None, None)];
+        let expected = [row("/", Some(9), Some(1000), Some(600)), row("/pod", Some(7), None, None)];
         assert_eq!(read(&mut cgroups), expected);
         assert!(cgroups.read(&mut Vec::new()).unwrap().all.iter().all(|cgroup| cgroup.id.is_some()));
     }
