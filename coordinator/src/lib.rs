@@ -12,7 +12,9 @@ pub mod http;
 pub mod kubernetes;
 pub mod lease;
 pub mod metrics;
+pub mod reports;
 pub mod standing;
+pub mod tls;
 
 mod args;
 pub mod logging;

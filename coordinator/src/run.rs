@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use ebb_core::fleet::Fleet;
+use ebb_proto::v1::Settings;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,9 @@ use crate::http::{self, Shown};
 use crate::kubernetes::Kubernetes;
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
+use crate::reports::{self, ClusterReview, Gate, Tokens};
 use crate::standing::Standing;
+use crate::tls::Certificates;
 use crate::{config, names};
 
 /// For calls under way and for letting go of the Lease; well below the kubelet's 30 s.
@@ -98,6 +101,19 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         standing.clone(),
         inbox.clone(),
     )));
+    let (certificate, certificates) = watch::channel(None);
+    let keep = Certificates::new(client.clone(), &namespace, &args.tls_san).keep(certificate);
+    intake.spawn(stop.clone().run_until_cancelled_owned(keep));
+    let tokens = Tokens::new(ClusterReview(client.clone()), &namespace, &args.agent_service_account);
+    let gate = Gate { nodes, standing: standing.clone(), inbox: inbox.clone(), metrics: metrics.clone() };
+    let reports = reports::serve(
+        args.listen_reports,
+        Arc::new(tokens),
+        gate,
+        Settings::from(&policy.idle),
+        certificates,
+        stop.clone(),
+    );
     let effects = effects::run(actions, outside, standing.clone(), inbox.clone(), metrics.clone());
     let mut core = JoinSet::new();
     core.spawn(driver.run(stop.clone()));
@@ -112,6 +128,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         _ = intake.join_next() => Some("intake"),
         _ = core.join_next() => Some("core"),
         _ = lease.join_next() => Some("lease"),
+        result = reports => {
+            result.context("serve reports")?;
+            Some("reports")
+        }
         result = http::serve(listener, shown, let_go.clone()) => {
             result.context("serve HTTP")?;
             Some("http")
