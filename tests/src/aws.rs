@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::Lab;
 
@@ -104,13 +102,6 @@ impl Lab {
     /// HTTP/1.0: the answer ends with the connection, so that a few lines do for a client.
     async fn http(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
         let address = self.aws_endpoint.strip_prefix("http://").expect("the fake AWS speaks plain HTTP");
-        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let request = format!("{method} {path} HTTP/1.0\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len());
-        let mut stream = TcpStream::connect(address).await.expect("the fake AWS listens");
-        stream.write_all(request.as_bytes()).await.expect("the fake AWS reads");
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).await.expect("the fake AWS answers");
-        let status = reply.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status line");
-        (status, reply.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+        crate::http(address, method, path, headers, body).await
     }
 }

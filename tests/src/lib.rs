@@ -2,6 +2,8 @@
 //! Everything here panics rather than returning errors: in a test, a broken lab is a failed test.
 
 mod aws;
+mod ebb;
+mod http;
 mod program;
 mod wait;
 
@@ -23,6 +25,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 pub use aws::{AwsCall, Group, Instance};
+pub use ebb::{Ebb, node_of};
+pub use http::http;
 pub use program::{Program, binary, free_port};
 pub use rustix::process::Signal;
 pub use wait::wait_until;

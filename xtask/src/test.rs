@@ -1,6 +1,162 @@
-#[derive(clap::Args)]
-pub(crate) struct Args {}
+//! `cargo xtask test`: every check of the project, in groups that can be run one by one.
 
-pub(crate) fn run(_args: &Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::process::root;
+use crate::tools;
+
+/// Runs the project's tests and checks, all of them or the groups named.
+///
+/// `lab`, `manifests` and `burst` bring up control planes on loopback and build what those need (see `cargo xtask lab
+/// --help`); the first run on a machine takes about half an hour for that, later ones minutes. `bpf` and `deny`
+/// install tools into the cache. Every group runs, also after one has failed; the last line counts.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to run; nothing: everything, in this order.
+    #[arg(value_enum)]
+    groups: Vec<Group>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// The formatting of the code.
+    Fmt,
+    /// The compiler's and clippy's warnings, as errors.
+    Clippy,
+    /// The tests next to the code and those of whole binaries that need nothing but this machine.
+    Unit,
+    /// The committed kernel programs against a rebuild from source.
+    Bpf,
+    /// The rendered manifests against the chart, and the rights they give against a real API server.
+    Manifests,
+    /// The harness itself: control plane, fake AWS, nodes.
+    Lab,
+    /// One burst, up and down, through real parts.
+    Burst,
+    /// Licences, sources and duplicates of all dependencies.
+    Deny,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let groups = if args.groups.is_empty() { Group::value_variants() } else { &args.groups };
+    let mut total = Count::default();
+    let mut failed = Vec::new();
+    for group in groups {
+        let possible = group.to_possible_value().context("no group is hidden")?;
+        let name = possible.get_name().to_owned();
+        println!("── {name}: {}", possible.get_help().map(ToString::to_string).unwrap_or_default());
+        let start = Instant::now();
+        let count = group.run().unwrap_or_else(|error| {
+            println!("{error:#}");
+            Count { passed: 0, failed: 1 }
+        });
+        println!("── {name}: {} passed, {} failed, {:.0?}\n", count.passed, count.failed, start.elapsed());
+        if count.failed > 0 {
+            failed.push(name);
+        }
+        total.passed += count.passed;
+        total.failed += count.failed;
+    }
+    println!("{} passed, {} failed", total.passed, total.failed);
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Tests, or whole checks.
+#[derive(Default)]
+struct Count {
+    passed: u32,
+    failed: u32,
+}
+
+impl Group {
+    fn run(self) -> Result<Count> {
+        match self {
+            Self::Fmt => check(&mut cargo(&["fmt", "--all", "--check"])).and_then(|root| {
+                let bpf = check(cargo(&["fmt", "--check"]).current_dir(crate::process::root().join("ebpf")))?;
+                Ok(Count { passed: root.passed + bpf.passed, failed: root.failed + bpf.failed })
+            }),
+            Self::Clippy => check(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+            Self::Unit => tests(&["--no-fail-fast"]),
+            Self::Bpf => check(&mut xtask(&["ebpf", "--check"])?),
+            Self::Manifests => {
+                let rendered = check(&mut xtask(&["manifests", "--check"])?)?;
+                let rights = tests(&["--package", "ebb-tests", "--test", "manifests"])?;
+                Ok(Count { passed: rendered.passed + rights.passed, failed: rendered.failed + rights.failed })
+            }
+            Self::Lab => tests(&["--package", "ebb-tests", "--test", "lab"]),
+            Self::Burst => tests(&["--package", "ebb-tests", "--test", "burst"]),
+            // Advisories need a database from outside, which a closed network does not have.
+            Self::Deny => check(
+                Command::new(tools::cargo_deny()?)
+                    .args(["check", "bans", "licenses", "sources"])
+                    .current_dir(root()),
+            ),
+        }
+    }
+}
+
+fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(root());
+    command
+}
+
+fn xtask(args: &[&str]) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("find this program")?);
+    command.args(args).current_dir(root());
+    Ok(command)
+}
+
+/// Runs a command that passes or fails as a whole.
+fn check(command: &mut Command) -> Result<Count> {
+    let passed = command.status().with_context(|| format!("start {}", command.get_program().display()))?.success();
+    Ok(if passed { Count { passed: 1, failed: 0 } } else { Count { passed: 0, failed: 1 } })
+}
+
+/// Runs `cargo test`, shows what it prints, and adds up the results of its test binaries.
+fn tests(args: &[&str]) -> Result<Count> {
+    let mut command = cargo(&["test"]);
+    let mut child = command.args(args).stdout(Stdio::piped()).spawn().context("start cargo test")?;
+    let mut count = Count::default();
+    for line in BufReader::new(child.stdout.take().expect("was asked for")).lines() {
+        let line = line.context("read what cargo test prints")?;
+        println!("{line}");
+        if let Some((passed, failed)) = result(&line) {
+            count.passed += passed;
+            count.failed += failed;
+        }
+    }
+    if !child.wait().context("wait for cargo test")?.success() && count.failed == 0 {
+        // It did not compile, or a test binary ended before it could say how.
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// `test result: ok. 5 passed; 1 failed; …` → (5, 1)
+fn result(line: &str) -> Option<(u32, u32)> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let (passed, rest) = counts.split_once(" passed; ")?;
+    let (failed, _) = rest.split_once(" failed")?;
+    Some((passed.parse().ok()?, failed.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_test_binaries_are_read() {
+        let line = "test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s";
+        assert_eq!(result(line), Some((5, 1)));
+        assert_eq!(result("test time::tests::x ... ok"), None);
+    }
 }

@@ -14,7 +14,6 @@ const HELM: &str = "v4.3.1";
 const MOTO: &str = "5.2.5";
 
 /// The path of helm; builds it from its Go module when it is not in the cache.
-#[allow(dead_code, reason = "the manifests check calls it")]
 pub(crate) fn helm() -> Result<PathBuf> {
     once(&format!("helm-{HELM}"), |folder| {
         eprintln!("building helm {HELM} with Go");
@@ -32,7 +31,6 @@ pub(crate) fn helm() -> Result<PathBuf> {
 }
 
 /// The path of cargo-deny; builds it when it is not in the cache.
-#[allow(dead_code, reason = "the dependency check calls it")]
 pub(crate) fn cargo_deny() -> Result<PathBuf> {
     once(&format!("cargo-deny-{CARGO_DENY}"), |folder| {
         eprintln!("building cargo-deny {CARGO_DENY}");

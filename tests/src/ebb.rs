@@ -1,0 +1,189 @@
+//! Ebb installed in a lab: its manifests applied, its coordinator and agents running as processes beside the control
+//! plane. What a kubelet does for real pods is done here: for each pod of the agents' DaemonSet on a KWOK node an
+//! `ebb-agent` process runs, with tokens bound to that pod and files where its volumes would be.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
+
+use crate::program::{binary, free_port, root};
+use crate::{Lab, Program, http};
+
+const NAMESPACE: &str = "ebb";
+/// The audience of the tokens that agents show to the coordinator, as in the manifests.
+const REPORTS_AUDIENCE: &str = "ebb-coordinator";
+
+/// Ebb, installed from `deploy/manifests`.
+pub struct Ebb {
+    // Before `lab`: stopped first.
+    coordinator: Option<Program>,
+    /// By the UID of their pod.
+    agents: BTreeMap<String, Program>,
+    pub client: Client,
+    pub reports_port: u16,
+    pub http_port: u16,
+    pub lab: Lab,
+}
+
+impl Ebb {
+    /// Applies the manifests. Starts neither coordinator nor agents.
+    pub async fn install(lab: Lab) -> Self {
+        lab.apply_file(root().join("deploy/manifests/ebb.yaml")).await;
+        let client = lab.client().await;
+        Self {
+            coordinator: None,
+            agents: BTreeMap::new(),
+            client,
+            reports_port: free_port(),
+            http_port: free_port(),
+            lab,
+        }
+    }
+
+    /// The configuration from the manifests.
+    pub async fn config(&self) -> String {
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let map = maps.get("ebb-coordinator").await.expect("the manifests hold the configuration");
+        map.data.unwrap_or_default().remove("config.yaml").expect("under this key")
+    }
+
+    /// Starts the coordinator as its ServiceAccount, with this configuration and further flags.
+    pub async fn start_coordinator(&mut self, config: &str, flags: &[&str]) {
+        let file = self.lab.dir.join("conf/coordinator.yaml");
+        std::fs::write(&file, config).expect("the lab's folder takes a file");
+        let token = self.lab.service_account_token(NAMESPACE, "ebb-coordinator", Lab::API_AUDIENCE, None).await;
+        let mut command = self.lab.command(binary("ebb-coordinator"));
+        command
+            .arg("--config")
+            .arg(file)
+            .arg("--kubeconfig")
+            .arg(self.lab.write_kubeconfig("coordinator", &token))
+            .args(["--namespace", NAMESPACE, "--identity", "test"])
+            .args(["--listen", &format!("127.0.0.1:{}", self.http_port)])
+            .args(["--listen-reports", &format!("127.0.0.1:{}", self.reports_port)])
+            .args(flags);
+        self.coordinator = Some(self.lab.spawn("coordinator", command));
+    }
+
+    /// SIGKILL.
+    pub fn kill_coordinator(&mut self) {
+        self.coordinator.take().expect("it was started").kill();
+    }
+
+    /// SIGTERM; whether it ended well.
+    pub async fn stop_coordinator(&mut self) -> bool {
+        let coordinator = self.coordinator.take().expect("it was started");
+        coordinator.terminate(Duration::from_secs(15)).await.success()
+    }
+
+    /// Waits for a condition while agents come and go with their pods.
+    pub async fn wait_until(&mut self, what: &str, within: Duration, mut condition: impl AsyncFnMut(&Self) -> bool) {
+        let deadline = Instant::now() + within;
+        loop {
+            self.sync_agents().await;
+            if condition(self).await {
+                return;
+            }
+            if Instant::now() >= deadline {
+                panic!("waited {within:?} for {what}\n{}", self.lab.diagnosis().await);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The coordinator's metrics, as text.
+    pub async fn metrics(&self) -> String {
+        let (_, metrics) = http(&format!("127.0.0.1:{}", self.http_port), "GET", "/metrics", &[], "").await;
+        metrics
+    }
+
+    pub async fn nodes(&self) -> Vec<Node> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        nodes.list(&ListParams::default()).await.expect("the admin may list nodes").items
+    }
+
+    pub async fn pod(&self, name: &str) -> Option<Pod> {
+        let pods: Api<Pod> = Api::default_namespaced(self.client.clone());
+        pods.get_opt(name).await.expect("the admin may read pods")
+    }
+
+    /// The agents' pods that are bound to a node.
+    pub async fn agent_pods(&self) -> Vec<Pod> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let selector = ListParams::default().labels("app.kubernetes.io/component=agent");
+        let pods = pods.list(&selector).await.expect("the admin may list pods").items;
+        let bound = |pod: &Pod| node_of(pod).is_some() && pod.metadata.deletion_timestamp.is_none();
+        pods.into_iter().filter(bound).collect()
+    }
+
+    /// A token as the agent's pod has it for the coordinator.
+    pub async fn reports_token(&self, pod: &Pod) -> String {
+        self.lab.service_account_token(NAMESPACE, "ebb-agent", REPORTS_AUDIENCE, Some(pod)).await
+    }
+
+    /// The certificate authority that the coordinator has published, once it has.
+    pub async fn ca(&self) -> Option<String> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let map = maps.get_opt("ebb-coordinator-ca").await.expect("the admin may read config maps")?;
+        map.data?.remove("ca.crt")
+    }
+
+    fn ca_file(&self) -> PathBuf {
+        self.lab.dir.join("conf/coordinator-ca.crt")
+    }
+
+    /// The kubelets' part.
+    async fn sync_agents(&mut self) {
+        if let Some(ca) = self.ca().await {
+            std::fs::write(self.ca_file(), ca).expect("the lab's folder takes a file");
+        }
+        let pods = self.agent_pods().await;
+        self.agents.retain(|uid, _| pods.iter().any(|pod| pod.uid().as_ref() == Some(uid)));
+        for pod in pods {
+            let uid = pod.uid().expect("every object has one");
+            if !self.agents.contains_key(&uid)
+                && let Some(agent) = self.start_agent(&pod).await
+            {
+                self.agents.insert(uid, agent);
+            }
+        }
+    }
+
+    /// `None`: the pod or its node has gone in the meantime.
+    async fn start_agent(&self, pod: &Pod) -> Option<Program> {
+        let node = node_of(pod)?;
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let object = nodes.get_opt(&node).await.expect("the admin may read nodes")?;
+        let has_gpu = object.status?.allocatable?.contains_key("nvidia.com/gpu");
+        let folder = self.lab.dir.join("agents").join(&node);
+        std::fs::create_dir_all(&folder).expect("the lab's folder takes a folder");
+        let gpu = if has_gpu { r#"{"busy": 0}"# } else { r#""absent""# };
+        let recording = format!(r#"{{"utilization": {{"cpu": 20, "gpu": {gpu}}}}}"#);
+        std::fs::write(folder.join("readings"), recording).expect("the folder takes a file");
+        std::fs::write(folder.join("token"), self.reports_token(pod).await).expect("the folder takes a file");
+        let token = self.lab.service_account_token(NAMESPACE, "ebb-agent", Lab::API_AUDIENCE, Some(pod)).await;
+
+        let mut command = self.lab.command(binary("ebb-agent"));
+        command
+            .args(["--node-name", &node, "--listen", &format!("127.0.0.1:{}", free_port())])
+            .arg("--kubeconfig")
+            .arg(self.lab.write_kubeconfig(&format!("agent-{node}"), &token))
+            .args(["--coordinator", &format!("https://127.0.0.1:{}", self.reports_port)])
+            .args(["--coordinator-server-name", "ebb-coordinator.ebb.svc", "--coordinator-ca"])
+            .arg(self.ca_file())
+            .arg("--coordinator-token-file")
+            .arg(folder.join("token"))
+            .args(["--interval", "200ms", "--source"])
+            .arg(format!("replay:{}", folder.join("readings").display()));
+        Some(self.lab.spawn(&format!("agent-{node}"), command))
+    }
+}
+
+/// The node that the pod is bound to.
+pub fn node_of(pod: &Pod) -> Option<String> {
+    pod.spec.as_ref()?.node_name.clone()
+}
