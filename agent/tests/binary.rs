@@ -1,0 +1,238 @@
+//! The whole binary: what it prints, serves, refuses, and how it ends.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+fn agent() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ebb-agent"));
+    // What the machine that runs the tests has set is none of their business.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EBB_")) {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    agent().args(args).output().unwrap()
+}
+
+/// An agent that serves. Killed on drop.
+struct Serving {
+    child: Child,
+    address: SocketAddr,
+    log: BufReader<ChildStderr>,
+}
+
+impl Serving {
+    fn start(args: &[&str]) -> Self {
+        let mut command = agent();
+        command.args(["--standalone", "--listen", "127.0.0.1:0", "--log", "json"]).args(args);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let started = until(&mut log, "started");
+        let address = started["listen"].as_str().unwrap().parse().unwrap();
+        Self { child, address, log }
+    }
+
+    /// Sends a request; returns status, head and body.
+    fn ask(&self, head: &str, body: &str) -> (u16, String, String) {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        write!(stream, "{head}\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+            .unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, head.to_lowercase(), body.to_owned())
+    }
+
+    fn get(&self, path: &str) -> (u16, String, String) {
+        self.ask(&format!("GET {path} HTTP/1.1"), "")
+    }
+
+    fn wait_ready(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.get("/readyz").0 != 200 {
+            assert!(Instant::now() < deadline, "no sample within 10 s");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn stop(mut self, signal: Signal) -> (Option<i32>, Value) {
+        let begin = Instant::now();
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        let last = until(&mut self.log, "stopped");
+        let status = self.child.wait().unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(8), "stopping took {:?}", begin.elapsed());
+        (status.code(), last)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ended_already = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// Reads log lines up to one with this message.
+fn until(log: &mut impl BufRead, message: &str) -> Value {
+    let mut line = String::new();
+    loop {
+        line.clear();
+        assert!(log.read_line(&mut line).unwrap() > 0, "the agent ended before `{message}`");
+        let entry: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        if entry["message"] == message {
+            return entry;
+        }
+    }
+}
+
+/// Samples by name and labels. Panics on a line that neither format knows.
+fn samples(page: &str) -> Vec<(String, f64)> {
+    let lines = page.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| line.rsplit_once(' ').unwrap())
+        .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
+        .collect()
+}
+
+fn write_tree(root: &Path, files: &[(&str, &str)]) {
+    for (path, content) in files {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+}
+
+#[test]
+fn metrics_are_served_in_both_formats() {
+    let serving = Serving::start(&["--interval", "100ms"]);
+    serving.wait_ready();
+    assert_eq!(serving.get("/healthz").0, 200);
+    let (_, head, classic) = serving.get("/metrics");
+    assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+    let (_, head, open) =
+        serving.ask("GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0", "");
+    assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(open.ends_with("# EOF\n") && !classic.contains("# EOF"));
+    let names = |page: &str| samples(page).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!(names(&classic), names(&open));
+    assert!(classic.contains("# TYPE ebb_node_cpu_seconds_total counter\n"));
+    assert!(open.contains("# TYPE ebb_node_cpu_seconds counter\n"));
+    let all = samples(&classic);
+    let value = |wanted: &str| all.iter().find(|(name, _)| name == wanted).unwrap_or_else(|| panic!("no {wanted}")).1;
+    assert_eq!(value("ebb_node_class{class=\"unknown\"}"), 1.0);
+    assert_eq!(value("ebb_source_up{source=\"cpu\"}"), 1.0);
+    assert!(value("ebb_node_memory_total_bytes") > 0.0);
+    assert!(value("ebb_sample_age_seconds") < 5.0);
+    assert!(value("process_resident_memory_bytes") > 0.0);
+    assert_eq!(serving.get("/nothing").0, 404);
+    assert_eq!(serving.ask("DELETE /metrics HTTP/1.1", "").0, 405);
+}
+
+#[test]
+fn once_prints_a_sample_of_this_machine() {
+    let output = run(&["--once", "-o", "json", "--interval", "200ms"]);
+    assert_eq!(output.status.code(), Some(0));
+    let sample: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(sample["utilizationPermille"]["cpu"].is_u64(), "{sample}");
+    assert_eq!((&sample["class"]["class"], &sample["class"]["missing"]), (&"unknown".into(), &"history".into()));
+    assert!(sample["memory"]["totalBytes"].as_u64().unwrap() > 0);
+    let table = String::from_utf8(run(&["--once", "--interval", "200ms"]).stdout).unwrap();
+    assert!(table.contains("unknown: history"), "{table}");
+}
+
+#[test]
+fn what_is_broken_is_unknown_and_never_zero() {
+    let root = tempfile::tempdir().unwrap();
+    write_tree(
+        root.path(),
+        &[
+            ("proc/stat", "cpu  1 2 three\n"),
+            ("proc/meminfo", "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 500 kB\nInactive(file): 100 kB\n"),
+            ("cgroup/cgroup.controllers", "cpu\n"),
+            ("cgroup/a\"b/cpu.stat", "usage_usec 5\n"),
+        ],
+    );
+    let at = |name: &str| root.path().join(name).to_string_lossy().into_owned();
+    let (proc, sys, cgroup) = (at("proc"), at("sys"), at("cgroup"));
+    let roots = ["--proc-root", &proc, "--sys-root", &sys, "--cgroup-root", &cgroup, "--interval", "100ms"];
+
+    let output = run(&[&["--once", "-o", "json"], &roots[..]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let sample: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let utilization = &sample["utilizationPermille"];
+    assert!(utilization["cpu"].is_null() && utilization["memoryPressure"].is_null(), "{utilization}");
+    assert_eq!(utilization["memory"], 800);
+    assert_eq!(utilization["gpu"], "unknown");
+    let sources = sample["sources"].as_array().unwrap();
+    let cpu = sources.iter().find(|source| source["source"] == "cpu").unwrap();
+    assert_eq!(cpu["up"], false);
+    assert!(cpu["why"].as_str().unwrap().ends_with("no time for every mode of a CPU"), "{cpu}");
+
+    let serving = Serving::start(&roots);
+    serving.wait_ready();
+    let page = serving.get("/metrics").2;
+    assert!(page.contains("ebb_source_up{source=\"cpu\"} 0"), "{page}");
+    assert!(page.contains("ebb_source_errors_total{source=\"cpu\",kind=\"malformed\"}"), "{page}");
+    assert!(page.contains("ebb_source_errors_total{source=\"pressure\",kind=\"missing\"}"), "{page}");
+    assert!(page.contains("ebb_cgroup_cpu_seconds_total{cgroup=\"/a\\\"b\"}"), "{page}");
+    assert!(!page.contains("ebb_node_cpu_seconds_total"), "{page}");
+    assert!(!page.contains("ebb_node_utilization_ratio{signal=\"cpu\"}"), "{page}");
+}
+
+#[test]
+fn a_recording_takes_the_place_of_the_host() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "{\"utilization\": {\"cpu\": 20, \"gpu\": \"absent\"}}\n").unwrap();
+    let serving = Serving::start(&["--interval", "100ms", "--source", &format!("replay:{}", file.path().display())]);
+    serving.wait_ready();
+    let page = serving.get("/metrics").2;
+    assert!(page.contains("ebb_node_utilization_ratio{signal=\"cpu\"} 0.02"), "{page}");
+    assert!(!page.contains("ebb_source_up"), "{page}");
+}
+
+#[test]
+fn signals_end_it_cleanly() {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
+        let (code, last) = Serving::start(&[]).stop(signal);
+        assert_eq!((code, last["signal"].as_str(), last["in_time"].as_bool()), (Some(0), Some(name), Some(true)));
+    }
+}
+
+#[test]
+fn the_log_level_can_be_changed() {
+    let mut serving = Serving::start(&["--log-level", "info"]);
+    let put = "PUT /log-level HTTP/1.1";
+    assert_eq!(serving.ask(put, "loud").0, 400);
+    assert_eq!(serving.ask(put, "info,ebb_agent=debug").0, 200);
+    assert_eq!(until(&mut serving.log, "log level changed")["filter"], "info,ebb_agent=debug");
+    assert_eq!(serving.ask(put, &"x".repeat(10_000)).0, 400);
+    assert_eq!(serving.get("/log-level").0, 405);
+}
+
+#[test]
+fn bad_input_is_refused_before_anything_starts() {
+    let check = |args: &[&str], code, expected: &str| {
+        let output = run(args);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{error}");
+        assert!(error.contains(expected), "{error}");
+    };
+    check(&[], 2, "--node-name");
+    check(&["--standalone", "--interval", "an hour"], 2, "30s, 10m");
+    check(&["--standalone", "--source", "replay:/nonexistent"], 1, "read recorded readings from /nonexistent");
+    check(&["--standalone", "--listen", "203.0.113.1:1"], 1, "listen on 203.0.113.1:1");
+    check(&["--node-name", "n", "--kubeconfig", "/nonexistent"], 1, "use the kubeconfig /nonexistent");
+}
