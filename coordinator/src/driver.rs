@@ -111,3 +111,120 @@ impl Record {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ebb_core::fleet::GroupState;
+    use ebb_core::kubernetes::Pod;
+    use ebb_core::policy::{Group, Policy};
+    use ebb_core::resources::Resources;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    struct Bench {
+        inbox: mpsc::Sender<Event>,
+        queries: Queries,
+        actions: mpsc::UnboundedReceiver<Action>,
+        clock: Clock,
+        stop: CancellationToken,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    /// One group of nodes with room, none of which there is yet.
+    fn policy() -> Policy {
+        let group = Group {
+            min: 0,
+            max: 3,
+            instance_type: "m5.xlarge".into(),
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            allocatable: Resources::from_texts([("cpu", "4"), ("pods", "10")]).unwrap(),
+            unneeded_for: Duration::from_secs(600),
+        };
+        Policy { groups: BTreeMap::from([("a".to_owned(), group)]), ..Policy::default() }
+    }
+
+    fn bench(record: Option<Record>) -> Bench {
+        let (inbox, events) = mpsc::channel(INBOX);
+        let (queries, asked) = mpsc::channel(1);
+        let (outbox, actions) = mpsc::unbounded_channel();
+        let clock = Clock::start();
+        let metrics = Arc::new(Metrics::register(&mut Registry::default()));
+        let fleet = Fleet::new(policy());
+        let driver = Driver { fleet, clock, inbox: events, queries: asked, outbox, metrics, record };
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(driver.run(stop.clone()));
+        Bench { inbox, queries, actions, clock, stop, task }
+    }
+
+    impl Bench {
+        /// Answers descriptions, and gives the first other action and how long after `start` it came.
+        async fn next(&mut self, start: ebb_core::time::Instant) -> (Action, Duration) {
+            loop {
+                let action = self.actions.recv().await.unwrap();
+                if !matches!(action, Action::Describe { .. }) {
+                    return (action, self.clock.now().since(start));
+                }
+                let group = GroupState { name: "a".into(), min: 0, max: 3, desired: 0, instances: Vec::new() };
+                self.inbox.send(Event::Groups { asked: action, groups: vec![group] }).await.unwrap();
+            }
+        }
+
+        /// A leader with a whole picture, in which this pod waits.
+        async fn pod_waits(&self) {
+            let unschedulable_since = Some(self.clock.now());
+            let requests = Resources::from_texts([("cpu", "1"), ("pods", "1")]).unwrap();
+            let pod = Pod { uid: "u".into(), name: "p".into(), requests, unschedulable_since, ..Pod::default() };
+            for event in [Event::PodApplied(pod), Event::Leading(true), Event::Synced(true)] {
+                self.inbox.send(event).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_fleet_is_woken_when_it_asked_for_it() {
+        let mut bench = bench(None);
+        let start = bench.clock.now();
+        bench.pod_waits().await;
+        let (action, after) = bench.next(start).await;
+        assert!(matches!(action, Action::SetDesired { from: 0, to: 1, .. }), "{action:?}");
+        assert!((30_000..30_100).contains(&after.as_millis()), "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn questions_are_answered_while_nothing_happens() {
+        let bench = bench(None);
+        let (reply, view) = oneshot::channel();
+        bench.queries.send(reply).await.unwrap();
+        assert_eq!(view.await.unwrap().groups[0].max, 3);
+        bench.stop.cancel();
+        bench.task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_replays_to_the_same_actions() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut bench = bench(Some(Record::open(file.path()).unwrap()));
+        bench.pod_waits().await;
+        bench.next(bench.clock.now()).await;
+        bench.stop.cancel();
+        bench.task.await.unwrap();
+
+        #[derive(serde::Deserialize)]
+        struct Line {
+            now: ebb_core::time::Instant,
+            event: Event,
+            actions: Vec<Action>,
+        }
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let lines: Vec<Line> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(lines.iter().any(|line| matches!(line.actions[..], [Action::SetDesired { .. }, ..])));
+        let mut fleet = Fleet::new(policy());
+        for line in lines {
+            assert_eq!(fleet.handle(line.now, line.event), line.actions);
+        }
+    }
+}

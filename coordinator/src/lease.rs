@@ -53,7 +53,9 @@ impl Leadership {
             tokio::select! {
                 () = stop.cancelled() => break,
                 // Time is up: nothing that is still on its way counts any more.
-                () = clock.sleep_until(deadline) => {}
+                () = clock.sleep_until(deadline) => {
+                    tracing::warn!(seconds = RENEW_DEADLINE.as_secs(), "lease not renewed for too long");
+                }
                 result = timeout(ATTEMPT_TIMEOUT, self.attempt()) => {
                     if let Err(error) = result.map_err(Error::from).flatten() {
                         tracing::warn!(error = format!("{:#}", anyhow::Error::new(error)), "lease not renewed");
