@@ -1,6 +1,8 @@
 //! The kernel program against the kernel's own account of the same processes. Needs root, BTF and cgroup v2; where one
 //! is missing, each test says so and passes.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

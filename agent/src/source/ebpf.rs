@@ -98,6 +98,7 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// Counts up to `max_cgroups` cgroups from now on; what goes on in any more is in [`Scheduler::dropped`].
+    /// While it reads the kernel's types, for some 50 ms, this takes 40 MiB of memory: call it once, at the start.
     pub fn attach(max_cgroups: u32) -> Result<Self, Error> {
         let mut programs = load(SCHEDULE, max_cgroups)?;
         let of = |map| move |source| Error::Map { map, source };
@@ -120,7 +121,8 @@ impl Scheduler {
         Ok(cgroups)
     }
 
-    /// Gives back the room of a cgroup that is gone; forgetting one that was never seen is no error.
+    /// Gives back the room of a cgroup that is gone; forgetting one that was never seen is no error. One with tasks
+    /// could be written to at this moment, after its room went to another.
     pub fn forget(&self, id: u64) -> Result<(), Error> {
         match self.usage.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
