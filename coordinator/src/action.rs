@@ -1,18 +1,6 @@
-//! Actions in words, the same ones in logs and metrics.
+//! Actions in log lines.
 
-use ebb_core::fleet::{Action, Failure};
-use ebb_core::reason::Reason;
-
-pub fn name(action: &Action) -> &'static str {
-    match action {
-        Action::CancelDrain { .. } => "cancel_drain",
-        Action::Describe { .. } => "describe",
-        Action::Drain { .. } => "drain",
-        Action::Explain { .. } => "explain",
-        Action::SetDesired { .. } => "set_desired",
-        Action::Terminate { .. } => "terminate",
-    }
-}
+use ebb_core::fleet::Action;
 
 /// The group, node or pod it is about.
 pub fn about(action: &Action) -> String {
@@ -24,36 +12,13 @@ pub fn about(action: &Action) -> String {
     }
 }
 
-/// `None` for what changes nothing and so is no decision.
-pub fn because(action: &Action) -> Option<&Reason> {
-    match action {
-        Action::CancelDrain { because, .. }
-        | Action::Drain { because, .. }
-        | Action::Explain { because, .. }
-        | Action::SetDesired { because, .. }
-        | Action::Terminate { because, .. } => Some(because),
-        Action::Describe { .. } => None,
-    }
-}
-
-pub fn failure(failure: Failure) -> &'static str {
-    match failure {
-        Failure::Conflict => "conflict",
-        Failure::Denied => "denied",
-        Failure::NotFound => "not_found",
-        Failure::Rejected => "rejected",
-        Failure::Throttled => "throttled",
-        Failure::Unavailable => "unavailable",
-    }
-}
-
 /// One line for each decision.
 pub fn log(taken: &Action) {
-    let Some(because) = because(taken) else {
-        tracing::debug!(action = name(taken), groups = about(taken), "decided");
+    let Some(because) = taken.because() else {
+        tracing::debug!(action = taken.name(), groups = about(taken), "decided");
         return;
     };
-    let action = name(taken);
+    let action = taken.name();
     match taken {
         Action::SetDesired { group, from, to, .. } => {
             tracing::info!(action, %group, from, to, %because, "decided");

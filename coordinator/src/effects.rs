@@ -138,7 +138,7 @@ async fn carry_out(outside: &impl Outside, action: Action, standing: &Standing, 
         Ok(Outcome::Groups(groups)) => Event::Groups { asked: action, groups },
         Err(CallError { failure, detail }) => {
             tracing::warn!(
-                action = crate::action::name(&action),
+                action = action.name(),
                 about = crate::action::about(&action),
                 ?failure,
                 detail,

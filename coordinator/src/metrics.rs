@@ -12,7 +12,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::action;
 
 type Labels<const N: usize> = Family<[(&'static str, &'static str); N], Counter>;
 type PerGroup = Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>;
@@ -109,8 +108,8 @@ impl Metrics {
     }
 
     pub fn decision(&self, taken: &Action) {
-        if let Some(because) = action::because(taken) {
-            self.decisions.get_or_create(&[("action", action::name(taken)), ("reason", because.name())]).inc();
+        if let Some(because) = taken.because() {
+            self.decisions.get_or_create(&[("action", taken.name()), ("reason", because.name())]).inc();
         }
     }
 
@@ -119,7 +118,7 @@ impl Metrics {
     }
 
     pub fn call(&self, called: &Action, failure: Option<Failure>, took: Duration) {
-        let (call, result) = (("call", action::name(called)), failure.map_or("ok", action::failure));
+        let (call, result) = (("call", called.name()), failure.map_or("ok", Failure::name));
         self.calls.get_or_create(&[call, ("result", result)]).inc();
         self.call_duration.get_or_create(&[call]).observe(took.as_secs_f64());
     }

@@ -93,6 +93,18 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// A closed set of words, for logs and metrics' labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Conflict => "conflict",
+            Self::Denied => "denied",
+            Self::NotFound => "not_found",
+            Self::Rejected => "rejected",
+            Self::Throttled => "throttled",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
     /// How long to wait after so many failures in a row: doubling from a second to a minute where trying again may
     /// help, a minute where somebody must act first.
     fn backoff(self, failures: u32) -> Duration {
@@ -152,6 +164,30 @@ pub enum Action {
 }
 
 impl Action {
+    /// A closed set of words, for logs and metrics' labels.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::CancelDrain { .. } => "cancel_drain",
+            Self::Describe { .. } => "describe",
+            Self::Drain { .. } => "drain",
+            Self::Explain { .. } => "explain",
+            Self::SetDesired { .. } => "set_desired",
+            Self::Terminate { .. } => "terminate",
+        }
+    }
+
+    /// `None` for what changes nothing and so is no decision.
+    pub fn because(&self) -> Option<&Reason> {
+        match self {
+            Self::CancelDrain { because, .. }
+            | Self::Drain { because, .. }
+            | Self::Explain { because, .. }
+            | Self::SetDesired { because, .. }
+            | Self::Terminate { because, .. } => Some(because),
+            Self::Describe { .. } => None,
+        }
+    }
+
     /// What only one call at a time may touch; `None`: nothing.
     fn target(&self) -> Option<Target> {
         match self {
@@ -387,17 +423,18 @@ impl Fleet {
         }
     }
 
-    /// Whether the cluster has this node, for the border that takes reports.
-    pub fn has_node(&self, name: &str, uid: &str) -> bool {
-        self.nodes.get(name).is_some_and(|member| member.node.uid == uid)
-    }
-
     /// Takes the event into the picture. `None`: it changes nothing that the rules look at.
     fn absorb(&mut self, now: Instant, event: Event) -> Option<Soon> {
         match event {
             Event::Done(action) => self.done(now, action),
             Event::Failed { action, failure } => {
                 if let Some(target) = action.target() {
+                    // The group is not as we thought.
+                    if let (Target::Group(name), Failure::Conflict | Failure::NotFound) = (&target, failure)
+                        && let Some(group) = self.groups.get_mut(name)
+                    {
+                        group.asked_at = None;
+                    }
                     let call = self.calls.entry(target).or_default();
                     call.failures += 1;
                     call.retry_at = Some(now + failure.backoff(call.failures));

@@ -253,7 +253,7 @@ async fn a_report_is_taken_only_from_its_own_nodes_agent() {
     let other = ebb.lab.service_account_token("ebb", "ebb-coordinator", ebb_proto::TOKEN_AUDIENCE, None).await;
     assert_eq!(send(&ebb, &other, own).await, Err(Code::PermissionDenied));
     let metrics = ebb.metrics().await;
-    assert!(metrics.lines().any(|line| line.starts_with("ebb_reports_total{") && line.contains("denied")), "{metrics}");
+    assert!(metrics.lines().any(|line| line.starts_with("ebb_reports_total{") && line.contains("wrong_node")), "{metrics}");
 }
 
 async fn report_of(ebb: &Ebb, pod: &Pod) -> v1::Report {

@@ -21,7 +21,7 @@ const INSTANCE_TYPE_LABEL: &str = "node.kubernetes.io/instance-type";
 const ARCH_LABEL: &str = "kubernetes.io/arch";
 const OS_LABEL: &str = "kubernetes.io/os";
 
-/// The kubelet's default `maxPods`, for a capacity that says nothing of pods. Every pod asks for one of these.
+/// The kubelet's default `maxPods`, for an `allocatable` that says nothing of pods. Every pod asks for one of these.
 const DEFAULT_PODS: u64 = 110;
 
 pub(super) fn policy(file: &File, overrides: &Overrides) -> Result<Policy, Vec<Problem>> {
@@ -181,24 +181,24 @@ impl Check {
     }
 
     fn allocatable(&mut self, file: &file::Group) -> Resources {
-        let Some(capacity) = &file.capacity else {
+        let Some(allocatable) = &file.allocatable else {
             let known = instance::allocatable(&file.instance_type.value);
             return known.unwrap_or_else(|| {
-                let message = format_args!("unknown instance type {}: give its capacity", file.instance_type.value);
+                let message = format_args!("unknown instance type {}: give its allocatable resources", file.instance_type.value);
                 self.refuse(file.instance_type.referenced, message);
                 Resources::default()
             });
         };
         let mut resources = Resources::default();
-        for (name, text) in &capacity.value {
+        for (name, text) in &allocatable.value {
             match Resources::from_texts([(name.as_str(), text.value.as_str())]) {
                 Ok(amount) => resources.add(&amount),
                 Err(error) => self.refuse(text.referenced, error),
             }
         }
         for name in ["cpu", "memory"] {
-            if !capacity.value.contains_key(name) {
-                self.refuse(capacity.referenced, format_args!("expected {name}: a node without it runs no pods"));
+            if !allocatable.value.contains_key(name) {
+                self.refuse(allocatable.referenced, format_args!("expected {name}: a node without it runs no pods"));
             }
         }
         if resources.amount("pods") == 0 {

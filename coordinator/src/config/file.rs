@@ -53,7 +53,7 @@ pub(super) struct Group {
     pub(super) labels: BTreeMap<String, Text>,
     #[serde(default)]
     pub(super) taints: Vec<Taint>,
-    pub(super) capacity: Option<Spanned<BTreeMap<String, Text>>>,
+    pub(super) allocatable: Option<Spanned<BTreeMap<String, Text>>>,
     pub(super) unneeded_for: Option<Text>,
 }
 

@@ -52,7 +52,7 @@ fn a_threshold_left_out_keeps_its_distance() {
 
 #[test]
 fn capacity_without_pods_has_the_kubelets_default() {
-    let text = "groups: [{name: a, min: 0, max: 1, instanceType: x, capacity: {cpu: 4, memory: 16Gi}}]";
+    let text = "groups: [{name: a, min: 0, max: 1, instanceType: x, allocatable: {cpu: 4, memory: 16Gi}}]";
     assert_eq!(parse(text).unwrap().groups["a"].allocatable.amount("pods"), 110);
 }
 
@@ -67,7 +67,7 @@ groups:
     min: 0
     max: 1
     instanceType: t
-    capacity: {cpu: four}
+    allocatable: {cpu: four}
     labels: {node.kubernetes.io/instance-type: u}
     taints: [{key: k, effect: Never}]
 scaleUp: {pendingFor: 30, provisionTimeout: 0s}
@@ -76,7 +76,7 @@ idle: {window: 0s, cpu: {idleBelow: 50%, busyFrom: 60%}, gpu: {busyFrom: 101%}, 
 ",
         &[
             "f:2:20: min 3 is above max 2",
-            "f:2:45: unknown instance type x99.giant: give its capacity",
+            "f:2:45: unknown instance type x99.giant: give its allocatable resources",
             "f:3:12: a second group a",
             "f:3:28: expected at least 1: a group with 0 nodes at most is no group",
             "f:3:69: `soon` is no duration as in 30s, 10m or 1h30m",

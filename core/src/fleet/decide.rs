@@ -18,8 +18,6 @@ use crate::time::Instant;
 /// second over all its tools; one call describes up to a hundred groups.
 const DESCRIBE_IN_FLUX: Duration = Duration::from_secs(5);
 const DESCRIBE_SETTLED: Duration = Duration::from_secs(60);
-/// How old a description may be for a capacity to be changed on it.
-const FRESH: Duration = Duration::from_secs(2);
 
 /// Tells what is due, and remembers when to look again.
 struct Agenda {
@@ -72,10 +70,7 @@ impl Fleet {
         let mut actions = self.grow(&mut agenda, &census, &placement);
         actions.extend(self.finish_drains(&mut agenda, &census, &placement));
         actions.extend(self.start_drain(&mut agenda, &census, &waiting));
-        // No capacity is changed on an old description: somebody else may have changed it since.
-        let (stale, mut actions): (Vec<_>, Vec<_>) =
-            actions.into_iter().partition(|action| self.looks_first(now, action));
-        actions.extend(self.describe(&mut agenda, &census, &stale));
+        actions.extend(self.describe(&mut agenda, &census));
         // One call at a time on each thing: what comes first wins, the rest is decided anew once it is done.
         let mut taken = BTreeSet::new();
         actions.retain(|action| action.target().is_none_or(|target| taken.insert(target)));
@@ -108,7 +103,7 @@ impl Fleet {
                     census.leaving.push((member, intent, instance));
                 }
                 // One that somebody else has cordoned is neither room for pods nor a node to come.
-                Some(member) if member.node.ready && !awaits_gpu(member, policy) => {
+                Some(member) if !is_starting(member, policy) => {
                     census.serving.extend(Some(member).filter(|member| !member.node.unschedulable));
                 }
                 // Still coming, unless it has taken too long: then it is lost, and no longer waited for.
@@ -129,26 +124,15 @@ impl Fleet {
         }
     }
 
-    /// Whether the action changes a group of which we have no fresh description.
-    fn looks_first(&self, now: Instant, action: &Action) -> bool {
-        let Some(Target::Group(name)) = action.target() else { return false };
-        let asked_at = self.groups.get(&name).and_then(|group| group.asked_at);
-        asked_at.is_none_or(|asked| now.since(asked) > FRESH)
-    }
-
-    /// Asks for the groups whose description is old, or too old for one of the `stale` actions.
-    fn describe(&self, agenda: &mut Agenda, census: &[Census], stale: &[Action]) -> Option<Action> {
+    fn describe(&self, agenda: &mut Agenda, census: &[Census]) -> Option<Action> {
         let settled = |name: &str| {
             census.iter().any(|group| group.name == name && group.coming == 0 && group.leaving.is_empty())
                 || self.groups.get(name).is_some_and(|group| group.observed.is_none())
         };
         let newcomers = self.nodes.values().any(|member| self.is_newcomer(member));
-        let needed = |name: &str| {
-            newcomers || stale.iter().any(|action| action.target() == Some(Target::Group(name.to_owned())))
-        };
         let due = |agenda: &mut Agenda, name: &String, group: &Group| {
             let every = if settled(name) { DESCRIBE_SETTLED } else { DESCRIBE_IN_FLUX };
-            needed(name) || group.asked_at.is_none_or(|asked| agenda.due(asked + every))
+            newcomers || group.asked_at.is_none_or(|asked| agenda.due(asked + every))
         };
         if !self.ready(agenda, &Target::Describe) {
             return None;
@@ -349,10 +333,23 @@ impl Fleet {
     }
 }
 
-/// A ready node whose GPUs have not been registered yet is still on its way: counting it as there would make the group
-/// grow twice for one pod.
-fn awaits_gpu(member: &Member, policy: &policy::Group) -> bool {
-    policy.allocatable.has_gpu() && !member.node.allocatable.has_gpu()
+/// Whether the node is still on its way to take pods. Counting it as there before would make the group grow twice for
+/// one pod: nothing fits it yet, and nothing is coming any more.
+fn is_starting(member: &Member, policy: &policy::Group) -> bool {
+    let node = &member.node;
+    let awaits_gpu = policy.allocatable.has_gpu() && !node.allocatable.has_gpu();
+    !node.ready || awaits_gpu || node.taints.iter().any(|taint| is_startup_taint(&taint.key))
+}
+
+/// Taints that a node has while it starts and loses by itself: of the kubelet, the cloud provider, and of network and
+/// storage plugins, which by custom end so (`ebs.csi.aws.com/agent-not-ready`, `node.cilium.io/agent-not-ready`).
+fn is_startup_taint(key: &str) -> bool {
+    matches!(
+        key,
+        "node.kubernetes.io/not-ready"
+            | "node.kubernetes.io/network-unavailable"
+            | "node.cloudprovider.kubernetes.io/uninitialized"
+    ) || key.ends_with("/agent-not-ready")
 }
 
 /// Whether a pod's owner wants to hear this after what was said before. Which node the model has in mind may change

@@ -167,6 +167,9 @@ impl World {
                 let groups = groups.iter().filter_map(|name| self.asgs.get(name).cloned()).collect();
                 return Event::Groups { asked: action, groups };
             }
+            Action::SetDesired { group, from, .. } if self.asgs[group].desired != *from => {
+                return Event::Failed { action, failure: Failure::Conflict };
+            }
             Action::SetDesired { group, from, to, because } => {
                 self.log.push(format!("{group} {from} -> {to}: {because}"));
                 self.asgs.get_mut(group).unwrap().desired = *to;
@@ -441,16 +444,23 @@ fn an_instance_that_never_joins_is_replaced_after_the_timeout() {
 }
 
 #[test]
-fn a_gpu_node_without_its_device_plugin_is_still_on_its_way() {
-    let mut world = World::new(flow());
-    world.gpu_pod("train");
-    world.run(31);
-    world.responsive = true;
-    world.launch();
-    let node = world.nodes.values_mut().find(|node| node.allocatable.has_gpu()).unwrap();
-    node.allocatable.set(GPU_TAINT, 0);
-    world.run(300);
-    assert_eq!(world.desired("gpu"), 1);
+fn a_node_that_is_still_starting_is_not_asked_for_again() {
+    let startup = |key: &str| Taint { key: key.into(), value: String::new(), effect: TaintEffect::NoSchedule };
+    let states: [&dyn Fn(&mut Node); 4] = [
+        &|node| node.ready = false,
+        &|node| node.allocatable.set(GPU_TAINT, 0),
+        &|node| node.taints.push(startup("node.kubernetes.io/not-ready")),
+        &|node| node.taints.push(startup("ebs.csi.aws.com/agent-not-ready")),
+    ];
+    for state in states {
+        let mut world = World::new(flow());
+        world.gpu_pod("train");
+        world.run(31);
+        world.launch();
+        state(world.nodes.values_mut().find(|node| node.allocatable.has_gpu()).unwrap());
+        world.run(300);
+        assert_eq!(world.desired("gpu"), 1);
+    }
 }
 
 #[test]
