@@ -5,6 +5,7 @@ mod eviction;
 mod patch;
 mod watching;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ebb_core::drain::{Action, Change, Drain, Event, EvictionOutcome, Step};
@@ -22,6 +23,7 @@ use crate::clock::Clock;
 use crate::health::chain;
 use crate::metrics::Metrics;
 
+use eviction::Answer;
 use patch::Known;
 use watching::NodeState;
 
@@ -40,7 +42,7 @@ pub struct Edge {
 
 /// The end of a request.
 enum Reply {
-    Evicted { uid: String, outcome: EvictionOutcome },
+    Evicted { pod: String, uid: String, answer: Answer },
     Patched(Box<api::Node>),
     PatchFailed,
 }
@@ -53,6 +55,8 @@ struct Drive {
     known: Option<Known>,
     pods: Option<BoxStream<'static, Vec<ebb_core::kubernetes::Pod>>>,
     requests: FuturesUnordered<BoxFuture<'static, Reply>>,
+    /// The latest answer to an eviction, by pod UID.
+    answers: BTreeMap<String, Answer>,
 }
 
 impl Edge {
@@ -107,7 +111,14 @@ impl Edge {
 
     fn replied(&self, drive: &mut Drive, reply: Reply) -> Vec<Event> {
         match reply {
-            Reply::Evicted { uid, outcome } => vec![Event::Evicted { uid, outcome }],
+            Reply::Evicted { pod, uid, answer } => {
+                // A blocked pod gives the same answer every few seconds: said once.
+                if drive.answers.get(&uid) != Some(&answer) {
+                    log(&pod, &uid, &answer);
+                    drive.answers.insert(uid.clone(), answer.clone());
+                }
+                vec![Event::Evicted { uid, outcome: answer.outcome }]
+            }
             Reply::PatchFailed => vec![Event::PatchFailed],
             Reply::Patched(node) => {
                 let mut events = self.seen(drive, &node);
@@ -120,7 +131,10 @@ impl Edge {
     fn perform(&self, drive: &mut Drive, action: Action) {
         match action {
             Action::WatchPods => drive.pods = Some(watching::pods(self.client.clone(), &self.node)),
-            Action::UnwatchPods => drive.pods = None,
+            Action::UnwatchPods => {
+                drive.pods = None;
+                drive.answers.clear();
+            }
             Action::Patch { change, because } => {
                 let known = drive.known.as_ref().expect("a drain patches only a node that it was shown");
                 drive.requests.push(self.patch(known, &change, because));
@@ -152,9 +166,10 @@ impl Edge {
                     Reply::Patched(Box::new(node))
                 }
                 failed => {
-                    let error = failed.map_or("no reply in time".into(), |result| {
-                        result.map_or_else(|error| chain(&error), |_| String::new())
-                    });
+                    let error = match failed {
+                        Ok(Err(error)) => chain(&error),
+                        _ => "no reply in time".to_owned(),
+                    };
                     tracing::warn!(step = because.name(), error, "node not changed");
                     metrics.patches_failed.inc();
                     Reply::PatchFailed
@@ -172,20 +187,8 @@ impl Edge {
             let request = pods.create_subresource::<_, IgnoredAny>("eviction", &name, &parameters, &body);
             let result = tokio::time::timeout(EVICTION_TIMEOUT, request).await;
             let answer = eviction::answer(result.as_ref().ok());
-            let pod = format!("{namespace}/{name}");
-            if answer.outcome == EvictionOutcome::Refused {
-                tracing::warn!(pod, uid, reason = answer.reason, "eviction refused");
-            } else {
-                tracing::info!(
-                    pod,
-                    uid,
-                    outcome = eviction::label(answer.outcome),
-                    reason = answer.reason,
-                    "eviction asked for"
-                );
-            }
             metrics.evicted(eviction::label(answer.outcome));
-            Reply::Evicted { uid, outcome: answer.outcome }
+            Reply::Evicted { pod: format!("{namespace}/{name}"), uid, answer }
         })
     }
 
@@ -194,6 +197,14 @@ impl Edge {
             Some(at) => tokio::time::sleep(self.clock.until(at)).await,
             None => std::future::pending().await,
         }
+    }
+}
+
+fn log(pod: &str, uid: &str, answer: &Answer) {
+    let (outcome, reason) = (eviction::label(answer.outcome), &answer.reason);
+    match answer.outcome {
+        EvictionOutcome::Refused => tracing::warn!(pod, uid, reason, "eviction refused"),
+        _ => tracing::info!(pod, uid, outcome, reason, "eviction answered"),
     }
 }
 

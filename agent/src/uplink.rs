@@ -91,7 +91,7 @@ impl Uplink {
             }
             // One line for a coordinator that went away, not one for each attempt to find it again.
             if failures == 0 {
-                tracing::warn!(error = chain(&error), "coordinator lost");
+                tracing::warn!(error = chain(&error), "coordinator away");
             } else {
                 tracing::debug!(error = chain(&error), failures, "coordinator still away");
             }

@@ -16,7 +16,7 @@ pub(super) fn body(namespace: &str, name: &str, uid: &str) -> Value {
     })
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) outcome: EvictionOutcome,
     /// The API server's own words; empty if it said yes, or nothing.
