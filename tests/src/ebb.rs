@@ -101,6 +101,16 @@ impl Ebb {
         metrics
     }
 
+    /// The coordinator's log lines about decisions.
+    pub fn decisions(&self) -> Vec<String> {
+        let log = self.lab.log("coordinator");
+        let lines = log.lines().filter_map(|line| {
+            let (when, what) = line.split_once("decided ").filter(|(head, _)| head.contains("INFO"))?;
+            Some(format!("{}  {what}", when.get(11..23)?))
+        });
+        lines.collect()
+    }
+
     pub async fn nodes(&self) -> Vec<Node> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         nodes.list(&ListParams::default()).await.expect("the admin may list nodes").items

@@ -170,6 +170,12 @@ impl Lab {
         program
     }
 
+    /// What a program started with [`Lab::spawn`] has printed, also after it has ended.
+    pub fn log(&self, name: &str) -> String {
+        let log = std::fs::read(self.dir.join("log").join(format!("{name}.log"))).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
     /// [`wait_until`] with the state of the whole lab in the panic.
     pub async fn wait_until(&self, what: &str, timeout: Duration, condition: impl AsyncFnMut() -> bool) {
         wait_until(what, timeout, condition, async || self.diagnosis().await).await;

@@ -159,6 +159,7 @@ async fn a_burst_raises_the_right_groups_and_its_nodes_leave_when_it_is_over() {
     assert_eq!(ebb.lab.kubectl(&holder).await, "");
     // The minimum was never touched, however idle the two that are left.
     assert!(runs(&ebb, "cpu-a").await);
+    println!("what the coordinator decided, and why:\n{}", ebb.decisions().join("\n"));
 }
 
 #[tokio::test]

@@ -92,7 +92,8 @@ impl Group {
                 Ok(Count { passed: rendered.passed + rights.passed, failed: rendered.failed + rights.failed })
             }
             Self::Lab => tests(&["--package", "ebb-tests", "--test", "lab"]),
-            Self::Burst => tests(&["--package", "ebb-tests", "--test", "burst"]),
+            // What a test prints shows what was decided, and why.
+            Self::Burst => tests(&["--package", "ebb-tests", "--test", "burst", "--", "--show-output"]),
             // Advisories need a database from outside, which a closed network does not have.
             Self::Deny => check(
                 Command::new(tools::cargo_deny()?)
