@@ -271,7 +271,8 @@ struct Call {
 struct Group {
     /// `None`: not yet described, or unknown to the API.
     observed: Option<GroupState>,
-    /// When the last description that we have was asked for.
+    /// When the last description that we have was asked for; `None`: it must be asked for again before anything is
+    /// done about the group.
     asked_at: Option<Instant>,
     /// Our own last change, which a description asked for earlier does not show.
     decided: Option<Decided>,
@@ -429,10 +430,11 @@ impl Fleet {
             Event::Done(action) => self.done(now, action),
             Event::Failed { action, failure } => {
                 if let Some(target) = action.target() {
-                    // The group is not as we thought.
-                    if let (Target::Group(name), Failure::Conflict | Failure::NotFound) = (&target, failure)
+                    if let Target::Group(name) = &target
+                        && !matches!(failure, Failure::Denied | Failure::Throttled)
                         && let Some(group) = self.groups.get_mut(name)
                     {
+                        // It is not as we thought, or the call took effect and only its reply was lost.
                         group.asked_at = None;
                     }
                     let call = self.calls.entry(target).or_default();

@@ -77,10 +77,10 @@ impl Fleet {
         (actions, agenda.next)
     }
 
-    /// `None`: the API has not told of the group.
+    /// `None`: the API has not told of the group, or not since something went wrong there.
     fn census<'a>(&'a self, agenda: &mut Agenda, name: &'a str, policy: &'a policy::Group) -> Option<Census<'a>> {
         let group = self.groups.get(name)?;
-        let observed = group.observed.as_ref()?;
+        let observed = group.asked_at.and(group.observed.as_ref())?;
         let max = policy.max.min(observed.max);
         let mut census = Census {
             name,
@@ -190,8 +190,9 @@ impl Fleet {
             };
             actions.push(Action::SetDesired { group: group.name.to_owned(), from: group.desired, to, because });
         }
-        // With a node of which it is not known whose it is, the next description will tell better.
-        let settled = !self.nodes.values().any(|member| self.is_newcomer(member));
+        // While a description is awaited, it will tell better.
+        let awaited = self.groups.values().any(|group| group.asked_at.is_none());
+        let settled = !awaited && !self.nodes.values().any(|member| self.is_newcomer(member));
         for (pod, because) in placement.explained.iter().filter(|_| settled) {
             if self.explained.get(&pod.uid).is_none_or(|said| is_news(said, because)) {
                 actions.push(Action::Explain {

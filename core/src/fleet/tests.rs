@@ -71,6 +71,8 @@ struct World {
     responsive: bool,
     /// The next calls fail like this.
     failing: Vec<Failure>,
+    /// How many of the next calls take effect, but their reply is lost.
+    replies_lost: u32,
     log: Vec<String>,
 }
 
@@ -94,6 +96,7 @@ impl World {
             instances: 0,
             responsive: true,
             failing: Vec::new(),
+            replies_lost: 0,
             log: Vec::new(),
         };
         world.launch();
@@ -143,6 +146,7 @@ impl World {
                 let node = &self.nodes[node];
                 assert!(node.drained && node.unschedulable, "invariant_shrink_only_after_drain: {action:?}");
                 assert_eq!(node.instance.as_ref(), Some(instance));
+                assert!(self.has_instance(node), "invariant_no_instance_is_terminated_twice: {action:?}");
                 assert!(!self.held(&node.name), "invariant_no_instance_with_work_is_terminated: {action:?}");
                 let min = self.policy.groups[group].min;
                 assert!(self.asgs[group].desired > min, "invariant_never_below_minimum: {action:?}");
@@ -156,6 +160,15 @@ impl World {
     }
 
     fn perform(&mut self, action: Action) -> Event {
+        if action.target().is_some() && self.replies_lost > 0 {
+            self.replies_lost -= 1;
+            self.carry_out(action.clone());
+            return Event::Failed { action, failure: Failure::Unavailable };
+        }
+        self.carry_out(action)
+    }
+
+    fn carry_out(&mut self, action: Action) -> Event {
         if action.target().is_some()
             && let Some(failure) = self.failing.pop()
         {
@@ -724,6 +737,7 @@ enum Chance {
     Foreign(u32),
     GpuPod,
     Lose,
+    LoseReply,
     Pods(u8),
     Responsive(bool),
     Say(usize, Says),
@@ -746,6 +760,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => (0..6_u32).prop_map(Chance::Foreign),
         2 => Just(Chance::GpuPod),
         1 => Just(Chance::Lose),
+        2 => Just(Chance::LoseReply),
         2 => (1..12_u8).prop_map(Chance::Pods),
         2 => any::<bool>().prop_map(Chance::Responsive),
         3 => (0..8_usize, says).prop_map(|(node, says)| Chance::Say(node, says)),
@@ -782,6 +797,7 @@ proptest! {
                         world.pods.retain(|_, pod| pod.node.as_ref() != Some(&node.name));
                     }
                 }
+                Chance::LoseReply => world.replies_lost += 1,
                 Chance::Pods(count) => {
                     for pod in 0..count {
                         world.pod(&format!("p-{number}-{pod}"), &[("cpu", "2"), ("pods", "1")]);
@@ -797,6 +813,7 @@ proptest! {
             }
         }
         world.failing.clear();
+        world.replies_lost = 0;
         world.responsive = true;
         world.run(120);
         let names: Vec<_> = world.nodes.keys().cloned().collect();
