@@ -1,5 +1,6 @@
 //! The committed manifests on a real API server: it takes them without a warning, and the rights in them are enough and
 //! no more. What matters most: an agent's token is worth one node, a coordinator's one annotation.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
