@@ -67,7 +67,7 @@ struct World {
     said_since: BTreeMap<String, Instant>,
     sequence: u64,
     instances: u32,
-    /// Whether a node comes up as soon as its instance is there, and agents drain at once.
+    /// Whether a node comes and goes as soon as its instance does, and agents drain at once.
     responsive: bool,
     /// The next calls fail like this.
     failing: Vec<Failure>,
@@ -236,7 +236,8 @@ impl World {
         if self.responsive {
             self.launch();
         }
-        let gone: Vec<_> = self.nodes.values().filter(|node| !self.has_instance(node)).cloned().collect();
+        let gone = |node: &&Node| self.responsive && !self.has_instance(node);
+        let gone: Vec<_> = self.nodes.values().filter(gone).cloned().collect();
         for node in gone {
             self.nodes.remove(&node.name);
             self.pods.retain(|_, pod| pod.node.as_ref() != Some(&node.name) || pod.controller == Controller::Workload);
@@ -620,6 +621,22 @@ fn a_new_coordinator_finishes_what_the_old_one_began() {
     world.run(30);
     assert!(world.log().last().unwrap().starts_with("terminate cpu-1"), "{:?}", world.log);
     assert_eq!(world.desired("cpu"), 2);
+}
+
+#[test]
+fn a_termination_whose_reply_was_lost_is_not_asked_for_again() {
+    let mut world = almost_unneeded();
+    world.responsive = false;
+    while world.nodes["cpu-1"].intent.is_none() {
+        world.run(1);
+    }
+    for _ in 0..2 {
+        agent(world.nodes.get_mut("cpu-1").unwrap());
+    }
+    world.replies_lost = 1;
+    world.run(120);
+    let terminated = world.log().iter().filter(|line| line.starts_with("terminate")).count();
+    assert_eq!((terminated, world.desired("cpu")), (1, 2));
 }
 
 #[test]
