@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, env = "EBB_COORDINATOR", value_name = "URL", default_value = "https://ebb-coordinator.ebb.svc:9483")]
     pub coordinator: CoordinatorUrl,
     /// Certificates that the coordinator's must lead to, in PEM; read again for every connection
-    #[arg(long, env = "EBB_COORDINATOR_CA", value_name = "FILE", default_value = "/var/run/ebb/coordinator/ca.crt")]
+    #[arg(long, env = "EBB_COORDINATOR_CA", value_name = "FILE", default_value = "/var/run/ebb/ca/ca.crt")]
     pub coordinator_ca: PathBuf,
     /// The name that the coordinator's certificate must carry [default: the URL's host]
     #[arg(long, env = "EBB_COORDINATOR_SERVER_NAME", value_name = "NAME")]

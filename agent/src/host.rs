@@ -97,8 +97,7 @@ impl Host {
     /// Those cgroups that are still there, by id; the kernel program forgets the others.
     fn living(&mut self, schedule: Vec<CgroupSchedule>, cgroups: Option<&Cgroups>) -> BTreeMap<u64, CgroupSchedule> {
         let mut schedule: BTreeMap<_, _> = schedule.into_iter().map(|cgroup| (cgroup.id, cgroup)).collect();
-        // With some left out, one that was not found may well be there.
-        let Some(cgroups) = cgroups.filter(|cgroups| cgroups.complete) else { return schedule };
+        let Some(cgroups) = cgroups.filter(|cgroups| cgroups.are_the_hosts()) else { return schedule };
         let mut living: BTreeMap<u64, CgroupSchedule> = BTreeMap::new();
         for id in cgroups.all.iter().filter_map(|cgroup| cgroup.id) {
             if let Some(cgroup) = schedule.remove(&id) {

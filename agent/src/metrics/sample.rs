@@ -14,7 +14,7 @@ use super::write::{Labels, Writer};
 use crate::reading::{Bpf, Reading};
 use crate::sampler::Sample;
 use crate::source::cgroup::CgroupUse;
-use crate::source::ebpf::CgroupSchedule;
+use crate::source::ebpf::{CgroupSchedule, Dropped};
 use crate::source::proc::{MODES, TICKS_PER_SECOND};
 
 #[derive(Debug)]
@@ -172,10 +172,11 @@ fn cgroups(page: &mut Writer, reading: &Reading) -> fmt::Result {
 }
 
 fn program(page: &mut Writer, bpf: Bpf) -> fmt::Result {
-    let dropped = [("full", bpf.dropped.full), ("clock", bpf.dropped.clock)];
+    let Dropped { full, clock, missed } = bpf.dropped;
+    let dropped = [("full", full), ("clock", clock), ("missed", missed)];
     page.counters(
         "ebb_bpf_dropped",
-        "Stints charged to no cgroup: no room for one more, or a clock that went back.",
+        "Stints charged to no cgroup: no room for one more, a clock that went back, or an end that was not shown.",
         dropped.map(|(reason, count)| ([("reason", reason)], count as f64)),
     )?;
     let run = bpf.cost.map(|cost| cost.run_time.as_secs_f64());

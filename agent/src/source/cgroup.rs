@@ -3,10 +3,10 @@
 //! bounded; those nearest to the root come first.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 use super::polled::Polled;
 use super::{Error, Malformed};
@@ -30,7 +30,7 @@ pub struct CgroupUse {
 pub struct Cgroups {
     /// Ordered by path.
     pub all: Vec<CgroupUse>,
-    /// Whether the bound left none out.
+    /// Whether none was left out, by the bound or for want of rights.
     pub complete: bool,
     /// What could not be read, but for what went away in between.
     pub errors: Vec<Error>,
@@ -94,6 +94,16 @@ struct Entry {
     files: Vec<(Figure, Polled)>,
     /// The last round in which it was there.
     seen: u64,
+}
+
+impl Cgroups {
+    /// Whether a cgroup that is not among them is gone: all were read, from the kernel's own root. A container's view
+    /// may begin at its own cgroup, and the host's cgroups are none the less there.
+    pub fn are_the_hosts(&self) -> bool {
+        // The inode of the root of the version 2 hierarchy: the first that the kernel makes.
+        const ROOT: u64 = 1;
+        self.complete && self.all.first().is_some_and(|root| root.id == Some(ROOT))
+    }
 }
 
 impl CgroupTree {
@@ -165,7 +175,7 @@ fn hierarchies(root: &Path) -> Vec<Hierarchy> {
     found
 }
 
-/// Marks what is there now; says whether the bound left none out. Breadth first, so that what is left out lies deep.
+/// Marks what is there now; says whether none was left out. Breadth first, so that what is left out lies deep.
 fn walk(hierarchy: &Hierarchy, entries: &mut BTreeMap<String, Entry>, max: usize, round: u64) -> Result<bool, Error> {
     let mut complete = true;
     let mut queue = VecDeque::from([String::from("/")]);
@@ -173,8 +183,12 @@ fn walk(hierarchy: &Hierarchy, entries: &mut BTreeMap<String, Entry>, max: usize
         let folder = hierarchy.root.join(&path[1..]);
         let metadata = match fs::metadata(&folder) {
             Ok(metadata) => metadata,
-            Err(_) if path != "/" => continue, // Gone since its parent was listed.
-            Err(source) => return Err(Error::Read { path: folder, source }),
+            Err(source) if path == "/" => return Err(Error::Read { path: folder, source }),
+            Err(error) => {
+                // Gone since its parent was listed; or there, and not to be seen.
+                complete &= error.kind() == io::ErrorKind::NotFound;
+                continue;
+            }
         };
         if entries.len() >= max && !entries.contains_key(&path) {
             complete = false;
@@ -182,11 +196,13 @@ fn walk(hierarchy: &Hierarchy, entries: &mut BTreeMap<String, Entry>, max: usize
         }
         // A folder has a link from each folder in it: two links mean that there is none, which saves listing it.
         if metadata.nlink() != 2 {
-            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            match fs::read_dir(&folder) {
+                Ok(children) => {
+                    let folders = children.flatten().filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()));
                     let parent = path.trim_end_matches('/');
-                    queue.push_back(format!("{parent}/{}", entry.file_name().to_string_lossy()));
+                    queue.extend(folders.map(|child| format!("{parent}/{}", child.file_name().to_string_lossy())));
                 }
+                Err(error) => complete &= error.kind() == io::ErrorKind::NotFound,
             }
         }
         let entry = entries.entry(path).or_default();
