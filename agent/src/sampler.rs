@@ -88,7 +88,8 @@ impl Sampler {
                 }
                 let sample = self.sample();
                 if class.is_none_or(|class| class.name() != sample.class.name()) {
-                    tracing::info!(class = ?sample.class, "reclassified");
+                    let class = sample.class;
+                    tracing::info!(class = class.name(), since = %class.since(), because = because(class), "reclassified");
                 }
                 class = Some(sample.class);
                 samples.send_replace(Some(Arc::new(sample)));
@@ -100,6 +101,15 @@ impl Sampler {
             }
         };
         std::thread::Builder::new().name("sampler".into()).stack_size(STACK).spawn(run)
+    }
+}
+
+/// What made the class, or is missing for one; an idle node has nothing to show.
+pub fn because(class: Class) -> Option<String> {
+    match class {
+        Class::Busy { signal, .. } => Some(signal.to_string()),
+        Class::Idle { .. } => None,
+        Class::Unknown { missing, .. } => Some(missing.to_string()),
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::fmt::Write;
 
-use ebb_core::classify::{Class, GpuUse};
+use ebb_core::classify::GpuUse;
 use ebb_core::units::Permille;
 
 use super::Snapshot;
 use crate::metrics::levels;
+use crate::sampler::because;
 
 /// Busiest cgroups shown; all are in the JSON.
 const CGROUPS: usize = 15;
@@ -21,11 +22,8 @@ pub(super) fn print(snapshot: &Snapshot) -> String {
 }
 
 fn write(out: &mut String, snapshot: &Snapshot) -> std::fmt::Result {
-    let class = match snapshot.class {
-        Class::Busy { signal, .. } => format!("busy: {signal}"),
-        Class::Idle { .. } => "idle".to_owned(),
-        Class::Unknown { missing, .. } => format!("unknown: {missing}"),
-    };
+    let class = snapshot.class.name();
+    let class = because(snapshot.class).map_or(class.to_owned(), |because| format!("{class}: {because}"));
     writeln!(out, "{:<16}{class}", "class")?;
     writeln!(out, "{:<16}{}, over {:.1} s", "sampled", snapshot.sampled_at, snapshot.interval_seconds)?;
 
