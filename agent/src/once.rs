@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use ebb_core::classify::{Class, IdlePolicy, Utilization};
 use ebb_core::time::Instant;
+use ebb_core::units::Permille;
 use serde::Serialize;
 
 use crate::args::{Args, Output};
@@ -16,6 +17,7 @@ use crate::clock::Clock;
 use crate::reading::{CpuShare, Reading};
 use crate::run::input;
 use crate::sampler::{Sample, Sampler};
+use crate::source::proc::MODES;
 
 /// What is printed. Its JSON is for programs of others: keys are only ever added. A figure that is missing is unknown.
 #[derive(Debug, Serialize)]
@@ -28,6 +30,9 @@ struct Snapshot {
     /// Shares in thousandths, since the reading before.
     utilization_permille: Utilization,
     sources: Vec<SourceState>,
+    /// All CPUs together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_cpu: Option<Cpu>,
     cpus: Vec<Cpu>,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Memory>,
@@ -49,9 +54,19 @@ struct SourceState {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Cpu {
-    cpu: u32,
+    /// Its number; none for all together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu: Option<u32>,
     busy_permille: u16,
-    steal_permille: u16,
+    /// By mode: user, nice, system, idle, iowait, irq, softirq, steal.
+    modes_permille: BTreeMap<&'static str, u16>,
+}
+
+impl Cpu {
+    fn of(cpu: Option<u32>, share: CpuShare) -> Self {
+        let modes_permille = MODES.into_iter().zip(share.modes.map(Permille::get)).collect();
+        Self { cpu, busy_permille: share.busy.get(), modes_permille }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -115,6 +130,7 @@ impl Snapshot {
             class: sample.class,
             utilization_permille: sample.utilization,
             sources: sources(sample),
+            node_cpu: node_cpu(before, now),
             cpus: cpus(before, now),
             memory: now.memory.map(|memory| Memory {
                 total_bytes: memory.total,
@@ -138,12 +154,16 @@ fn sources(sample: &Sample) -> Vec<SourceState> {
     sample.healths.iter().map(state).collect()
 }
 
+fn node_cpu(before: &Reading, now: &Reading) -> Option<Cpu> {
+    let share = CpuShare::of(now.stat.as_ref()?.node, before.stat.as_ref()?.node)?;
+    Some(Cpu::of(None, share))
+}
+
 fn cpus(before: &Reading, now: &Reading) -> Vec<Cpu> {
     let Some((then, now)) = before.stat.as_ref().zip(now.stat.as_ref()) else { return Vec::new() };
     let share = |(cpu, ticks): &(u32, _)| {
         let (_, then) = then.cpus.iter().find(|(number, _)| number == cpu)?;
-        let share = CpuShare::of(*ticks, *then)?;
-        Some(Cpu { cpu: *cpu, busy_permille: share.busy.get(), steal_permille: share.steal.get() })
+        Some(Cpu::of(Some(*cpu), CpuShare::of(*ticks, *then)?))
     };
     now.cpus.iter().filter_map(share).collect()
 }
@@ -152,7 +172,7 @@ fn pressure(before: &Reading, now: &Reading, elapsed: f64) -> BTreeMap<&'static 
     let Some((then, now)) = before.pressure.zip(now.pressure) else { return BTreeMap::new() };
     let share = |now: Option<Duration>, then: Option<Duration>| {
         let stalled = now?.checked_sub(then?)?;
-        ebb_core::units::Permille::from_ratio(stalled.as_secs_f64(), elapsed).map(|share| share.get())
+        Permille::from_ratio(stalled.as_secs_f64(), elapsed).map(|share| share.get())
     };
     let pairs = now.iter().filter_map(|(resource, now)| {
         let (_, then) = then.iter().find(|(name, _)| *name == resource)?;

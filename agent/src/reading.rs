@@ -87,20 +87,30 @@ impl Reading {
 /// Of the time of one CPU or of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuShare {
+    /// All but idle, waiting for devices, and stolen.
     pub busy: Permille,
     pub steal: Permille,
+    /// Of each mode, in the order of [`MODES`].
+    ///
+    /// [`MODES`]: crate::source::proc::MODES
+    pub modes: [Permille; 8],
 }
 
 impl CpuShare {
     /// `None` if no time passed, or a counter was set back.
     pub fn of(now: CpuTicks, then: CpuTicks) -> Option<Self> {
-        let [user, nice, system, idle, iowait, irq, softirq, steal] =
+        let passed: [Option<f64>; 8] =
             std::array::from_fn(|mode| now.0[mode].checked_sub(then.0[mode]).map(|ticks| ticks as f64));
+        let [user, nice, system, idle, iowait, irq, softirq, steal] = passed;
         let busy = user? + nice? + system? + irq? + softirq?;
         // The kernel may set these two back a little: it estimates them for a CPU that sleeps (proc_stat(5)).
-        let idle = idle.unwrap_or(0.0) + iowait.unwrap_or(0.0);
-        let all = busy + idle + steal?;
-        Some(Self { busy: Permille::from_ratio(busy, all)?, steal: Permille::from_ratio(steal?, all)? })
+        let all = busy + idle.unwrap_or(0.0) + iowait.unwrap_or(0.0) + steal?;
+        let share = |ticks| Permille::from_ratio(ticks, all);
+        let mut modes = [Permille::ZERO; 8];
+        for (mode, ticks) in modes.iter_mut().zip(passed) {
+            *mode = share(ticks.unwrap_or(0.0))?;
+        }
+        Some(Self { busy: share(busy)?, steal: share(steal?)?, modes })
     }
 }
 

@@ -36,9 +36,14 @@ fn write(out: &mut String, snapshot: &Snapshot) -> std::fmt::Result {
         row(out, signal, &[level])?;
     }
 
-    heading(out, "CPU", &["BUSY", "STEAL"])?;
-    for cpu in &snapshot.cpus {
-        row(out, &cpu.cpu.to_string(), &[share(Some(cpu.busy_permille)), share(Some(cpu.steal_permille))])?;
+    writeln!(out)?;
+    cpu_row(out, "CPU", ["BUSY", "USER", "SYSTEM", "IRQ", "STEAL", "IOWAIT", "IDLE"])?;
+    for cpu in snapshot.node_cpu.iter().chain(&snapshot.cpus) {
+        let modes = |modes: &[&str]| share(Some(modes.iter().map(|mode| cpu.modes_permille[mode]).sum()));
+        let name = cpu.cpu.map_or("node".to_owned(), |number| number.to_string());
+        let shares = [&["user", "nice"][..], &["system"], &["irq", "softirq"], &["steal"], &["iowait"], &["idle"]];
+        let [user, system, irq, steal, iowait, idle] = shares.map(modes);
+        cpu_row(out, &name, [share(Some(cpu.busy_permille)), user, system, irq, steal, iowait, idle])?;
     }
 
     if let Some(memory) = &snapshot.memory {
@@ -88,6 +93,16 @@ fn row(out: &mut String, name: &str, columns: &[impl AsRef<str>]) -> std::fmt::R
     write!(out, "{name:<16}")?;
     for column in columns {
         write!(out, "{:>12}", column.as_ref())?;
+    }
+    out.push('\n');
+    Ok(())
+}
+
+/// Narrower than `row`: seven columns are to fit a small terminal.
+fn cpu_row(out: &mut String, name: &str, columns: [impl AsRef<str>; 7]) -> std::fmt::Result {
+    write!(out, "{name:<16}")?;
+    for column in columns {
+        write!(out, "{:>8}", column.as_ref())?;
     }
     out.push('\n');
     Ok(())
