@@ -15,8 +15,7 @@ use serde::Serialize;
 use crate::args::{Args, Output};
 use crate::clock::Clock;
 use crate::reading::{CpuShare, Reading};
-use crate::run::input;
-use crate::sampler::{Sample, Sampler};
+use crate::sampler::{Input, Sample, Sampler};
 use crate::source::proc::MODES;
 
 /// What is printed. Its JSON is for programs of others: keys are only ever added. A figure that is missing is unknown.
@@ -106,7 +105,7 @@ struct Cgroup {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let mut sampler = Sampler::new(input(args)?, Clock::start(), IdlePolicy::default());
+    let mut sampler = Sampler::new(Input::open(args)?, Clock::start(), IdlePolicy::default());
     let before = sampler.sample();
     std::thread::sleep(args.interval);
     let snapshot = Snapshot::of(&before.reading, &sampler.sample());

@@ -12,12 +12,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::args::{Args, SourceArg};
+use crate::args::Args;
 use crate::clock::Clock;
 use crate::drain::Edge;
-use crate::host::Host;
 use crate::metrics::{Metrics, Page};
-use crate::replay::Replay;
 use crate::sampler::{Input, Sampler};
 use crate::server::Server;
 use crate::uplink::Uplink;
@@ -46,7 +44,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let mut terminate = signal(terminate).context("listen for SIGTERM")?;
     let mut interrupt = signal(interrupt).context("listen for SIGINT")?;
     let clock = Clock::start();
-    let input = input(&args)?;
+    let input = Input::open(&args)?;
     let client = match args.node_name.clone().filter(|_| !args.standalone) {
         Some(node) => Some((cluster::client(args.kubeconfig.as_deref(), &node).await?, node)),
         None => None,
@@ -100,13 +98,6 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     // The sampler is not waited for: it may hang in the kernel, and holds nothing that must be put right.
     tracing::info!(signal, in_time = ended, sampler_ended = sampler.is_finished(), "stopped");
     Ok(())
-}
-
-pub(crate) fn input(args: &Args) -> anyhow::Result<Input> {
-    Ok(match &args.source {
-        SourceArg::Host => Input::Host(Box::new(Host::new(args.roots()))),
-        SourceArg::Replay(file) => Input::Replay(Replay::open(file, args.interval)?),
-    })
 }
 
 async fn first(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {

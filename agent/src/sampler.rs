@@ -9,11 +9,12 @@ use ebb_core::classify::{Class, Classifier, IdlePolicy, Utilization};
 use ebb_core::time::Instant;
 use tokio::sync::watch;
 
+use crate::args::{Args, SourceArg};
 use crate::clock::Clock;
 use crate::health::Healths;
 use crate::host::Host;
 use crate::reading::Reading;
-use crate::replay::Replay;
+use crate::replay::{self, Replay};
 
 /// Readers of small files and a few maps; the default of 2 MiB would be many times what is used.
 const STACK: usize = 512 << 10;
@@ -36,6 +37,15 @@ pub struct Sample {
 pub enum Input {
     Host(Box<Host>),
     Replay(Replay),
+}
+
+impl Input {
+    pub fn open(args: &Args) -> Result<Self, replay::Error> {
+        Ok(match &args.source {
+            SourceArg::Host => Self::Host(Box::new(Host::new(args.roots()))),
+            SourceArg::Replay(file) => Self::Replay(Replay::open(file, args.interval)?),
+        })
+    }
 }
 
 pub struct Sampler {

@@ -10,8 +10,6 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::autoscaling::AutoScaling;
-use crate::kubernetes::Kubernetes;
 use crate::metrics::Metrics;
 use crate::standing::Standing;
 
@@ -41,28 +39,6 @@ pub enum Outcome {
 /// The world that actions change: the real one, or a test's.
 pub trait Outside: Send + Sync + 'static {
     fn call(&self, action: &Action) -> impl Future<Output = Result<Outcome, CallError>> + Send;
-}
-
-/// AWS and the cluster.
-pub struct Real {
-    pub autoscaling: AutoScaling,
-    pub kubernetes: Kubernetes,
-}
-
-impl Outside for Real {
-    async fn call(&self, action: &Action) -> Result<Outcome, CallError> {
-        match action {
-            Action::CancelDrain { node, uid, id, .. } => self.kubernetes.cancel_drain(node, uid, id).await?,
-            Action::Describe { groups, .. } => return self.autoscaling.describe(groups).await.map(Outcome::Groups),
-            Action::Drain { node, uid, intent, .. } => self.kubernetes.drain(node, uid, intent).await?,
-            Action::Explain { namespace, pod, uid, because } => {
-                self.kubernetes.explain(namespace, pod, uid, because).await?;
-            }
-            Action::SetDesired { group, from, to, .. } => self.autoscaling.set_desired(group, *from, *to).await?,
-            Action::Terminate { instance, .. } => self.autoscaling.terminate(instance).await?,
-        }
-        Ok(Outcome::Done)
-    }
 }
 
 /// Carries out what comes, until the driver is gone; then waits for what is under way.

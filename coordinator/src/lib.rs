@@ -12,6 +12,7 @@ pub mod http;
 pub mod kubernetes;
 pub mod lease;
 pub mod metrics;
+pub mod real;
 pub mod reports;
 pub mod standing;
 pub mod tls;

@@ -12,7 +12,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-
 type Labels<const N: usize> = Family<[(&'static str, &'static str); N], Counter>;
 type PerGroup = Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>;
 type Durations = Family<[(&'static str, &'static str); 1], Histogram, fn() -> Histogram>;

@@ -184,7 +184,8 @@ impl Check {
         let Some(allocatable) = &file.allocatable else {
             let known = instance::allocatable(&file.instance_type.value);
             return known.unwrap_or_else(|| {
-                let message = format_args!("unknown instance type {}: give its allocatable resources", file.instance_type.value);
+                let message =
+                    format_args!("unknown instance type {}: give its allocatable resources", file.instance_type.value);
                 self.refuse(file.instance_type.referenced, message);
                 Resources::default()
             });

@@ -1,0 +1,29 @@
+//! The real world that actions change: which call goes to AWS, and which to the API server.
+
+use ebb_core::fleet::Action;
+
+use crate::autoscaling::AutoScaling;
+use crate::effects::{CallError, Outcome, Outside};
+use crate::kubernetes::Kubernetes;
+
+/// AWS and the cluster.
+pub struct Real {
+    pub autoscaling: AutoScaling,
+    pub kubernetes: Kubernetes,
+}
+
+impl Outside for Real {
+    async fn call(&self, action: &Action) -> Result<Outcome, CallError> {
+        match action {
+            Action::CancelDrain { node, uid, id, .. } => self.kubernetes.cancel_drain(node, uid, id).await?,
+            Action::Describe { groups, .. } => return self.autoscaling.describe(groups).await.map(Outcome::Groups),
+            Action::Drain { node, uid, intent, .. } => self.kubernetes.drain(node, uid, intent).await?,
+            Action::Explain { namespace, pod, uid, because } => {
+                self.kubernetes.explain(namespace, pod, uid, because).await?;
+            }
+            Action::SetDesired { group, from, to, .. } => self.autoscaling.set_desired(group, *from, *to).await?,
+            Action::Terminate { instance, .. } => self.autoscaling.terminate(instance).await?,
+        }
+        Ok(Outcome::Done)
+    }
+}
