@@ -178,7 +178,9 @@ async fn a_drain_outlives_the_coordinator_and_a_call_outlives_throttling() {
     })
     .await;
 
-    ebb.lab.set_faults(&json!([{"action": "SetDesiredCapacity", "code": "Throttling", "status": 400, "times": 2}])).await;
+    ebb.lab
+        .set_faults(&json!([{"action": "SetDesiredCapacity", "code": "Throttling", "status": 400, "times": 2}]))
+        .await;
     ebb.lab.apply(&pod("gpu-a", "1", 1)).await;
     ebb.wait_until("the pod to run", SOON, async |ebb| runs(ebb, "gpu-a").await).await;
     let calls = ebb.lab.aws_calls("SetDesiredCapacity");
@@ -254,7 +256,10 @@ async fn a_report_is_taken_only_from_its_own_nodes_agent() {
     let other = ebb.lab.service_account_token("ebb", "ebb-coordinator", ebb_proto::TOKEN_AUDIENCE, None).await;
     assert_eq!(send(&ebb, &other, own).await, Err(Code::PermissionDenied));
     let metrics = ebb.metrics().await;
-    assert!(metrics.lines().any(|line| line.starts_with("ebb_reports_total{") && line.contains("wrong_node")), "{metrics}");
+    assert!(
+        metrics.lines().any(|line| line.starts_with("ebb_reports_total{") && line.contains("wrong_node")),
+        "{metrics}"
+    );
 }
 
 async fn report_of(ebb: &Ebb, pod: &Pod) -> v1::Report {

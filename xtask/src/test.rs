@@ -96,9 +96,7 @@ impl Group {
             Self::Burst => tests(&["--package", "ebb-tests", "--test", "burst", "--", "--show-output"]),
             // Advisories need a database from outside, which a closed network does not have.
             Self::Deny => check(
-                Command::new(tools::cargo_deny()?)
-                    .args(["check", "bans", "licenses", "sources"])
-                    .current_dir(root()),
+                Command::new(tools::cargo_deny()?).args(["check", "bans", "licenses", "sources"]).current_dir(root()),
             ),
         }
     }
