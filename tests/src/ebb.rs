@@ -95,6 +95,11 @@ impl Ebb {
         }
     }
 
+    /// Whether the coordinator's HTTP port is open yet.
+    pub async fn listens(&self) -> bool {
+        tokio::net::TcpStream::connect(("127.0.0.1", self.http_port)).await.is_ok()
+    }
+
     /// The coordinator's metrics, as text.
     pub async fn metrics(&self) -> String {
         let (_, metrics) = http(&format!("127.0.0.1:{}", self.http_port), "GET", "/metrics", &[], "").await;

@@ -5,10 +5,13 @@ use tokio::net::TcpStream;
 
 /// Sends a request and returns the status and the body. Panics when nobody listens at the address.
 pub async fn http(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
-    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    // A caller may name another host: the fake AWS tells services apart by it.
+    let host = headers.iter().any(|(name, _)| *name == "Host");
+    let own_host = [("Host", address)].into_iter().filter(|_| !host);
+    let headers: String =
+        own_host.chain(headers.iter().copied()).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let length = body.len();
-    let request =
-        format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
+    let request = format!("{method} {path} HTTP/1.0\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
     let mut stream = TcpStream::connect(address).await.unwrap_or_else(|error| panic!("connect to {address}: {error}"));
     stream.write_all(request.as_bytes()).await.expect("the server reads");
     let mut reply = String::new();

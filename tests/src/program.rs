@@ -87,7 +87,10 @@ pub fn binary(package: &str) -> PathBuf {
 fn build(package: &str) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
+    // Benchmarks want `release`.
+    let profile = std::env::var("EBB_BUILD_PROFILE").unwrap_or_else(|_| "dev".to_owned());
     command.current_dir(root()).args(["build", "--quiet", "--message-format=json", "--package", package]);
+    command.args(["--profile", &profile]);
     let output = command.stderr(Stdio::inherit()).output().expect("cargo starts");
     assert!(output.status.success(), "{package} does not build");
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();

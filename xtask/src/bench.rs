@@ -1,6 +1,154 @@
-#[derive(clap::Args)]
-pub(crate) struct Args {}
+//! `cargo xtask bench`: figures, each beside a peer or a limit on the same machine in the same run.
 
-pub(crate) fn run(_args: &Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+mod agent;
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use crate::process::{capture, root, run as run_command};
+
+/// Measures Ebb, and prints figures and their ratios to a peer or a limit in the same run.
+///
+/// Builds release binaries first. `agent` takes a minute and needs prometheus-node-exporter, which it installs from
+/// Debian's packages; `ebpf` takes half a minute and needs root; `burst` brings up a lab (see `cargo xtask lab --help`)
+/// and takes about five seconds a trial. Nothing is left running. A busy machine makes all figures worse.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to measure; nothing: everything.
+    #[arg(value_enum)]
+    groups: Vec<Group>,
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+    /// How long `agent` measures.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=3600))]
+    seconds: u64,
+    /// How often `burst` measures.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=90))]
+    trials: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// CPU and memory of the agent at one sample and one scrape a second, beside prometheus-node-exporter.
+    Agent,
+    /// What the kernel program costs at each switch, over one that only reads the clock.
+    Ebpf,
+    /// From a pod that finds no node to `SetDesiredCapacity`, beside a loop that does nothing else.
+    Burst,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// One line of the table.
+struct Row {
+    what: &'static str,
+    unit: &'static str,
+    ours: f64,
+    /// The peer's or the limit's figure, and whose it is.
+    theirs: Option<(f64, &'static str)>,
+    aim: &'static str,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let groups = if args.groups.is_empty() { Group::value_variants() } else { &args.groups };
+    let mut document = serde_json::Map::new();
+    for group in groups {
+        let (name, rows) = match group {
+            Group::Agent => ("agent", agent::measure(args.seconds)?),
+            Group::Ebpf => ("ebpf", ebpf()?),
+            Group::Burst => ("burst", burst(args.trials)?),
+        };
+        match args.output {
+            Output::Table => print(name, &rows),
+            Output::Json => _ = document.insert(name.to_owned(), rows.iter().map(Row::json).collect()),
+        }
+    }
+    if args.output == Output::Json {
+        println!("{}", serde_json::to_string_pretty(&document).context("write the figures as JSON")?);
+    }
+    Ok(())
+}
+
+impl Row {
+    fn ratio(&self) -> Option<f64> {
+        self.theirs.map(|(theirs, _)| self.ours / theirs).filter(|ratio| ratio.is_finite())
+    }
+
+    fn json(&self) -> Value {
+        let (theirs, of) = self.theirs.unzip();
+        let Self { what, unit, ours, aim, .. } = self;
+        json!({"what": what, "unit": unit, "ebb": ours, "other": theirs, "otherIs": of, "ratio": self.ratio(), "aim": aim})
+    }
+}
+
+fn print(name: &str, rows: &[Row]) {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!("\n{name} (load average {})", load.split(' ').next().unwrap_or("unknown"));
+    println!("{:<44}{:>10}{:>12}{:>8}  {:<30}AIM", "", "EBB", "OTHER", "RATIO", "OTHER IS");
+    for row in rows {
+        let (theirs, of) = row.theirs.map_or((String::new(), ""), |(theirs, of)| (format!("{theirs:.2}"), of));
+        let ratio = row.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let what = format!("{}, {}", row.what, row.unit);
+        println!("{what:<44}{:>10.2}{theirs:>12}{ratio:>8}  {of:<30}{}", row.ours, row.aim);
+    }
+}
+
+fn ebpf() -> Result<Vec<Row>> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["run", "--quiet", "--release", "--package", "ebb-agent", "--example", "ebpf_cost"]);
+    let printed = capture(cargo.current_dir(root()))?;
+    let last: Value = serde_json::from_str(printed.lines().last().context("the example printed nothing")?)
+        .context("read the medians")?;
+    let median = |name: &str| last["median"][name].as_f64().with_context(|| format!("find {name}"));
+    let clock = Some((median("clock_ns_per_event")?, "reading the clock"));
+    Ok(vec![
+        Row {
+            what: "one switch, whole program",
+            unit: "ns",
+            ours: median("program_ns_per_event")?,
+            theirs: clock,
+            aim: "",
+        },
+        Row {
+            what: "one switch, over the clock",
+            unit: "ns",
+            ours: median("over_ns")?,
+            theirs: clock,
+            aim: "below 150 ns",
+        },
+    ])
+}
+
+fn burst(trials: u32) -> Result<Vec<Row>> {
+    let mut build = Command::new("cargo");
+    run_command(build.args(["build", "--quiet", "--release", "--package", "ebb-coordinator"]).current_dir(root()))?;
+    let mut cargo = Command::new("cargo");
+    cargo.args(["run", "--quiet", "--package", "ebb-tests", "--bin", "bench-burst", "--", &trials.to_string()]);
+    // Its warnings and progress are for the one who waits.
+    cargo.env("EBB_BUILD_PROFILE", "release").stderr(std::process::Stdio::inherit()).current_dir(root());
+    let document: Value = serde_json::from_str(&capture(&mut cargo)?).context("read the trials")?;
+    let row = |what, from: &str, percentile: &str, aim| {
+        let figure = |who: &str| document[who][from][percentile].as_f64().with_context(|| format!("find {percentile}"));
+        anyhow::Ok(Row {
+            what,
+            unit: "ms",
+            ours: figure("ebb")?,
+            theirs: Some((figure("floor")?, "watch and call, nothing else")),
+            aim,
+        })
+    };
+    Ok(vec![
+        row("unschedulable to SetDesired, p50", "fromUnschedulableMs", "p50", "below 300 ms")?,
+        row("unschedulable to SetDesired, p90", "fromUnschedulableMs", "p90", "")?,
+        row("unschedulable to SetDesired, max", "fromUnschedulableMs", "max", "")?,
+        row("pod created to SetDesired, p50", "fromCreationMs", "p50", "")?,
+        row("pod created to SetDesired, p90", "fromCreationMs", "p90", "")?,
+    ])
 }

@@ -55,7 +55,6 @@ pub(crate) fn python() -> Result<PathBuf> {
 }
 
 /// Installs those of the Debian packages that are missing. Needs root.
-#[allow(dead_code, reason = "the benchmark calls it")]
 pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
     let is_installed = |package: &&&str| {
         let mut query = Command::new("dpkg-query");
