@@ -51,11 +51,6 @@ impl Resources {
         self.amount(NVIDIA_GPU) > 0
     }
 
-    /// Whether all of `self` fits into `free`.
-    pub fn fits_in(&self, free: &Self) -> bool {
-        self.lacking_in(free).is_none()
-    }
-
     /// The first resource of which `free` has too little, if any.
     pub fn lacking_in(&self, free: &Self) -> Option<&str> {
         self.0.iter().find(|(name, amount)| **amount > free.amount(name)).map(|(name, _)| name.as_str())
@@ -115,7 +110,7 @@ mod tests {
         assert_eq!(resources(&[("cpu", "2000m")]).lacking_in(&free), None);
         assert_eq!(resources(&[("cpu", "2001m")]).lacking_in(&free), Some("cpu"));
         assert_eq!(resources(&[(NVIDIA_GPU, "1")]).lacking_in(&free), Some(NVIDIA_GPU));
-        assert!(resources(&[(NVIDIA_GPU, "0")]).fits_in(&free));
+        assert_eq!(resources(&[(NVIDIA_GPU, "0")]).lacking_in(&free), None);
     }
 
     #[test]
