@@ -87,10 +87,11 @@ pub fn binary(package: &str) -> PathBuf {
 fn build(package: &str) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    // Benchmarks want `release`.
-    let profile = std::env::var("EBB_BUILD_PROFILE").unwrap_or_else(|_| "dev".to_owned());
+    // Benchmarks want `release` of what they measure; xtask only brings up the lab.
+    let profile = std::env::var("EBB_BUILD_PROFILE").ok().filter(|_| package != "xtask");
+    let profile = profile.as_deref().unwrap_or("dev");
     command.current_dir(root()).args(["build", "--quiet", "--message-format=json", "--package", package]);
-    command.args(["--profile", &profile]);
+    command.args(["--profile", profile]);
     let output = command.stderr(Stdio::inherit()).output().expect("cargo starts");
     assert!(output.status.success(), "{package} does not build");
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -46,7 +46,7 @@ async fn main() {
             let mut of_pool = calls.iter().filter(|call| call.params["AutoScalingGroupName"] == pool);
             let arrived = of_pool.next_back().expect("there is a node, so there was a call").at_ms;
             let seen = unschedulable.lock().expect("nobody panics while holding it")[&name];
-            times.push([arrived.saturating_sub(seen), arrived.saturating_sub(created)]);
+            times.push([seen, created].map(|start| arrived.cast_signed() - start.cast_signed()));
         }
         eprintln!("trial {trial} of {trials}");
     }
@@ -106,9 +106,11 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).expect("and before the year 500 million")
 }
 
-fn summary(times: &[[u64; 2]], column: usize) -> serde_json::Value {
-    let mut sorted: Vec<u64> = times.iter().map(|row| row[column]).collect();
+/// Of one column. A figure below zero: the call came before our own watch had seen the pod.
+fn summary(times: &[[i64; 2]], column: usize) -> serde_json::Value {
+    let mut sorted: Vec<i64> = times.iter().map(|row| row[column]).collect();
     sorted.sort_unstable();
-    let at = |percent: usize| sorted[(sorted.len() - 1) * percent / 100];
+    // By nearest rank.
+    let at = |percent: usize| sorted[(sorted.len() * percent).div_ceil(100) - 1];
     json!({"p50": at(50), "p90": at(90), "max": at(100)})
 }
