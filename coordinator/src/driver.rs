@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebb_core::fleet::{Action, Event, Fleet, View};
+use ebb_core::fleet::{Action, Event, Fleet};
+use ebb_core::view::Cluster;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -24,13 +25,13 @@ const BATCH: usize = 256;
 const REST: Duration = Duration::from_millis(1);
 
 /// Asks the driver for its picture. Whether it answers also shows that it is alive.
-pub type Queries = mpsc::Sender<oneshot::Sender<View>>;
+pub type Queries = mpsc::Sender<oneshot::Sender<Cluster>>;
 
 pub struct Driver {
     pub fleet: Fleet,
     pub clock: Clock,
     pub inbox: mpsc::Receiver<Event>,
-    pub queries: mpsc::Receiver<oneshot::Sender<View>>,
+    pub queries: mpsc::Receiver<oneshot::Sender<Cluster>>,
     /// Not bounded, because the driver must not wait for those who wait for it; and needing no bound, because the
     /// fleet keeps one call under way for each group and node, and says a thing about a pod once.
     pub outbox: mpsc::UnboundedSender<Action>,

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use ebb_core::fleet::View;
+use ebb_core::view::Cluster;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -34,7 +34,7 @@ pub struct Shown {
 
 impl Shown {
     /// The driver's picture; `None` if it does not answer.
-    async fn view(&self) -> Option<View> {
+    async fn view(&self) -> Option<Cluster> {
         let (reply, view) = oneshot::channel();
         timeout(PATIENCE, async {
             self.queries.send(reply).await.ok()?;

@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use ebb_core::classify::Class;
-use ebb_core::fleet::{Action, Failure, NodeView, View};
+use ebb_core::fleet::{Action, Failure};
+use ebb_core::view::{Cluster, Node};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -138,10 +139,10 @@ impl Metrics {
         Open(self.streams.clone())
     }
 
-    pub fn show(&self, view: &View) {
+    pub fn show(&self, view: &Cluster) {
         self.leading.set(view.leading.into());
         self.synced.set(view.synced.into());
-        self.pods_waiting.set(i64::try_from(view.pods_waiting).unwrap_or(i64::MAX));
+        self.pods_waiting.set(i64::try_from(view.waiting.len()).unwrap_or(i64::MAX));
         self.nodes_draining.set(view.nodes.iter().filter(|node| node.draining).map(|_| 1).sum());
         let mut classes = BTreeMap::from(["busy", "idle", "silent", "unknown"].map(|class| (class, 0)));
         for node in &view.nodes {
@@ -160,12 +161,12 @@ impl Metrics {
             set(&self.group_max, group.max.into());
             // Not known is not zero.
             set(&self.group_desired, group.desired.map_or(f64::NAN, f64::from));
-            set(&self.group_instances, group.instances as f64);
+            set(&self.group_instances, group.instances.into());
         }
     }
 }
 
-fn class(node: &NodeView) -> &'static str {
+fn class(node: &Node) -> &'static str {
     match node.class {
         None => "silent",
         Some(Class::Busy { .. }) => "busy",

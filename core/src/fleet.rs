@@ -15,11 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::classify::Class;
 use crate::intent::Intent;
-use crate::kubernetes::{Node, Pod};
+use crate::kubernetes::{Controller, Node, Pod};
 use crate::policy::Policy;
 use crate::reason::Reason;
 use crate::report::Report;
+use crate::resources::Resources;
 use crate::time::Instant;
+use crate::view;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,40 +201,6 @@ impl Action {
     }
 }
 
-/// [`Fleet::view`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct View {
-    pub leading: bool,
-    pub synced: bool,
-    pub groups: Vec<GroupView>,
-    pub nodes: Vec<NodeView>,
-    /// Pods that the scheduler finds no node for.
-    pub pods_waiting: usize,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct GroupView {
-    pub name: String,
-    /// Whether the Auto Scaling API has told of it.
-    pub observed: bool,
-    pub min: u32,
-    pub max: u32,
-    pub desired: Option<u32>,
-    pub instances: usize,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NodeView {
-    pub name: String,
-    pub ready: bool,
-    pub draining: bool,
-    /// `None`: nothing heard for the report timeout.
-    pub class: Option<Class>,
-}
-
 /// The coordinator's picture of the world, and its rules.
 #[derive(Debug)]
 pub struct Fleet {
@@ -398,30 +366,63 @@ impl Fleet {
         self.decide_at.filter(|_| self.leading && self.synced)
     }
 
-    /// The picture in numbers, for metrics and pages.
-    pub fn view(&self, now: Instant) -> View {
-        let groups = self.groups.iter().map(|(name, group)| GroupView {
-            name: name.clone(),
-            observed: group.observed.is_some(),
-            min: self.policy.groups[name].min,
-            max: self.policy.groups[name].max,
-            desired: group.desired(),
-            instances: group.live().count(),
+    /// The picture for people, metrics and pages.
+    pub fn view(&self, now: Instant) -> view::Cluster {
+        let mut group_of = BTreeMap::new();
+        let groups = self.groups.iter().map(|(name, group)| {
+            group_of.extend(group.live().map(|instance| (instance, name)));
+            let policy = &self.policy.groups[name];
+            view::Group {
+                name: name.clone(),
+                instance_type: policy.instance_type.clone(),
+                observed: group.observed.is_some(),
+                min: policy.min,
+                max: policy.max,
+                desired: group.desired(),
+                instances: u32::try_from(group.live().count()).unwrap_or(u32::MAX),
+            }
         });
+        let groups = groups.collect();
         let timeout = self.policy.scale_down.report_timeout;
-        let nodes = self.nodes.values().map(|member| NodeView {
-            name: member.node.name.clone(),
-            ready: member.node.ready,
-            draining: member.intent(now).is_some(),
-            class: member.heard(now, timeout).map(|heard| heard.report.class),
+        let nodes = self.nodes.values().map(|member| {
+            let node = &member.node;
+            let mut requested = Resources::default();
+            let pods = self.pods_on(&node.name).filter(|pod| !pod.finished).map(|pod| {
+                requested.add(&pod.requests);
+                view::Pod {
+                    name: pod.full_name(),
+                    daemon: pod.controller != Controller::Workload,
+                    terminating: pod.terminating,
+                    requests: pod.requests.clone(),
+                }
+            });
+            let pods = pods.collect();
+            let heard = member.heard(now, timeout);
+            view::Node {
+                name: node.name.clone(),
+                group: node.instance.as_deref().and_then(|instance| group_of.get(instance)).map(|name| (*name).clone()),
+                ready: node.ready,
+                unschedulable: node.unschedulable,
+                draining: member.intent(now).is_some(),
+                drained: node.drained,
+                class: heard.map(|heard| heard.report.class),
+                utilization: heard.map(|heard| heard.report.utilization),
+                allocatable: node.allocatable.clone(),
+                requested,
+                pods,
+            }
         });
-        View {
-            leading: self.leading,
-            synced: self.synced,
-            groups: groups.collect(),
-            nodes: nodes.collect(),
-            pods_waiting: self.pods.values().filter(|pod| pod.waits_since().is_some()).count(),
-        }
+        let waiting = self.pods.values().filter_map(|pod| {
+            Some(view::Waiting {
+                pod: pod.full_name(),
+                since: pod.waits_since()?,
+                requests: pod.requests.clone(),
+                because: self.explained.get(&pod.uid).cloned(),
+            })
+        });
+        let mut waiting: Vec<_> = waiting.collect();
+        waiting.sort_by(|a, b| (a.since, &a.pod).cmp(&(b.since, &b.pod)));
+        view::Cluster { leading: self.leading, synced: self.synced, groups, nodes: nodes.collect(), waiting }
     }
 
     /// Takes the event into the picture. `None`: it changes nothing that the rules look at.
