@@ -1,0 +1,5 @@
+//! The rules of `ebb-core` in virtual time: a world of models around them, and nothing of the rules twice.
+//!
+//! Same scenario, same seed, same autoscaler: same run, to the millisecond.
+
+pub mod scenario;
