@@ -190,6 +190,18 @@ impl Action {
         }
     }
 
+    /// In words, for people. The reason is said apart.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::CancelDrain { node, .. } => format!("calls off the drain of {node}"),
+            Self::Describe { groups, .. } => format!("looks at {}", groups.join(", ")),
+            Self::Drain { node, .. } => format!("asks {node} to drain"),
+            Self::Explain { namespace, pod, .. } => format!("leaves pod {namespace}/{pod} waiting"),
+            Self::SetDesired { group, from, to, .. } => format!("raises {group} from {from} to {to} instances"),
+            Self::Terminate { group, node, .. } => format!("terminates {node} of {group}"),
+        }
+    }
+
     /// What only one call at a time may touch; `None`: nothing.
     fn target(&self) -> Option<Target> {
         match self {
