@@ -412,6 +412,7 @@ impl Fleet {
             let heard = member.heard(now, timeout);
             view::Node {
                 name: node.name.clone(),
+                uid: node.uid.clone(),
                 group: node.instance.as_deref().and_then(|instance| group_of.get(instance)).map(|name| (*name).clone()),
                 ready: node.ready,
                 unschedulable: node.unschedulable,

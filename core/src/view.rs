@@ -55,6 +55,7 @@ pub struct Group {
 #[serde(rename_all = "camelCase")]
 pub struct Node {
     pub name: String,
+    pub uid: String,
     /// `None`: of no group of ours, or not yet known whose.
     pub group: Option<String>,
     pub ready: bool,

@@ -139,7 +139,12 @@ impl World {
             Action::Drain { node, .. } => {
                 assert_eq!(self.says[node], Says::Idle, "invariant_no_busy_or_unknown_node_is_drained: {action:?}");
                 assert!(!self.held(node), "invariant_no_node_with_work_is_drained: {action:?}");
-                let draining = self.nodes.values().filter(|node| node.intent.is_some()).count();
+                // The node itself may have an intent: the reply to an earlier request was lost, and this one will be
+                // refused. One past its deadline is over, even if its object is still there.
+                let drains = |other: &&Node| {
+                    other.name != *node && other.intent.as_ref().is_some_and(|intent| self.now < intent.deadline)
+                };
+                let draining = self.nodes.values().filter(drains).count();
                 assert_eq!(draining, 0, "invariant_one_drain_at_a_time: {action:?}");
             }
             Action::Terminate { group, instance, node, .. } => {
@@ -192,6 +197,9 @@ impl World {
                 let asg = self.asgs.get_mut(group).unwrap();
                 asg.desired -= 1;
                 asg.instances.retain(|i| i.id != *instance);
+            }
+            Action::Drain { node, .. } if self.nodes[node].intent.is_some() => {
+                return Event::Failed { action, failure: Failure::Conflict };
             }
             Action::Drain { node, intent, because, .. } => {
                 self.log.push(format!("drain {node}: {because}"));
