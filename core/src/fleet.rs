@@ -455,6 +455,13 @@ impl Fleet {
                     call.failures += 1;
                     call.retry_at = Some(now + failure.backoff(call.failures));
                 }
+                if let Action::Drain { node, uid, intent, .. } = action
+                    && matches!(failure, Failure::Conflict | Failure::Unavailable)
+                {
+                    // It may stand there, now or from an earlier try: until the watch must have shown it, no other
+                    // node is asked in its place.
+                    self.written(now, &node, &uid, Some(intent));
+                }
                 Some(Soon::Now)
             }
             Event::Groups { asked, groups } => self.described(now, &asked, groups),

@@ -137,7 +137,14 @@ impl World {
                 assert!(to > from, "invariant_capacity_is_never_lowered_by_setting_it: {action:?}");
             }
             Action::Drain { node, .. } => {
-                assert_eq!(self.says[node], Says::Idle, "invariant_no_busy_or_unknown_node_is_drained: {action:?}");
+                // The last word of an agent that fell silent holds until the report timeout.
+                let silent = self.now.since(self.said_since[node]);
+                let idle = match self.says[node] {
+                    Says::Idle => true,
+                    Says::Nothing => silent < self.policy.scale_down.report_timeout,
+                    Says::Busy | Says::Unknown => false,
+                };
+                assert!(idle, "invariant_no_busy_or_unknown_node_is_drained: {action:?}");
                 assert!(!self.held(node), "invariant_no_node_with_work_is_drained: {action:?}");
                 // The node itself may have an intent: the reply to an earlier request was lost, and this one will be
                 // refused. One past its deadline is over, even if its object is still there.
@@ -751,6 +758,27 @@ fn idleness_is_taken_from_the_agents_own_clock() {
     };
     assert_eq!(skewed.idle_since(), heard.idle_since());
     world.run(1);
+}
+
+#[test]
+fn a_drain_whose_reply_was_lost_keeps_others_from_starting_until_the_watch_must_have_shown_it() {
+    let mut world = World::new(flow());
+    world.asgs.get_mut("cpu").unwrap().desired = 4;
+    world.run(590);
+    let asked = |actions: Vec<Action>| actions.into_iter().find(|action| matches!(action, Action::Drain { .. }));
+    // From here on the watch shows nothing and no call succeeds; agents are still heard.
+    let mut later = |world: &mut World, event| {
+        world.now = world.now + seconds(1);
+        let now = world.now;
+        for heard in world.fleet.nodes.values_mut().filter_map(|member| member.heard.as_mut()) {
+            (heard.at, heard.report.sampled_at) = (now, now);
+        }
+        asked(world.fleet.handle(now, event))
+    };
+    let first = (0..60).find_map(|_| later(&mut world, Event::Tick)).expect("a node is unneeded");
+    assert_eq!(later(&mut world, Event::Failed { action: first, failure: Failure::Unavailable }), None);
+    let quiet = (1..60).take_while(|_| later(&mut world, Event::Tick).is_none()).count();
+    assert!((9..15).contains(&quiet), "asked again after {quiet} s");
 }
 
 /// What chance does to the world.
