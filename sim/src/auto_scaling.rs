@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ebb_core::fleet;
-use ebb_core::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lifecycle {
@@ -21,7 +20,6 @@ pub(crate) struct Instance {
     pub(crate) id: String,
     pub(crate) zone: String,
     pub(crate) lifecycle: Lifecycle,
-    pub(crate) launched_at: Instant,
 }
 
 #[derive(Debug)]
@@ -67,7 +65,7 @@ impl AutoScalingGroup {
     }
 
     /// Launches what is missing.
-    pub(crate) fn launch(&mut self, now: Instant) -> Launch {
+    pub(crate) fn launch(&mut self) -> Launch {
         let mut launch = Launch::default();
         let mut in_zone: BTreeMap<&str, u32> = self.zones.iter().map(|zone| (zone.as_str(), 0)).collect();
         for instance in self.instances.iter().filter(|instance| instance.lifecycle != Lifecycle::Terminating) {
@@ -94,12 +92,7 @@ impl AutoScalingGroup {
             self.launched += 1;
             let id = format!("i-{}-{:04}", self.name, self.launched);
             launch.instances.push(id.clone());
-            self.instances.push(Instance {
-                id,
-                zone: zone.clone(),
-                lifecycle: Lifecycle::Pending,
-                launched_at: now,
-            });
+            self.instances.push(Instance { id, zone: zone.clone(), lifecycle: Lifecycle::Pending });
         }
         launch
     }
@@ -140,31 +133,31 @@ mod tests {
     #[test]
     fn the_zone_with_the_fewest_instances_is_next() {
         let mut group = group(4);
-        group.launch(Instant::from_millis(0));
+        group.launch();
         assert_eq!(zones(&group), "abca");
         group.instances.remove(1);
         group.desired = 5;
-        group.launch(Instant::from_millis(0));
-        assert_eq!(zones(&group), "acabc");
+        group.launch();
+        assert_eq!(zones(&group), "acabb");
     }
 
     #[test]
     fn a_zone_without_capacity_is_passed_over_and_named() {
         let mut group = group(2);
         group.exhausted = BTreeSet::from(["a".into()]);
-        let launch = group.launch(Instant::from_millis(0));
+        let launch = group.launch();
         assert_eq!((zones(&group).as_str(), launch.refused.len(), launch.missing), ("bc", 1, 0));
         group.exhausted = ["a", "b", "c"].map(str::to_owned).into();
         group.desired = 4;
-        assert_eq!(group.launch(Instant::from_millis(0)).missing, 2);
+        assert_eq!(group.launch().missing, 2);
     }
 
     #[test]
     fn an_instance_that_is_terminating_is_replaced_if_it_is_still_desired() {
         let mut group = group(1);
-        group.launch(Instant::from_millis(0));
+        group.launch();
         group.instances[0].lifecycle = Lifecycle::Terminating;
-        assert_eq!(group.launch(Instant::from_millis(1)).instances.len(), 1);
+        assert_eq!(group.launch().instances.len(), 1);
         assert_eq!(group.state().instances.iter().filter(|instance| instance.live).count(), 1);
     }
 }

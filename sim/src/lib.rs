@@ -2,4 +2,16 @@
 //!
 //! Same scenario, same seed, same autoscaler: same run, to the millisecond.
 
+mod auto_scaling;
+pub mod autoscaler;
+pub mod faults;
+pub mod hpa;
+mod random;
+mod ray;
+pub mod run;
 pub mod scenario;
+pub mod scheduler;
+pub mod soak;
+mod world;
+
+pub use world::{Options, Violation, simulate};

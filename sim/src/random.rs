@@ -10,34 +10,34 @@ use crate::scenario::Span;
 
 /// A stream of draws.
 #[derive(Clone, Debug)]
-pub struct Random(Pcg64);
+pub(crate) struct Random(Pcg64);
 
 impl Random {
-    pub fn new(seed: u64, purpose: &str) -> Self {
+    pub(crate) fn new(seed: u64, purpose: &str) -> Self {
         // FNV-1a: any mapping will do that never changes.
-        let stream = purpose.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let stream = purpose
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         Self(Pcg64::new(seed.into(), stream.into()))
     }
 
     /// A whole number below `bound`, which must not be zero.
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0.random_range(0..bound)
     }
 
-    pub fn chance(&mut self, probability: f64) -> bool {
+    pub(crate) fn chance(&mut self, probability: f64) -> bool {
         self.0.random_bool(probability)
     }
 
     /// Evenly between the two, to the millisecond.
-    pub fn between(&mut self, from: Duration, to: Duration) -> Duration {
+    pub(crate) fn between(&mut self, from: Duration, to: Duration) -> Duration {
         let (from, to) = (millis(from), millis(to));
         Duration::from_millis(self.0.random_range(from..=to.max(from)))
     }
 
     /// From the log-normal distribution that a [`Span`] describes.
-    pub fn span(&mut self, span: Span) -> Duration {
+    pub(crate) fn span(&mut self, span: Span) -> Duration {
         // Standard deviations from the median to the 95th percentile, and to the 99th, where the tails are cut.
         const P95: f64 = 1.644_854;
         const CUT: f64 = 2.326_348;

@@ -5,6 +5,7 @@ mod ebpf;
 mod lab;
 mod manifests;
 mod process;
+mod soak;
 mod test;
 mod tools;
 
@@ -25,6 +26,7 @@ enum Command {
     #[command(subcommand)]
     Lab(lab::Command),
     Manifests(manifests::Args),
+    Soak(soak::Args),
     Test(test::Args),
 }
 
@@ -34,6 +36,7 @@ fn main() -> anyhow::Result<()> {
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Lab(command) => lab::run(command),
         Command::Manifests(args) => manifests::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Test(args) => test::run(&args),
     }
 }

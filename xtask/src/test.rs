@@ -30,6 +30,8 @@ enum Group {
     Clippy,
     /// The tests next to the code and those of whole binaries that need nothing but this machine.
     Unit,
+    /// The rules in simulated clusters under faults by chance: 4000 seeds, and all that ever failed.
+    Soak,
     /// The committed kernel programs against a rebuild from source.
     Bpf,
     /// The rendered manifests against the chart, and the rights they give against a real API server.
@@ -85,6 +87,7 @@ impl Group {
             }),
             Self::Clippy => check(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
             Self::Unit => tests(&["--no-fail-fast"]),
+            Self::Soak => check(&mut xtask(&["soak", "--seeds", "4000"])?),
             Self::Bpf => check(&mut xtask(&["ebpf", "--check"])?),
             Self::Manifests => {
                 let rendered = check(&mut xtask(&["manifests", "--check"])?)?;
