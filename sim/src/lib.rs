@@ -2,4 +2,6 @@
 //!
 //! Same scenario, same seed, same autoscaler: same run, to the millisecond.
 
+pub mod random;
 pub mod scenario;
+pub mod scheduler;
