@@ -79,7 +79,8 @@ fn repels(taint: &Taint, tolerations: &[Toleration]) -> bool {
     taint.effect != TaintEffect::PreferNoSchedule && !tolerations.iter().any(|toleration| tolerates(toleration, taint))
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+/// Whether the toleration is for this taint.
+pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     toleration.effect.is_none_or(|effect| effect == taint.effect)
         && toleration.key.as_ref().is_none_or(|key| *key == taint.key)
         && toleration.value.as_ref().is_none_or(|value| *value == taint.value)

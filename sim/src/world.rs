@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
 use ebb_core::kubernetes::{Node, Pod};
+use ebb_core::schedule::Misfit;
 use ebb_core::time::Instant;
 use ebb_core::{drain, fleet};
 
@@ -248,7 +249,7 @@ impl<'a> World<'a> {
             nodes: BTreeMap::new(),
             pods: BTreeMap::new(),
             workers: scenario.worker_groups.iter().map(|group| Workers::new(scenario, group)).collect(),
-            scheduler: Scheduler::new(),
+            scheduler: Scheduler::new(options.seed),
             scheduler_tick: None,
             coordinator: Coordinator::new(autoscaler),
             chance: Chance {
@@ -398,7 +399,7 @@ impl<'a> World<'a> {
         for action in self.scheduler.handle(self.now, event) {
             match action {
                 scheduler::Action::Bind { uid, node } => self.bind(&uid, &node),
-                scheduler::Action::Unschedulable { uid } => self.refuse(&uid),
+                scheduler::Action::Unschedulable { uid, because } => self.refuse(&uid, &because),
             }
         }
         if let Some(next) = self.scheduler.next_wakeup()
@@ -423,7 +424,7 @@ impl<'a> World<'a> {
         self.pod_changed(uid);
     }
 
-    fn refuse(&mut self, uid: &str) {
+    fn refuse(&mut self, uid: &str, because: &BTreeMap<Misfit, u32>) {
         let now = self.now;
         let Some(state) = self.pods.get_mut(uid).filter(|state| state.pod.node.is_none()) else { return };
         // The condition's transition time stays when it is said again.
@@ -435,7 +436,7 @@ impl<'a> World<'a> {
         let group = state.group;
         self.pod_changed(uid);
         if let Some(group) = group {
-            self.observed.refused(now, group);
+            self.observed.refused(now, group, because);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ebb_core::fleet::Action;
 use ebb_core::price::{self, Dollars, Meter};
 use ebb_core::reason::Reason;
-use ebb_core::schedule::Place;
+use ebb_core::schedule::{Misfit, Place};
 use ebb_core::time::Instant;
 use ebb_core::view::{self, Level, Snapshot, Step};
 
@@ -15,6 +15,14 @@ use crate::auto_scaling::Lifecycle;
 use crate::ray::Task;
 use crate::run::{GroupTotals, Milestones, Run, Totals, Waits};
 use crate::scenario::{Scenario, WorkerGroup};
+
+/// Pods that the scheduler found no node for, shortly after one another.
+struct Refusals {
+    since: Instant,
+    pods: u32,
+    /// Why each node refused the first of them: reasons and how many nodes have them.
+    first: BTreeMap<Misfit, u32>,
+}
 
 /// Pods refused within this time are told of together.
 const TOGETHER: Duration = Duration::from_secs(1);
@@ -36,8 +44,8 @@ pub(super) struct Observed {
     idle_node_seconds: u64,
     /// When each node's agent last found it idle.
     pub(super) idle_at: BTreeMap<String, Instant>,
-    /// Refused and not yet told of: since when, and how many.
-    refusals: Option<(Instant, u32)>,
+    /// Refused and not yet told of.
+    refusals: Option<Refusals>,
     /// Nodes that are the first of their group to come, and to go.
     first_up: Vec<Option<String>>,
     first_down: Vec<Option<String>>,
@@ -81,12 +89,13 @@ impl Observed {
         self.steps.push(Step { at, level, what, because });
     }
 
-    pub(super) fn refused(&mut self, now: Instant, group: usize) {
+    pub(super) fn refused(&mut self, now: Instant, group: usize, because: &BTreeMap<Misfit, u32>) {
         let marks = &mut self.milestones[group];
         if marks.submitted.is_some() {
             marks.pods_pending.get_or_insert(now);
         }
-        self.refusals.get_or_insert((now, 0)).1 += 1;
+        let refusals = self.refusals.get_or_insert_with(|| Refusals { since: now, pods: 0, first: because.clone() });
+        refusals.pods += 1;
     }
 
     pub(super) fn task_started(&mut self, now: Instant, task: &Task) {
@@ -122,15 +131,15 @@ impl World<'_> {
 
     /// Tells of refused pods once they have come together.
     pub(super) fn tell_of_refusals(&mut self) {
-        if let Some((since, count)) = self.observed.refusals.filter(|(since, _)| self.now.since(*since) >= TOGETHER) {
-            self.observed.refusals = None;
-            let what = if count == 1 {
-                "finds no node for 1 pod".to_owned()
-            } else {
-                format!("finds no node for {count} pods")
-            };
-            self.observed.step(since, Level::Kubernetes, what, "no node has room for them".to_owned());
-        }
+        let Some(told) = self.observed.refusals.take_if(|told| self.now.since(told.since) >= TOGETHER) else { return };
+        let plural = if told.pods == 1 { "pod" } else { "pods" };
+        let causes = told.first.iter().map(|(misfit, nodes)| format!("{nodes} × {misfit}"));
+        let because = match told.first.is_empty() {
+            true => "there is no node".to_owned(),
+            false => format!("nodes: {}", causes.collect::<Vec<_>>().join(", ")),
+        };
+        let what = format!("finds no node for {} {plural}", told.pods);
+        self.observed.step(told.since, Level::Kubernetes, what, because);
     }
 
     pub(super) fn observe_submitted(&mut self, job: usize, group: usize, tasks: u32) {
