@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::config::Overrides;
+use ebb_config::Overrides;
 
 /// Grows and shrinks Auto Scaling groups with the work on a Kubernetes cluster
 ///

@@ -5,7 +5,6 @@ pub mod action;
 pub mod autoscaling;
 pub mod clock;
 pub mod cluster;
-pub mod config;
 pub mod driver;
 pub mod effects;
 pub mod http;

@@ -27,11 +27,11 @@ use crate::http::{self, Shown};
 use crate::kubernetes::Kubernetes;
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
+use crate::names;
 use crate::real::Real;
 use crate::reports::{self, ClusterReview, Gate, Tokens};
 use crate::standing::Standing;
 use crate::tls::Certificates;
-use crate::{config, names};
 
 /// For calls under way and for letting go of the Lease; well below the kubelet's 30 s.
 const SHUTDOWN: Duration = Duration::from_secs(12);
@@ -40,7 +40,7 @@ const QUERIES: usize = 8;
 
 /// `--check-config`: the answer goes to standard output, problems to standard error.
 pub fn check_config(args: &Args) -> ExitCode {
-    match config::read(&args.config, &args.overrides) {
+    match ebb_config::read(&args.config, &args.overrides) {
         Ok(policy) => {
             let groups = policy.groups.len();
             let plural = if groups == 1 { "" } else { "s" };
@@ -56,7 +56,7 @@ pub fn check_config(args: &Args) -> ExitCode {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let policy = config::read(&args.config, &args.overrides)?;
+    let policy = ebb_config::read(&args.config, &args.overrides)?;
     // Several crates ask for it, and none may guess.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = client(args.kubeconfig.as_deref()).await?;

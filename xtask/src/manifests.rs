@@ -11,7 +11,7 @@ use crate::process::{cache, capture, root};
 use crate::tools::helm;
 
 const CHART: &str = "deploy/chart";
-const EXAMPLE: &str = "coordinator/config.example.yaml";
+const EXAMPLE: &str = "config/example.yaml";
 const MANIFESTS: &str = "deploy/manifests/ebb.yaml";
 
 /// The version that the chart is rendered for. Any that it supports would do, but Helm's own default changes with Helm.

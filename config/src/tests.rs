@@ -21,8 +21,7 @@ fn refused(text: &str, expected: &[&str]) {
 
 #[test]
 fn the_example_says_the_defaults() {
-    let policy =
-        read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.yaml")), &Overrides::default()).unwrap();
+    let policy = read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/example.yaml")), &Overrides::default()).unwrap();
     assert_eq!(policy.scale_up, ScaleUp::default());
     assert_eq!(policy.scale_down, ScaleDown::default());
     assert_eq!(policy.idle, IdlePolicy::default());

@@ -1,0 +1,3 @@
+//! Entry point: arguments, one call.
+
+fn main() {}
