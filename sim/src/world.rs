@@ -184,6 +184,7 @@ struct PodState {
     /// When the scheduler first refused it.
     refused_at: Option<Instant>,
     created_at: Instant,
+    bound_at: Option<Instant>,
     usage: workers::Usage,
 }
 
@@ -414,6 +415,7 @@ impl<'a> World<'a> {
         let Some(state) = self.pods.get_mut(uid).filter(|state| !state.pod.terminating) else { return };
         let Some(home) = self.nodes.get_mut(node) else { return };
         state.pod.node = Some(node.to_owned());
+        state.bound_at = Some(self.now);
         state.pod.unschedulable_since = None;
         home.pods.insert(uid.to_owned());
         if let Some(refused) = state.refused_at {

@@ -124,7 +124,15 @@ impl World<'_> {
         let waiting = self.pods.values().filter(|state| state.pod.node.is_none()).map(|state| state.pod.full_name());
         let waiting: Vec<_> = waiting.collect();
         let left: usize = self.workers.iter().map(|workers| workers.ray.queued() + workers.ray.running()).sum();
-        let big = self.groups.iter().filter(|group| group.desired > group.min);
+        // An HPA that has a resource metric keeps a last worker (see `hpa`), and that worker keeps its node.
+        let works = |uid: &String| self.pods.get(uid).is_some_and(|pod| pod.group.is_some());
+        let working = |group: usize| {
+            let working = self.nodes.values().filter(|state| state.alive && state.group == group);
+            u32::try_from(working.filter(|state| state.pods.iter().any(works)).count()).unwrap_or(u32::MAX)
+        };
+        let big =
+            self.groups.iter().enumerate().filter(|(index, group)| group.desired > group.min.max(working(*index)));
+        let big = big.map(|(_, group)| group);
         let big: Vec<_> = big.map(|group| format!("{} at {}", group.name, group.desired)).collect();
         let marked = self.nodes.values().filter(|state| {
             let node = &state.node;

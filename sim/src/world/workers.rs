@@ -203,8 +203,15 @@ impl World<'_> {
     pub(super) fn add_pod(&mut self, mut pod: Pod, group: Option<usize>) {
         let uid = pod.uid.clone();
         pod.requests.set("pods", 1);
-        let state =
-            PodState { pod, group, ready_since: None, refused_at: None, created_at: self.now, usage: Usage::default() };
+        let state = PodState {
+            pod,
+            group,
+            ready_since: None,
+            refused_at: None,
+            created_at: self.now,
+            bound_at: None,
+            usage: Usage::default(),
+        };
         self.pods.insert(uid.clone(), state);
         self.pod_changed(&uid);
     }
@@ -293,8 +300,8 @@ impl World<'_> {
         let spec = &self.scenario.worker_groups[group];
         let now = self.now;
         let pods = self.pods.values().filter(|state| state.group == Some(group)).map(|state| hpa::Pod {
-            running: state.pod.node.is_some(),
-            started: state.pod.node.is_some().then_some(state.created_at),
+            running: state.ready_since.is_some(),
+            started: state.bound_at,
             ready_since: state.ready_since,
             terminating: state.pod.terminating,
             cpu_request: spec.requests.amount("cpu"),
@@ -322,7 +329,7 @@ impl World<'_> {
         if desired != current {
             workers.replicas = desired;
             let what = format!("scales {} from {current} to {desired} workers", spec.name);
-            self.step(Level::Hpa, what, outcome.because.to_string());
+            self.step(Level::Hpa, what, outcome.because);
             self.observe_hpa(group, desired > current);
             self.reconcile(group);
         }
