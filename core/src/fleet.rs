@@ -256,7 +256,7 @@ struct Group {
     asked_at: Option<Instant>,
     /// Our own last change, which a description asked for earlier does not show.
     decided: Option<Decided>,
-    /// When each instance was first described to us.
+    /// When each instance was first described to us; those that are still described, and no others.
     first_seen: BTreeMap<String, Instant>,
     /// Instances whose termination was accepted and that are still described.
     terminated: BTreeSet<String>,
@@ -605,8 +605,7 @@ impl Fleet {
     /// Whether the node came after the groups were last described, so that it is not known whose it is.
     fn is_newcomer(&self, member: &Member) -> bool {
         let Some(instance) = &member.node.instance else { return false };
-        let described = |group: &Group| group.observed.iter().flat_map(|o| &o.instances).any(|i| i.id == *instance);
-        !self.groups.values().any(described)
+        !self.groups.values().any(|group| group.first_seen.contains_key(instance))
             && self.groups.values().any(|group| group.asked_at.is_none_or(|asked| asked < member.first_seen))
     }
 

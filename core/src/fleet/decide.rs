@@ -144,6 +144,9 @@ impl Fleet {
 
     /// Finds room for the pods that have waited long enough.
     fn placement<'a>(&'a self, now: Instant, census: &[Census<'a>], due: Vec<(&'a Pod, Instant)>) -> Placement<'a> {
+        if due.is_empty() {
+            return Placement::default();
+        }
         let daemons = self.daemons();
         let rooms = self.policy.groups.iter().map(|(name, policy)| {
             let known = census.iter().find(|group| group.name == name);
