@@ -13,8 +13,8 @@ use ebb_core::time::parse_duration;
 use ebb_core::units::Permille;
 use serde_saphyr::{Location, Spanned};
 
-use super::file::{self, File, Text};
-use super::{Overrides, Problem};
+use super::file::{self, File};
+use super::{Overrides, Problem, Text};
 
 /// What the kubelet, or the cloud's controller for it, puts on every node.
 const INSTANCE_TYPE_LABEL: &str = "node.kubernetes.io/instance-type";
@@ -38,18 +38,20 @@ pub(super) fn policy(file: &File, overrides: &Overrides) -> Result<Policy, Vec<P
     Err(check.problems)
 }
 
+/// Reads values and collects what is wrong with them.
 #[derive(Default)]
-struct Check {
-    problems: Vec<Problem>,
+pub struct Check {
+    pub problems: Vec<Problem>,
 }
 
 impl Check {
-    fn refuse(&mut self, at: Location, message: impl Display) {
+    /// Says what is wrong with the value there.
+    pub fn refuse(&mut self, at: Location, message: impl Display) {
         self.problems.push(Problem { line: at.line(), column: at.column(), message: message.to_string() });
     }
 
     /// Reads a value; `default` if there is none, or if it is wrong and so the file is refused anyway.
-    fn read<T, E: Display>(&mut self, text: Option<&Text>, default: T, parse: fn(&str) -> Result<T, E>) -> T {
+    pub fn read<T, E: Display>(&mut self, text: Option<&Text>, default: T, parse: fn(&str) -> Result<T, E>) -> T {
         let Some(text) = text else { return default };
         parse(&text.value).unwrap_or_else(|error| {
             self.refuse(text.referenced, error);
@@ -57,12 +59,13 @@ impl Check {
         })
     }
 
-    fn duration(&mut self, text: Option<&Text>, default: Duration) -> Duration {
+    /// As `30s`, `10m` or `1h30m`.
+    pub fn duration(&mut self, text: Option<&Text>, default: Duration) -> Duration {
         self.read(text, default, parse_duration)
     }
 
     /// A duration that ends something: zero would end it before it began.
-    fn limit(&mut self, text: Option<&Text>, default: Duration) -> Duration {
+    pub fn limit(&mut self, text: Option<&Text>, default: Duration) -> Duration {
         let limit = self.duration(text, default);
         if let Some(text) = text.filter(|_| limit.is_zero()) {
             self.refuse(text.referenced, "expected a duration above zero");
@@ -70,8 +73,21 @@ impl Check {
         limit
     }
 
-    fn share(&mut self, text: Option<&Text>, default: Permille) -> Permille {
+    /// As `50%`.
+    pub fn share(&mut self, text: Option<&Text>, default: Permille) -> Permille {
         self.read(text, default, str::parse)
+    }
+
+    /// Amounts as in Kubernetes.
+    pub fn resources(&mut self, texts: &BTreeMap<String, Text>) -> Resources {
+        let mut resources = Resources::default();
+        for (name, text) in texts {
+            match Resources::from_texts([(name.as_str(), text.value.as_str())]) {
+                Ok(amount) => resources.add(&amount),
+                Err(error) => self.refuse(text.referenced, error),
+            }
+        }
+        resources
     }
 
     fn scale_up(&mut self, file: &file::ScaleUp) -> policy::ScaleUp {
@@ -190,13 +206,7 @@ impl Check {
                 Resources::default()
             });
         };
-        let mut resources = Resources::default();
-        for (name, text) in &allocatable.value {
-            match Resources::from_texts([(name.as_str(), text.value.as_str())]) {
-                Ok(amount) => resources.add(&amount),
-                Err(error) => self.refuse(text.referenced, error),
-            }
-        }
+        let mut resources = self.resources(&allocatable.value);
         for name in ["cpu", "memory"] {
             if !allocatable.value.contains_key(name) {
                 self.refuse(allocatable.referenced, format_args!("expected {name}: a node without it runs no pods"));
@@ -239,7 +249,8 @@ impl Check {
     }
 }
 
-fn count(text: &str) -> Result<u32, String> {
+/// A number of things.
+pub fn count(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| format!("`{text}` is no whole number of 0 or more"))
 }
 

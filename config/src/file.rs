@@ -6,20 +6,13 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_saphyr::{Error, RenderOptions, SnippetMode, Spanned, UserMessageFormatter};
 
-use super::Problem;
-
-/// A value as it is written, and where.
-pub(super) type Text = Spanned<String>;
-
-pub(super) fn parse(text: &str) -> Result<File, Problem> {
-    serde_saphyr::from_str(text).map_err(|error| problem(&error))
-}
+use super::{Problem, Text};
 
 /// The reader's words for what a person writes.
 const WORDS: [(&str, &str); 3] =
     [("mapping start", "keys with values"), ("sequence start", "a list"), ("string scalar", "a single value")];
 
-fn problem(error: &Error) -> Problem {
+pub(super) fn problem(error: &Error) -> Problem {
     let mut options = RenderOptions::new(&UserMessageFormatter);
     options.snippets = SnippetMode::Off;
     let message = error.render_with_options(options);

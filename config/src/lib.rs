@@ -5,6 +5,8 @@
 mod check;
 mod file;
 
+pub use check::{Check, count};
+
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,7 +51,27 @@ pub fn read(path: &Path, overrides: &Overrides) -> Result<Policy, Error> {
 
 /// Reads a file's text; says all that is wrong with it, in the file's order.
 pub fn parse(text: &str, overrides: &Overrides) -> Result<Policy, Vec<Problem>> {
-    check::policy(&file::parse(text).map_err(|problem| vec![problem])?, overrides)
+    check::policy(&from_text(text).map_err(|problem| vec![problem])?, overrides)
+}
+
+/// The configuration as a part of a larger file, such as a scenario's.
+#[derive(serde::Deserialize)]
+#[serde(transparent)]
+pub struct Section(file::File);
+
+impl Section {
+    /// Says all that is wrong with it, in the file's order.
+    pub fn policy(&self) -> Result<Policy, Vec<Problem>> {
+        check::policy(&self.0, &Overrides::default())
+    }
+}
+
+/// A value as it is written, and where.
+pub type Text = serde_saphyr::Spanned<String>;
+
+/// Reads a file's form. What its values mean is for a [`Check`].
+pub fn from_text<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Problem> {
+    serde_saphyr::from_str(text).map_err(|error| file::problem(&error))
 }
 
 /// Something wrong at a place of the file.

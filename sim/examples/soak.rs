@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use ebb_core::time::format_duration;
+use ebb_sim::run::log;
 use ebb_sim::{Violation, soak};
 
 /// Simulates clusters under faults by chance, a seed each, and checks what must always hold.
@@ -123,13 +124,4 @@ fn write_log(folder: &Path, seed: u64, violation: &Violation) -> Result<()> {
         log(violation.started, &violation.steps)
     );
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))
-}
-
-fn log(started: ebb_core::time::Instant, steps: &[ebb_core::view::Step]) -> String {
-    let line = |step: &ebb_core::view::Step| {
-        let after = format_duration(step.at.since(started));
-        let because = if step.because.is_empty() { String::new() } else { format!(": {}", step.because) };
-        format!("{after:>8}  {:<17}{}{because}\n", step.level.title(), step.what)
-    };
-    steps.iter().map(line).collect()
 }

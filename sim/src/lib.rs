@@ -5,11 +5,13 @@
 mod auto_scaling;
 pub mod autoscaler;
 pub mod faults;
+pub mod file;
 pub mod hpa;
 mod random;
 mod ray;
 pub mod run;
 pub mod scenario;
+pub mod scenarios;
 pub mod scheduler;
 pub mod soak;
 mod world;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ebb_core::price::{Cost, Dollars};
-use ebb_core::time::Instant;
+use ebb_core::time::{Instant, format_duration};
 use ebb_core::view::{Snapshot, Step};
 use serde::Serialize;
 
@@ -24,6 +24,16 @@ pub struct Run {
     /// By worker group, for those that had work.
     pub milestones: BTreeMap<String, Milestones>,
     pub totals: Totals,
+}
+
+/// One step a line: how long after the start, who, what and why.
+pub fn log(started: Instant, steps: &[Step]) -> String {
+    let line = |step: &Step| {
+        let after = format_duration(step.at.since(started));
+        let because = if step.because.is_empty() { String::new() } else { format!(": {}", step.because) };
+        format!("{after:>9}  {:<16}  {}{because}\n", step.level.title(), step.what)
+    };
+    steps.iter().map(line).collect()
 }
 
 /// When the first burst of a worker group passed each level on its way up, and the group's last work on its way down.
@@ -50,10 +60,12 @@ pub struct Milestones {
     pub pods_running: Option<Instant>,
     /// The last task was done.
     pub tasks_done: Option<Instant>,
-    /// Ray's autoscaler first asked for fewer workers after that.
-    pub ray_idle: Option<Instant>,
+    /// Ray's autoscaler first asked for fewer workers, after it had last asked for more.
+    pub ray_asked_fewer: Option<Instant>,
     /// The HPA first lowered the replicas after that.
     pub hpa_scaled_down: Option<Instant>,
+    /// Ray's autoscaler asked for fewer workers for the last time.
+    pub ray_settled: Option<Instant>,
     /// The first node to leave became unneeded.
     pub node_unneeded: Option<Instant>,
     /// It was asked to drain.

@@ -767,7 +767,7 @@ fn a_drain_whose_reply_was_lost_keeps_others_from_starting_until_the_watch_must_
     world.run(590);
     let asked = |actions: Vec<Action>| actions.into_iter().find(|action| matches!(action, Action::Drain { .. }));
     // From here on the watch shows nothing and no call succeeds; agents are still heard.
-    let mut later = |world: &mut World, event| {
+    let later = |world: &mut World, event| {
         world.now = world.now + seconds(1);
         let now = world.now;
         for heard in world.fleet.nodes.values_mut().filter_map(|member| member.heard.as_mut()) {

@@ -172,8 +172,10 @@ impl World<'_> {
         let marks = &mut self.observed.milestones[group];
         if up && marks.submitted.is_some() {
             marks.ray_asked.get_or_insert(now);
-        } else if !up && marks.tasks_done.is_some() {
-            marks.ray_idle.get_or_insert(now);
+            (marks.ray_asked_fewer, marks.hpa_scaled_down) = (None, None);
+        } else if !up {
+            marks.ray_asked_fewer.get_or_insert(now);
+            marks.ray_settled = Some(now);
         }
     }
 
@@ -182,7 +184,7 @@ impl World<'_> {
         let marks = &mut self.observed.milestones[group];
         if up && marks.submitted.is_some() {
             marks.hpa_scaled.get_or_insert(now);
-        } else if !up && marks.tasks_done.is_some() {
+        } else if !up && marks.ray_asked_fewer.is_some() {
             marks.hpa_scaled_down.get_or_insert(now);
         }
     }
