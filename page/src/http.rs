@@ -10,7 +10,6 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::stream;
-use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::{News, Page};
@@ -59,21 +58,23 @@ async fn events(State(page): State<Page>) -> Response {
     if page.watchers() >= WATCHERS {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many look at it already\n").into_response();
     }
-    let stream = stream::unfold((page.clone(), None), |(page, updates): (Page, Option<Receiver<News>>)| async move {
-        let Some(mut updates) = updates else {
-            let (full, updates) = page.look();
-            return Some((event(&full).retry(RETRY), (page, Some(updates))));
-        };
+    // At once, so that whoever is told of the arrival counts this reader.
+    let (full, updates) = page.look();
+    page.0.arrived.notify_one();
+    let first = Some(event(&full).retry(RETRY));
+    let stream = stream::unfold((page, updates, first), |(page, mut updates, first)| async move {
+        if let Some(first) = first {
+            return Some((first, (page, updates, None)));
+        }
         match updates.recv().await {
-            Ok(News::Update(text)) => Some((event(&text), (page, Some(updates)))),
+            Ok(News::Update(text)) => Some((event(&text), (page, updates, None))),
             Ok(News::Anew) | Err(RecvError::Lagged(_)) => {
                 let (full, updates) = page.look();
-                Some((event(&full), (page, Some(updates))))
+                Some((event(&full), (page, updates, None)))
             }
             Err(RecvError::Closed) => None,
         }
     });
-    page.0.arrived.notify_one();
     let stream = futures::StreamExt::map(stream, Ok::<_, Infallible>);
     let heartbeat = KeepAlive::new().interval(HEARTBEAT).text("here");
     ([(header::X_CONTENT_TYPE_OPTIONS, "nosniff")], Sse::new(stream).keep_alive(heartbeat)).into_response()

@@ -2,6 +2,7 @@
 //! Everything here panics rather than returning errors: in a test, a broken lab is a failed test.
 
 mod aws;
+mod browser;
 mod ebb;
 mod http;
 mod program;
@@ -25,6 +26,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 pub use aws::{AwsCall, Group, Instance};
+pub use browser::{Browser, key};
 pub use ebb::{Ebb, node_of};
 pub use http::http;
 pub use program::{Program, binary, free_port};

@@ -14,7 +14,8 @@ use crate::tools;
 ///
 /// `lab`, `manifests` and `burst` bring up control planes on loopback and build what those need (see `cargo xtask lab
 /// --help`); the first run on a machine takes about half an hour for that, later ones minutes. `bpf` and `deny`
-/// install tools into the cache. Every group runs, also after one has failed; the last line counts.
+/// install tools into the cache, `browser` installs Debian packages. Every group runs, also after one has failed; the
+/// last line counts.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to run; nothing: everything, in this order.
@@ -40,6 +41,8 @@ enum Group {
     Lab,
     /// One burst, up and down, through real parts.
     Burst,
+    /// The live page in a real Chromium.
+    Browser,
     /// Licences, sources and duplicates of all dependencies.
     Deny,
 }
@@ -97,6 +100,11 @@ impl Group {
             Self::Lab => tests(&["--package", "ebb-tests", "--test", "lab"]),
             // What a test prints shows what was decided, and why.
             Self::Burst => tests(&["--package", "ebb-tests", "--test", "burst", "--", "--show-output"]),
+            Self::Browser => {
+                tools::apt_install(&["chromium", "chromium-driver"])?;
+                // It prints how smooth a thousand nodes are, which it can say only while nothing else runs.
+                tests(&["--package", "ebb-tests", "--test", "browser", "--", "--show-output", "--test-threads=1"])
+            }
             // Advisories need a database from outside, which a closed network does not have.
             Self::Deny => check(
                 Command::new(tools::cargo_deny()?).args(["check", "bans", "licenses", "sources"]).current_dir(root()),
