@@ -54,9 +54,9 @@ pub(crate) fn draw(scenario: &Scenario, run: &Run, out: &Path) -> anyhow::Result
     let shots = in_parallel(&moments, |moment| {
         let pixels = render(&frame::draw(&story, *moment), FILM_SCALE)?;
         let delay = match story.stages.iter().rposition(|stage| *stage == moment.snapshot) {
-            Some(6) => 500,
-            Some(_) => 160,
-            None => 16,
+            Some(6) => 400,
+            Some(_) => 140,
+            None => 13,
         };
         Ok(Shot { pixels, delay })
     })?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_core::classify::{Class, GpuUse};
+use ebb_core::classify::{Class, GpuUse, Missing};
 use ebb_core::resources::Resources;
 use ebb_core::time::{Instant, format_duration};
 use ebb_core::view::{Group, Node, Snapshot};
@@ -116,16 +116,10 @@ fn nodes(canvas: &mut Canvas, at: Rect, story: &Story<'_>, index: usize, group: 
     let ready = of_group().filter(|node| node.ready).count();
     let desired = group.desired.map_or("?".to_owned(), |desired| desired.to_string());
 
-    pair(
-        canvas,
-        inner,
-        at.y + 26.0,
-        (bold(16.0, INK), &format!("{} nodes", group.name)),
-        (plain(14.0, MUTED), &group.instance_type),
-    );
+    pair(canvas, inner, at.y + 26.0, (bold(16.0, INK), &group.name), (plain(14.0, MUTED), &group.instance_type));
     if columns > COLUMNS / 2 {
         // Where there is room for it: how to read the bars.
-        let mut x = inner.x + 150.0;
+        let mut x = inner.x + bold(16.0, INK).width(&group.name) + 36.0;
         for (colour, height, name) in [("#b4c3d4", 8.0, "requested"), (EBB, 4.0, "really used")] {
             canvas.rect(rect(x, at.y + 21.0 - height / 2.0, 22.0, height), fill(colour).round(2.0));
             x = canvas.text(x + 29.0, at.y + 26.0, plain(14.0, MUTED), name) + 22.0;
@@ -193,6 +187,7 @@ fn state(now: Instant, node: &Node) -> (String, &'static str, &'static str, &'st
         _ if !node.ready => ("joining".to_owned(), ("#a8621a", "#fdf6ec", "#d99a4e")),
         Some(Class::Busy { .. }) => ("busy".to_owned(), ("#0b7375", "#eef9f8", "#57b3b1")),
         Some(Class::Idle { since }) => (format!("idle {}", seconds(now, since)), (MUTED, PANEL, "#c3ccd7")),
+        Some(Class::Unknown { missing: Missing::History, .. }) => ("just joined".to_owned(), (MUTED, PANEL, "#c3ccd7")),
         Some(Class::Unknown { .. }) | None => ("unknown".to_owned(), (FAINT, PANEL, RULE)),
     };
     (text, ink, tint, edge)

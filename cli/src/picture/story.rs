@@ -34,8 +34,10 @@ const FRESH: Duration = Duration::from_secs(300);
 pub(super) struct Story<'a> {
     pub(super) scenario: &'a Scenario,
     pub(super) run: &'a Run,
-    /// Indexes into the snapshots, never falling.
+    /// The moments that stand for the stages: indexes into the snapshots, never falling.
     pub(super) stages: [usize; 7],
+    /// The same but for the scale-down, which begins before the middle of it.
+    begins: [usize; 7],
     /// For each snapshot, each node's place among its group's. A node keeps its place until it is gone.
     pub(super) places: Vec<BTreeMap<&'a str, usize>>,
 }
@@ -52,12 +54,16 @@ pub(super) struct Moment {
 impl<'a> Story<'a> {
     pub(super) fn new(scenario: &'a Scenario, run: &'a Run) -> anyhow::Result<Self> {
         anyhow::ensure!(!run.snapshots.is_empty(), "the run has no snapshots");
-        Ok(Self { scenario, run, stages: stages(run), places: places(&run.snapshots) })
+        let stages = stages(run);
+        let drains = |index: &usize| drains(&run.snapshots[*index]);
+        let mut begins = stages;
+        begins[5] = (stages[4] + 1..stages[5]).find(drains).unwrap_or(stages[5]);
+        Ok(Self { scenario, run, stages, begins, places: places(&run.snapshots) })
     }
 
     /// The stage that a snapshot belongs to.
     pub(super) fn stage_at(&self, snapshot: usize) -> usize {
-        self.stages.iter().rposition(|first| *first <= snapshot).unwrap_or(0)
+        self.begins.iter().rposition(|first| *first <= snapshot).unwrap_or(0)
     }
 
     pub(super) fn stage(&self, stage: usize) -> Moment {
@@ -112,8 +118,11 @@ impl<'a> Story<'a> {
         let steps = &self.run.steps;
         let done = &steps[..steps.partition_point(|step| step.at <= now)];
         let of_level = || done.iter().rev().filter(|step| step.level == level);
-        let deed = of_level().take_while(|step| step.at > moment.since).find(|step| !step.what.starts_with("leaves"));
-        deed.or_else(|| of_level().next())
+        let deed = of_level().find(|step| !step.what.starts_with("leaves"));
+        match of_level().next() {
+            Some(word) if word.at > moment.since && deed.is_none_or(|deed| deed.at <= moment.since) => Some(word),
+            word => deed.or(word),
+        }
     }
 }
 
@@ -145,10 +154,13 @@ fn stages(run: &Run) -> [usize; 7] {
     let least = |snapshot: &Snapshot| snapshot.cluster.groups.iter().map(|group| group.min as usize).sum::<usize>();
     let minimal_again = |index: &usize| snapshots[*index].cluster.nodes.len() <= least(&snapshots[*index]);
     let again = (again..=last).find(minimal_again).unwrap_or(last);
-    let draining = |index: &usize| snapshots[*index].cluster.nodes.iter().any(|node| node.draining && !node.drained);
-    let drains: Vec<usize> = (complete..=again).filter(draining).collect();
+    let drains: Vec<usize> = (complete..=again).filter(|index| drains(&snapshots[*index])).collect();
     let scale_down = drains.get(drains.len() / 2).copied().unwrap_or(usize::midpoint(complete, again));
     [minimal, burst, coordinate, peak, complete, scale_down, again]
+}
+
+fn drains(snapshot: &Snapshot) -> bool {
+    snapshot.cluster.nodes.iter().any(|node| node.draining && !node.drained)
 }
 
 fn places(snapshots: &[Snapshot]) -> Vec<BTreeMap<&str, usize>> {

@@ -1,83 +1,13 @@
-use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use ebb_core::fleet::Fleet;
-use ebb_core::instance;
-use ebb_core::kubernetes::{Taint, TaintEffect, Toleration};
-use ebb_core::policy::{Group, Policy};
-use ebb_core::resources::{NVIDIA_GPU, Resources};
-use ebb_core::time::Instant;
-use ebb_core::units::Permille;
-use ebb_sim::scenario::{Job, ScaledBy, Scenario, Span, Times, WorkerGroup};
-use ebb_sim::simulate;
+use ebb_sim::{scenarios, simulate};
 
 use super::*;
 
-fn burst() -> Scenario {
-    let mut policy = Policy::default();
-    let group = |instance_type: &str, min, max, taints| Group {
-        min,
-        max,
-        instance_type: instance_type.to_owned(),
-        labels: BTreeMap::new(),
-        taints,
-        allocatable: instance::allocatable(instance_type).unwrap(),
-        unneeded_for: Duration::from_secs(600),
-    };
-    let taint = Taint { key: NVIDIA_GPU.to_owned(), value: "true".to_owned(), effect: TaintEffect::NoSchedule };
-    policy.groups.insert("cpu".to_owned(), group("m5.xlarge", 2, 10, vec![]));
-    policy.groups.insert("gpu".to_owned(), group("g4dn.xlarge", 0, 4, vec![taint]));
-    let toleration = Toleration { key: Some(NVIDIA_GPU.to_owned()), value: None, effect: None };
-    Scenario {
-        name: "a_burst".to_owned(),
-        about: "Many tasks at once.".to_owned(),
-        starts_at: Instant::from_millis(1_767_603_600_000),
-        duration: Duration::from_secs(75 * 60),
-        zones: ["us-east-1a", "us-east-1b"].map(str::to_owned).into(),
-        policy,
-        worker_groups: vec![
-            workers("cpu-workers", &[("cpu", 1000), ("memory", 3 << 30)], vec![], (2, 24)),
-            workers("gpu-workers", &[("cpu", 3000), ("memory", 8 << 30), (NVIDIA_GPU, 1)], vec![toleration], (0, 4)),
-        ],
-        jobs: vec![job("train", 60, "cpu-workers", 60, 240), job("tune", 90, "gpu-workers", 8, 300)],
-        disturbances: Vec::new(),
-        times: Times::default(),
-    }
-}
-
-fn workers(name: &str, requests: &[(&str, u64)], tolerations: Vec<Toleration>, (min, max): (u32, u32)) -> WorkerGroup {
-    let mut worker = Resources::default();
-    requests.iter().for_each(|(resource, amount)| worker.set(resource, *amount));
-    WorkerGroup {
-        name: name.to_owned(),
-        requests: worker,
-        tolerations,
-        slots: 1,
-        min,
-        max,
-        scaled_by: if min == 0 { ScaledBy::Ray } else { ScaledBy::RayThroughHpa },
-        base_cpu: Permille::percent(3),
-        base_memory: Permille::percent(20),
-        max_unavailable: None,
-    }
-}
-
-fn job(name: &str, at: u64, group: &str, tasks: u32, seconds: u64) -> Job {
-    Job {
-        name: name.to_owned(),
-        at: Duration::from_secs(at),
-        group: group.to_owned(),
-        tasks,
-        over: Duration::ZERO,
-        task_time: Span::seconds(seconds, seconds + 60),
-        cpu: Permille::percent(90),
-        memory: Permille::percent(30),
-    }
-}
-
 static RUN: LazyLock<(Scenario, Run)> = LazyLock::new(|| {
-    let scenario = burst();
+    let scenario = scenarios::named("bursty_training").unwrap();
     let options = ebb_sim::Options { seed: 1, snapshot_every: Some(Duration::from_secs(5)), faults: None };
     let policy = scenario.policy.clone();
     let run = simulate(&scenario, &options, &|| Box::new(Fleet::new(policy.clone()))).unwrap();

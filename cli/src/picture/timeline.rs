@@ -71,14 +71,15 @@ pub(super) fn draw(canvas: &mut Canvas, at: Rect, story: &Story<'_>, index: usiz
     canvas.line((cursor, plot.y - 2.0), (cursor, plot.bottom()), fill("none").stroke(INK, 1.5));
     canvas.circle(cursor, plot.bottom(), 4.0, fill(INK));
 
-    // Round minutes, about eight of them.
+    // Round times, about eight of them.
     let minutes = whole / 60_000.0;
     let every = [1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0];
     let every = every.into_iter().find(|every| minutes / every <= 9.0).unwrap_or(240.0);
     for tick in 0..=(minutes / every) as u32 {
         let minute = tick as f32 * every;
         let x = plot.x + plot.w * minute / minutes;
-        let label = if tick == 0 { "0 min".to_owned() } else { format!("{minute}") };
+        let (unit, value) = if every < 60.0 { ("min", minute) } else { ("h", minute / 60.0) };
+        let label = if tick == 0 { format!("0 {unit}") } else { value.to_string() };
         let half = plain(14.0, MUTED).width(&label) / 2.0;
         if x + half <= at.right() - 4.0 {
             canvas.line((x, plot.bottom()), (x, plot.bottom() + 4.0), fill("none").stroke(FAINT, 1.0));
