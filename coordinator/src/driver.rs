@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use ebb_core::fleet::{Action, Event, Fleet};
 use ebb_core::view::Cluster;
+use ebb_page::Page;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::action;
@@ -23,9 +25,23 @@ pub const INBOX: usize = 1024;
 const BATCH: usize = 256;
 /// Between two ticks, so that a wakeup that does not move costs little.
 const REST: Duration = Duration::from_millis(1);
+/// A driver that does not answer for this long is stuck. Below the kubelet's usual probe timeouts of some seconds.
+const PATIENCE: Duration = Duration::from_millis(900);
 
 /// Asks the driver for its picture. Whether it answers also shows that it is alive.
 pub type Queries = mpsc::Sender<oneshot::Sender<Cluster>>;
+
+/// The driver's picture; `None` if it does not answer.
+pub async fn ask(queries: &Queries) -> Option<Cluster> {
+    let (reply, view) = oneshot::channel();
+    timeout(PATIENCE, async {
+        queries.send(reply).await.ok()?;
+        view.await.ok()
+    })
+    .await
+    .ok()
+    .flatten()
+}
 
 pub struct Driver {
     pub fleet: Fleet,
@@ -36,6 +52,8 @@ pub struct Driver {
     /// fleet keeps one call under way for each group and node, and says a thing about a pod once.
     pub outbox: mpsc::UnboundedSender<Action>,
     pub metrics: Arc<Metrics>,
+    /// Told of each decision.
+    pub page: Page,
     pub record: Option<Record>,
 }
 
@@ -71,6 +89,7 @@ impl Driver {
         if let (Some(record), Some(event)) = (&mut self.record, recorded) {
             record.write(&Line { now, event: &event, actions: &actions });
         }
+        action::steps(now, &actions).into_iter().for_each(|step| self.page.tell(step));
         for taken in actions {
             action::log(&taken);
             self.metrics.decision(&taken);
@@ -155,7 +174,8 @@ mod tests {
         let clock = Clock::start();
         let metrics = Arc::new(Metrics::register(&mut Registry::default()));
         let fleet = Fleet::new(policy());
-        let driver = Driver { fleet, clock, inbox: events, queries: asked, outbox, metrics, record };
+        let page = Page::new("test");
+        let driver = Driver { fleet, clock, inbox: events, queries: asked, outbox, metrics, page, record };
         let stop = CancellationToken::new();
         let task = tokio::spawn(driver.run(stop.clone()));
         Bench { inbox, queries, actions, clock, stop, task }

@@ -1,27 +1,25 @@
-//! `/metrics`, `/healthz`, `/readyz`. Metrics are OpenMetrics text, which Prometheus reads.
+//! `/metrics`, `/healthz`, `/readyz`, and the live page at `/`. Metrics are OpenMetrics text, which Prometheus reads.
+//!
+//! All of it is read-only and for whoever reaches the port; the page shows the names of pods, as the API server's own
+//! metrics do.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use ebb_core::view::Cluster;
+use ebb_page::Page;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::Queries;
+use crate::driver::{self, Queries};
 use crate::metrics::Metrics;
 use crate::standing::Standing;
 
-/// A driver that does not answer for this long is stuck. Below the kubelet's usual probe timeouts of some seconds.
-const PATIENCE: Duration = Duration::from_millis(900);
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Clone)]
@@ -30,33 +28,22 @@ pub struct Shown {
     pub metrics: Arc<Metrics>,
     pub standing: Standing,
     pub queries: Queries,
-}
-
-impl Shown {
-    /// The driver's picture; `None` if it does not answer.
-    async fn view(&self) -> Option<Cluster> {
-        let (reply, view) = oneshot::channel();
-        timeout(PATIENCE, async {
-            self.queries.send(reply).await.ok()?;
-            view.await.ok()
-        })
-        .await
-        .ok()
-        .flatten()
-    }
+    pub page: Page,
 }
 
 pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken) -> std::io::Result<()> {
+    let page = shown.page.router();
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(shown);
+        .with_state(shown)
+        .merge(page);
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 async fn metrics(State(shown): State<Shown>) -> Response {
-    let Some(view) = shown.view().await else {
+    let Some(view) = driver::ask(&shown.queries).await else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the driver does not answer\n").into_response();
     };
     shown.metrics.show(&view);
@@ -69,7 +56,7 @@ async fn metrics(State(shown): State<Shown>) -> Response {
 
 /// Alive: the one loop goes round. Whether AWS or the API server answer is not ours to mend by a restart.
 async fn healthz(State(shown): State<Shown>) -> Response {
-    match shown.view().await {
+    match driver::ask(&shown.queries).await {
         Some(_) => "ok\n".into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "the driver does not answer\n").into_response(),
     }

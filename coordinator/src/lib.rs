@@ -11,6 +11,7 @@ pub mod http;
 pub mod kubernetes;
 pub mod lease;
 pub mod metrics;
+pub mod picture;
 pub mod real;
 pub mod reports;
 pub mod standing;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use ebb_core::fleet::Fleet;
+use ebb_page::Page;
 use ebb_proto::v1::Settings;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use prometheus_client::registry::Registry;
@@ -28,6 +29,7 @@ use crate::kubernetes::Kubernetes;
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
 use crate::names;
+use crate::picture;
 use crate::real::Real;
 use crate::reports::{self, ClusterReview, Gate, Tokens};
 use crate::standing::Standing;
@@ -77,6 +79,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (outbox, actions) = mpsc::unbounded_channel();
     let standing = Standing::new(inbox.clone());
     let nodes = Nodes::default();
+    let page = Page::new(format!("Live cluster, seen by {identity}"));
 
     // Intake and decisions end together and first; the Lease is let go of last, when nothing of ours is under way.
     let stop = CancellationToken::new();
@@ -88,14 +91,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         queries: asked,
         outbox,
         metrics: metrics.clone(),
+        page: page.clone(),
         record,
     };
     let outside = Real {
         autoscaling: AutoScaling::from_env().await,
         kubernetes: Kubernetes::new(client.clone(), identity.clone()),
     };
-    let shown = Shown { registry: Arc::new(registry), metrics: metrics.clone(), standing: standing.clone(), queries };
     let mut intake = JoinSet::new();
+    intake.spawn(stop.clone().run_until_cancelled_owned(picture::keep(page.clone(), queries.clone(), clock)));
+    let registry = Arc::new(registry);
+    let shown = Shown { registry, metrics: metrics.clone(), standing: standing.clone(), queries, page };
     intake.spawn(stop.clone().run_until_cancelled_owned(cluster::watch(
         client.clone(),
         nodes.clone(),
