@@ -196,7 +196,7 @@ function drawFlow() {
     hpas.length ? `${sum(hpas, "current")} of ${sum(hpas, "desired")} replicas${cpu >= 0 ? `, CPU ${cpu} %` : ""}` : "not observed",
     head ? (head.leading ? "leading" : "standing by") : "",
     groups.length ? `desired ${desired}, ${instances} instances` : "no groups",
-    `${ready} nodes ready, ${waiting.total} pods waiting`,
+    `${count(ready, "node")} ready, ${count(waiting.total, "pod")} waiting`,
   ];
   [...$("flow").children].forEach((card, index) => {
     const [heading, state, last] = card.children;
@@ -285,6 +285,16 @@ function drawNode(node) {
   const compact = nodes.size >= COMPACT_FROM;
   if (!node.view) newTile(node);
   const { view, state } = node;
+  // Use moves with every report; the rest seldom.
+  if (view.state !== state || view.drawnPods !== node.pods || view.compact !== compact) drawNodeState(node, compact);
+  const [cpu, memory, gpu] = node.use;
+  setBar(view.cpu, cpu, state.requested[0] / state.allocatable[0], compact);
+  if (!compact) setBar(view.mem, memory, state.requested[1] / state.allocatable[1]);
+  if (state.allocatable[2]) setBar(view.gpu, gpu, state.requested[2] / state.allocatable[2], compact);
+}
+
+function drawNodeState(node, compact) {
+  const { view, state } = node;
   const home = groupViews.get(state.group ?? "");
   if (view.tile.parentNode !== home.tiles) {
     // By name, as in the picture; most come in this order already.
@@ -294,28 +304,24 @@ function drawNode(node) {
   }
   const [is, label] = stateOf(node);
   const cordon = state.unschedulable && is !== "draining" ? ", cordoned" : "";
+  // Of many, what tells one from the next is the end.
+  write(view.name, compact ? short(node.name).slice(-7).replace(/^[^-]*-/, "") : short(node.name));
   mark(view.tile, "data-is", is);
   mark(view.mark, "data-is", is);
   write(view.mark, label + cordon);
-  const [cpu, memory, gpu] = node.use;
-  setBar(view.cpu, cpu, state.requested[0] / state.allocatable[0]);
-  if (!compact) setBar(view.mem, memory, state.requested[1] / state.allocatable[1]);
   view.gpu.row.hidden = !state.allocatable[2];
-  if (state.allocatable[2]) setBar(view.gpu, gpu, state.requested[2] / state.allocatable[2]);
-  if (node.drawnPods !== node.pods && !compact) {
-    node.drawnPods = node.pods;
-    view.pods.replaceChildren(...node.pods.map(pod => podChip(pod, state)));
-  }
-  const count = node.pods.filter(pod => !(pod[1] & 1)).length;
-  mark(view.tile, "aria-label", `${node.name}, ${label}${cordon}, ${count} pods besides daemons`);
+  if (!compact) view.pods.replaceChildren(...node.pods.map(pod => podChip(pod, state)));
+  const work = node.pods.filter(pod => !(pod[1] & 1)).length;
+  mark(view.tile, "aria-label", `${node.name}, ${label}${cordon}, ${count(work, "pod")} besides daemons`);
+  [view.state, view.drawnPods, view.compact] = [state, node.pods, compact];
 }
 
-function setBar(bar, used, asked) {
+function setBar(bar, used, asked, textless) {
   const scale = share => `scaleX(${Math.min(1, share || 0).toFixed(3)})`;
   const [usedScale, askedScale] = [scale((used ?? 0) / 100), scale(asked)];
   if (bar.usedScale !== usedScale) bar.used.style.transform = bar.usedScale = usedScale;
   if (bar.askedScale !== askedScale) bar.asked.style.transform = bar.askedScale = askedScale;
-  write(bar.text, used === null ? "?" : `${used} %`);
+  if (!textless) write(bar.text, used === null ? "?" : `${used} %`);
 }
 
 function podChip([name, flags, [cpu, , gpus]], state) {
@@ -422,7 +428,7 @@ function drawDetails() {
   });
   const pods = node.pods.map(([name, flags, requests]) => [name + (flags & 1 ? " (daemon)" : "") + (flags & 2 ? " (terminating)" : ""), amounts(requests)]);
   body.replaceChildren(make("h3", "", node.name), head, make("p", "quiet", about.filter(Boolean).join(" · ")),
-    table(["", "used", "requested", "allocatable"], rows), table([`${pods.length} pods`, "requests"], pods));
+    table(["", "used", "requested", "allocatable"], rows), table([count(pods.length, "pod"), "requests"], pods));
 }
 
 function table(titles, rows) {
@@ -521,7 +527,8 @@ function span(millis) {
 }
 function ago(millis) { return millis < 1000 ? "now" : `${span(millis)} ago`; }
 function dollars(micros) { return micros === null || micros === undefined ? "unknown" : `$${(micros / 1e6).toFixed(2)}`; }
-function cores(millis) { return `${+(millis / 1000).toFixed(2)} cores`; }
+function count(number, thing) { return `${number} ${thing}${number === 1 ? "" : "s"}`; }
+function cores(millis) { return count(+(millis / 1000).toFixed(2), "core"); }
 function gib(mebi) { return `${+(mebi / 1024).toFixed(1)} GiB`; }
 function amounts([cpu, memory, gpus]) { return [cores(cpu), gib(memory), gpus ? `${gpus} GPU` : null].filter(Boolean).join(", "); }
 function short(name) { return name.includes(".") && !/^[\d.]+$/.test(name) ? name.slice(0, name.indexOf(".")) || name : name; }

@@ -283,7 +283,7 @@ mod tests {
         assert_eq!((state.points[0].0, state.steps.len()), (0, STEPS));
     }
 
-    /// Prints what `README.md` says about sizes.
+    /// Prints the sizes.
     #[test]
     fn a_thousand_nodes_are_a_small_payload() {
         let page = Page::new("test");

@@ -239,7 +239,7 @@ async fn keys_reach_a_node_and_open_its_details() {
     // What a screen reader has to go by.
     assert_eq!(browser.value("document.querySelectorAll('main, header, h1, [role=search]').length").await, 4);
     let label = browser.value("document.activeElement.getAttribute('aria-label')").await;
-    assert_eq!(label, "gpu-1, busy: GPU, 1 pods besides daemons");
+    assert_eq!(label, "gpu-1, busy: GPU, 1 pod besides daemons");
     let unnamed = "[...document.querySelectorAll('section')].filter(s => !s.getAttribute('aria-labelledby')).length";
     assert_eq!(browser.value(unnamed).await, 0);
 }
