@@ -10,11 +10,15 @@ use ebb_core::policy::Policy;
 use ebb_core::time::Instant;
 use ebb_core::units::Permille;
 use serde::Deserialize;
+use serde_saphyr::Spanned;
 
 use crate::scenario::{Disturbance, Job, ScaledBy, Scenario, Span, Times, WorkerGroup};
 
 /// Monday, 2026-01-05, 09:00 UTC: a run's clock has to start somewhere.
 const STARTS_AT: Instant = Instant::from_millis(1_767_603_600_000);
+
+/// In place of a duration that cannot be read, and so is refused anyway: not zero, which would be refused again.
+const UNREAD: Duration = Duration::from_secs(1);
 
 /// Reads a scenario of this name; says all that is wrong with it, in the file's order.
 pub fn parse(name: &str, text: &str) -> Result<Scenario, Vec<Problem>> {
@@ -25,20 +29,29 @@ pub fn parse(name: &str, text: &str) -> Result<Scenario, Vec<Problem>> {
         Policy::default()
     });
     let worker_groups: Vec<_> = file.worker_groups.iter().map(|group| worker_group(&mut check, group)).collect();
+    for (index, group) in file.worker_groups.iter().enumerate() {
+        if file.worker_groups[..index].iter().any(|other| other.name.value == group.name.value) {
+            check.refuse(group.name.referenced, format_args!("a second worker group {}", group.name.value));
+        }
+    }
     let scenario = Scenario {
         name: name.to_owned(),
         about: file.about.split_whitespace().collect::<Vec<_>>().join(" "),
         starts_at: STARTS_AT,
-        duration: check.limit(Some(&file.duration), Duration::ZERO),
-        zones: file.zones.clone(),
+        duration: check.limit(Some(&file.duration), UNREAD),
+        zones: file.zones.value.clone(),
         jobs: file.jobs.iter().map(|it| job(&mut check, it, &worker_groups)).collect(),
-        disturbances: file.disturbances.iter().map(|it| disturbance(&mut check, it, &policy, &file.zones)).collect(),
+        disturbances: file
+            .disturbances
+            .iter()
+            .map(|it| disturbance(&mut check, it, &policy, &file.zones.value))
+            .collect(),
         times: times(&mut check, &file.times),
         worker_groups,
         policy,
     };
     if scenario.zones.is_empty() {
-        check.problems.push(Problem { line: 1, column: 1, message: "expected at least one zone".to_owned() });
+        check.refuse(file.zones.referenced, "expected at least one zone");
     }
     if check.problems.is_empty() {
         return Ok(scenario);
@@ -52,7 +65,7 @@ pub fn parse(name: &str, text: &str) -> Result<Scenario, Vec<Problem>> {
 struct File {
     about: String,
     duration: Text,
-    zones: Vec<String>,
+    zones: Spanned<Vec<String>>,
     coordinator: Section,
     worker_groups: Vec<WorkerGroupFile>,
     jobs: Vec<JobFile>,
@@ -186,21 +199,30 @@ fn disturbance(check: &mut Check, file: &DisturbanceFile, policy: &Policy, zones
     | DisturbanceFile::SilentAgent { group, .. }) = file;
     known(check, group, policy.groups.keys().map(String::as_str));
     let group = group.value.clone();
-    let mut time = |text: &Text| check.duration(Some(text), Duration::ZERO);
     match file {
         DisturbanceFile::NoCapacity { zone, from, until, .. } => {
-            let (from, until) = (time(from), time(until));
+            let (from, until) = period(check, from, until);
             known(check, zone, zones.iter().map(String::as_str));
             Disturbance::NoCapacity { group, zone: zone.value.clone(), from, until }
         }
         DisturbanceFile::SpotReclaim { at, instances, .. } => {
-            let at = time(at);
+            let at = check.duration(Some(at), Duration::ZERO);
             Disturbance::SpotReclaim { group, at, instances: check.read(Some(instances), 0, count) }
         }
         DisturbanceFile::SilentAgent { from, until, .. } => {
-            Disturbance::SilentAgent { group, from: time(from), until: time(until) }
+            let (from, until) = period(check, from, until);
+            Disturbance::SilentAgent { group, from, until }
         }
     }
+}
+
+fn period(check: &mut Check, from: &Text, until: &Text) -> (Duration, Duration) {
+    let problems = check.problems.len();
+    let [start, end] = [from, until].map(|text| check.duration(Some(text), Duration::ZERO));
+    if check.problems.len() == problems && end <= start {
+        check.refuse(until.referenced, format_args!("until {} is not after from {}", until.value, from.value));
+    }
+    (start, end)
 }
 
 fn times(check: &mut Check, file: &TimesFile) -> Times {
@@ -218,7 +240,7 @@ fn times(check: &mut Check, file: &TimesFile) -> Times {
 
 fn span(check: &mut Check, file: Option<&SpanFile>, default: Span) -> Span {
     let Some(file) = file else { return default };
-    let median = check.limit(Some(&file.median), Duration::ZERO);
+    let median = check.limit(Some(&file.median), UNREAD);
     let p95 = check.duration(file.p95.as_ref(), median);
     if let Some(text) = file.p95.as_ref().filter(|_| p95 < median) {
         check.refuse(text.referenced, "the 95th percentile is below the median");
@@ -270,8 +292,18 @@ jobs: [{name: one, at: 1m, workerGroup: ray, tasks: 2, taskTime: {median: 30s}}]
         assert_eq!(places, [2, 4, 5, 6]);
         refused(
             &text.replace("two", "2").replace("1 week", "1h").replace("hpa", "ray"),
-            &[(6, 37, "`rey` is none of ray")],
+            &[(6, 41, "`rey` is none of ray")],
         );
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        refused(&FILE.replace("zones: [a]", "zones: []"), &[(3, 8, "expected at least one zone")]);
+        let silent = "disturbances: [silentAgent: {group: cpu, from: 9m, until: 5m}]\n";
+        refused(&format!("{FILE}{silent}"), &[(7, 59, "until 5m is not after from 9m")]);
+        let twice = "{name: ray, requests: {cpu: 1}, min: 0, max: 1, scaledBy: ray}, ";
+        let text = FILE.replace("workerGroups: [", &format!("workerGroups: [{twice}"));
+        refused(&text, &[(5, 87, "a second worker group ray")]);
     }
 
     #[test]
