@@ -96,14 +96,11 @@ impl<'a> Story<'a> {
             let wanted = sum * part as f64 / (others + 1) as f64;
             self.stages[0] + interest.partition_point(|reached| *reached < wanted)
         }));
-        let mut since = self.run.started;
-        let moment = |snapshot: usize| {
-            let now = self.run.snapshots[snapshot].now;
-            let moment = Moment { snapshot, since };
-            since = now;
-            moment
-        };
-        chosen.into_iter().map(moment).collect()
+        let chosen: Vec<usize> = chosen.into_iter().collect();
+        let now = |snapshot: usize| self.run.snapshots[snapshot].now;
+        // One frame alone would be a flicker.
+        let since = |index: usize| index.checked_sub(4).map_or(self.run.started, |before| now(chosen[before]));
+        (0..).zip(&chosen).map(|(index, snapshot)| Moment { snapshot: *snapshot, since: since(index) }).collect()
     }
 
     fn steps_between(&self, after: Instant, until: Instant) -> impl Iterator<Item = &'a Step> {
