@@ -1,6 +1,6 @@
 //! kube-scheduler in virtual time, as far as Ebb can tell: which pod goes to which node, and which one waits.
 //!
-//! After kube-scheduler 1.36 with its default profile; `docs/fidelity.md` says how it was compared with the real one.
+//! After kube-scheduler 1.36 with its default profile; `docs/fidelity.md` says how it was checked.
 //! Whether a pod fits is `ebb_core::schedule`'s to say, here as in the coordinator. What is here:
 //!
 //! - **Queue.** By priority, then by time of arrival; one pod at a time, each seeing where the ones before it went.
