@@ -1,5 +1,4 @@
 //! What the documentation shows is what is read.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::time::Duration;
 
