@@ -1,6 +1,31 @@
 //! Entry point: arguments, one call.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the demo is to draw with it"))]
+mod demo;
 mod picture;
+mod serve;
+mod show;
+mod simulate;
+mod tables;
 
-fn main() {}
+use clap::{Parser, Subcommand};
+
+/// Ebb grows and shrinks the nodes of a Kubernetes cluster with the work on them.
+#[derive(Parser)]
+#[command(name = "ebb", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Simulate(simulate::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
+    }
+}

@@ -351,6 +351,10 @@ impl Fleet {
         }
     }
 
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
     /// The only way in. Same state, same `now`, same event: same actions.
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         if let Some(soon) = self.absorb(now, event) {

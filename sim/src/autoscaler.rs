@@ -15,6 +15,8 @@ pub trait Autoscaler {
     fn handle(&mut self, now: Instant, event: Event) -> Vec<Action>;
     fn next_wakeup(&self) -> Option<Instant>;
     fn view(&self, now: Instant) -> view::Cluster;
+    /// The numbers it holds itself to.
+    fn policy(&self) -> &Policy;
 }
 
 impl Autoscaler for Fleet {
@@ -28,6 +30,10 @@ impl Autoscaler for Fleet {
 
     fn view(&self, now: Instant) -> view::Cluster {
         self.view(now)
+    }
+
+    fn policy(&self) -> &Policy {
+        self.policy()
     }
 }
 
@@ -118,5 +124,9 @@ impl Autoscaler for ClusterAutoscalerLike {
 
     fn view(&self, now: Instant) -> view::Cluster {
         self.fleet.view(now)
+    }
+
+    fn policy(&self) -> &Policy {
+        self.fleet.policy()
     }
 }

@@ -261,7 +261,7 @@ impl<'a> World<'a> {
                 wire: stream("wire"),
             },
             faults: crate::faults::State::new(scenario, options),
-            observed: Observed::new(scenario),
+            observed: Observed::new(scenario, autoscaler().policy()),
             violation: None,
             scenario,
             options,

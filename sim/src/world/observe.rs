@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ebb_core::fleet::Action;
+use ebb_core::policy::Policy;
 use ebb_core::price::{self, Dollars, Meter};
 use ebb_core::reason::Reason;
 use ebb_core::schedule::{Misfit, Place};
@@ -55,7 +56,7 @@ pub(super) struct Observed {
 }
 
 impl Observed {
-    pub(super) fn new(scenario: &Scenario) -> Self {
+    pub(super) fn new(scenario: &Scenario, policy: &Policy) -> Self {
         let groups = scenario.policy.groups.len();
         let milestones = scenario.worker_groups.iter().map(|group| Milestones {
             auto_scaling_group: home_of(scenario, group).unwrap_or_default(),
@@ -79,7 +80,7 @@ impl Observed {
             refusals: None,
             first_up: vec![None; groups],
             first_down: vec![None; groups],
-            max_parallel_drains: scenario.policy.scale_down.max_parallel_drains as usize,
+            max_parallel_drains: policy.scale_down.max_parallel_drains as usize,
             tick_second: 0,
             ticks: 0,
         }

@@ -72,6 +72,10 @@ impl Usage {
     }
 }
 
+fn workers_of(count: usize) -> String {
+    if count == 1 { "1 worker".to_owned() } else { format!("{count} workers") }
+}
+
 fn share_of(amount: u64, share: Permille) -> u64 {
     amount * u64::from(share.get()) / 1000
 }
@@ -254,7 +258,7 @@ impl World<'_> {
                 self.step(Level::Ray, format!("asks for {wanted} workers of {name}, was {before}"), queue);
                 self.observe_ray(group, true);
             } else {
-                let because = format!("{} workers {idle}", demand.idle.len());
+                let because = format!("{} {idle}", workers_of(demand.idle.len()));
                 self.step(Level::Ray, format!("needs only {wanted} workers of {name}, was {before}"), because);
                 self.observe_ray(group, false);
             }
@@ -270,7 +274,11 @@ impl World<'_> {
             let surplus: Vec<_> = demand.idle.into_iter().take((replicas - wanted) as usize).collect();
             let count = u32::try_from(surplus.len()).unwrap_or(u32::MAX);
             self.workers[group].replicas = replicas - count;
-            self.step(Level::Ray, format!("removes {count} workers of {name}, leaves {}", replicas - count), idle);
+            self.step(
+                Level::Ray,
+                format!("removes {} of {name}, leaves {}", workers_of(count as usize), replicas - count),
+                idle,
+            );
             self.observe_ray(group, false);
             for uid in surplus {
                 self.delete_pod(&uid);

@@ -1,0 +1,60 @@
+//! The whole binary, as a person calls it. `UPDATE_GOLDEN=1 cargo test --package ebb --test binary` writes what the demo
+//! prints anew.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn ebb(words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ebb")).args(words).output().unwrap()
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn the_demo_tells_the_flow_and_draws_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("pictures");
+    let output = ebb(&["demo", "--out", out.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(output.stderr));
+    let printed = text(output.stdout).replace(out.to_str().unwrap(), "OUT");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/demo.txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&golden, &printed).unwrap();
+    }
+    assert_eq!(printed, fs::read_to_string(&golden).unwrap());
+    assert!(printed.lines().count() < 90, "it is read as a story");
+    assert!(printed.lines().all(|line| line.chars().count() <= 112), "and not wrapped by a usual terminal");
+    for file in ["stage-1-minimal.png", "stage-7-minimal-again.png", "flow.gif", "flow.svg"] {
+        assert!(fs::metadata(out.join(file)).unwrap().len() > 10_000, "{file}");
+    }
+}
+
+#[test]
+fn a_run_is_written_as_csv_and_as_json() {
+    let csv = text(ebb(&["simulate", "steady", "-o", "csv"]).stdout);
+    let mut lines = csv.lines();
+    let header: Vec<_> = lines.next().unwrap().split(',').collect();
+    assert!(header.contains(&"cpu-workers_desired") && header.contains(&"dollars"), "{header:?}");
+    assert!(lines.all(|line| line.split(',').count() == header.len()));
+    let run: serde_json::Value = serde_json::from_slice(&ebb(&["simulate", "steady", "-o", "json"]).stdout).unwrap();
+    assert_eq!(run["scenario"], "steady");
+    assert_eq!(run["totals"]["groups"]["cpu-workers"]["peak"], 2);
+}
+
+#[test]
+fn a_wrong_scenario_is_refused_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.yaml");
+    let steady = include_str!("../../sim/scenarios/steady.yaml");
+    fs::write(&path, steady.replace("min: 2, max: 10", "min: 20, max: 10")).unwrap();
+    let output = ebb(&["simulate", path.to_str().unwrap()]);
+    let error = text(output.stderr);
+    assert!(!output.status.success());
+    assert!(error.contains("mine.yaml:") && error.contains("min 20 is above max 10"), "{error}");
+    let error = text(ebb(&["simulate", "no_such"]).stderr);
+    assert!(error.contains("no_such") && error.contains("bursty_training"), "{error}");
+}
