@@ -305,7 +305,7 @@ function drawNodeState(node, compact) {
   const [is, label] = stateOf(node);
   const cordon = state.unschedulable && is !== "draining" ? ", cordoned" : "";
   // Of many, what tells one from the next is the end.
-  write(view.name, compact ? short(node.name).slice(-7).replace(/^[^-]*-/, "") : short(node.name));
+  write(view.name, compact ? short(node.name).split("-").slice(-2).join("-").slice(-7) : short(node.name));
   mark(view.tile, "data-is", is);
   mark(view.mark, "data-is", is);
   write(view.mark, label + cordon);
