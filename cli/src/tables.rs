@@ -13,7 +13,7 @@ struct Row {
     event: &'static str,
     layer: &'static str,
     typical: &'static str,
-    /// In seconds, with what rounds of five seconds and measuring may add.
+    /// In seconds: the typical duration's, to the second.
     range: (u64, u64),
     took: fn(&Milestones) -> Option<Duration>,
 }
@@ -23,21 +23,21 @@ const UP: &[Row] = &[
         event: "Request more workers",
         layer: "Ray",
         typical: "5-10 seconds",
-        range: (0, 10),
+        range: (5, 10),
         took: |it| between(it.submitted, it.ray_asked),
     },
     Row {
         event: "HPA scales pods",
         layer: "HPA",
         typical: "30-60 seconds",
-        range: (15, 60),
+        range: (30, 60),
         took: |it| between(it.ray_asked, it.hpa_scaled),
     },
     Row {
         event: "Node needed",
         layer: "Ebb",
         typical: "immediate, after 30 seconds pending",
-        range: (30, 32),
+        range: (30, 30),
         took: |it| between(it.pods_pending, it.capacity_asked),
     },
     Row {
@@ -68,28 +68,28 @@ const DOWN: &[Row] = &[
         event: "Workload idle",
         layer: "Ray",
         typical: "60 seconds",
-        range: (55, 70),
+        range: (60, 60),
         took: |it| between(it.tasks_done, it.ray_settled),
     },
     Row {
         event: "HPA scale down",
         layer: "HPA",
         typical: "5 minutes",
-        range: (300, 330),
+        range: (300, 300),
         took: |it| between(it.ray_asked_fewer, it.hpa_scaled_down),
     },
     Row {
         event: "Node utilization low",
         layer: "Ebb",
-        typical: "10 minutes (GPU: 5)",
-        range: (300, 610),
+        typical: "10 minutes (GPU nodes sooner)",
+        range: (600, 600),
         took: |it| between(it.node_unneeded, it.drain_asked),
     },
     Row {
         event: "Node terminated",
         layer: "AWS",
         typical: "2-3 minutes",
-        range: (120, 190),
+        range: (120, 180),
         took: |it| between(it.drained, it.terminated),
     },
     Row {
@@ -98,6 +98,13 @@ const DOWN: &[Row] = &[
         typical: "15-20 minutes",
         range: (900, 1200),
         took: |it| between(it.tasks_done, it.terminated),
+    },
+    Row {
+        event: "Back at the minimum",
+        layer: "",
+        typical: "",
+        range: (0, u64::MAX),
+        took: |it| between(it.tasks_done, it.at_minimum),
     },
 ];
 
@@ -117,8 +124,10 @@ pub(crate) fn timing(run: &Run) -> String {
             let _ = writeln!(text, "{}", line.trim_end());
         }
     }
-    text + "  < sooner, > later than typical; – not part of this worker group's way. Nodes leave one at a time: of two\n  \
-            groups that wait, one waits for the other.\n"
+    text + "  < sooner, > later than typical, – no part of this worker group's way. Ray's rounds are five seconds apart and\n  \
+            the HPA's fifteen, which can add to each. A worker's 60 s count from its own last task, the row's from the\n  \
+            group's. Workers that Ray scales alone spare the HPA's five minutes. Nodes leave one at a time, as the flow\n  \
+            has it: who waits for others leaves later.\n"
 }
 
 impl Row {

@@ -526,9 +526,9 @@ impl Fleet {
         for name in groups {
             let Some(group) = self.groups.get_mut(name) else { continue };
             let state = states.remove(name);
-            let described = |id: &String| state.iter().flat_map(|state| &state.instances).any(|i| i.id == *id);
-            group.first_seen.retain(|id, _| described(id));
-            group.terminated.retain(described);
+            let described: BTreeSet<_> = state.iter().flat_map(|state| &state.instances).map(|i| &i.id).collect();
+            group.first_seen.retain(|id, _| described.contains(id));
+            group.terminated.retain(|id| described.contains(id));
             for instance in state.iter().flat_map(|state| &state.instances) {
                 group.first_seen.entry(instance.id.clone()).or_insert(now);
             }

@@ -76,7 +76,7 @@ pub(super) fn place<'a>(
                 .take(room.coming as usize),
         );
     }
-    waiting.sort_by(|(a, _), (b, _)| order(a).cmp(&order(b)));
+    waiting.sort_by_cached_key(|(pod, _)| order(pod));
 
     let mut placement = Placement::default();
     // Where the last pod of the same shape found room: free room only shrinks, so nothing before that fits this one.

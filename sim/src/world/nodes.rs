@@ -24,6 +24,9 @@ impl World<'_> {
     /// Before the run begins: the group's minimum is there and ready.
     pub(super) fn found(&mut self, group: usize) {
         let launched = self.groups[group].launch().instances;
+        for instance in &mut self.groups[group].instances {
+            instance.lifecycle = Lifecycle::InService;
+        }
         self.observe_instances(group);
         for instance in launched {
             let node = self.join(group, &instance);
