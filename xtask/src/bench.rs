@@ -15,7 +15,7 @@ use crate::process::{capture, root, run as run_command};
 /// Builds release binaries first: minutes, the first time. `agent` and `ebpf` need root. `agent` takes a minute and a
 /// half and needs prometheus-node-exporter, which it installs from Debian's packages; for its last ten seconds it sets
 /// the sysctl kernel.bpf_stats_enabled. `ebpf` takes 40 seconds. `burst` brings up a lab (see `cargo xtask lab
-/// --help`) and takes about five seconds a trial. Nothing is left running. Progress goes to standard error. A busy
+/// --help`) and takes about five seconds a trial. `sim` takes minutes. Nothing is left running. Progress goes to standard error. A busy
 /// machine makes all figures worse. Aims are printed beside the figures; nothing fails when one is missed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -40,6 +40,8 @@ enum Group {
     Ebpf,
     /// From a pod that finds no node to `SetDesiredCapacity`, beside a loop that does nothing else.
     Burst,
+    /// Virtual time a second of the simulator, as clusters grow.
+    Sim,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -67,6 +69,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::Agent => ("agent", agent::measure(args.seconds)?),
             Group::Ebpf => ("ebpf", ebpf()?),
             Group::Burst => ("burst", burst(args.trials)?),
+            Group::Sim => ("sim", sim()?),
         };
         match args.output {
             Output::Table => print(name, &machine, &rows),
@@ -152,6 +155,31 @@ fn ebpf() -> Result<Vec<Row>> {
         Row { what: "the same, in the best round", unit: "ns", ours: limit(f64::min), theirs: None, aim: "" },
         Row { what: "the same, in the worst round", unit: "ns", ours: limit(f64::max), theirs: None, aim: "" },
     ])
+}
+
+/// An hour in which half of a group's nodes come and go, at three sizes.
+fn sim() -> Result<Vec<Row>> {
+    const SIZES: [(&str, &str); 3] = [
+        ("10", "virtual hours a second, 10 nodes"),
+        ("1000", "virtual hours a second, 1000 nodes"),
+        ("5000", "virtual hours a second, 5000 nodes"),
+    ];
+    build(&["ebb-sim", "--example", "scale"])?;
+    let mut rows: Vec<Row> = Vec::new();
+    let mut seconds = Vec::new();
+    for (nodes, what) in SIZES {
+        eprintln!("one virtual hour of {nodes} nodes");
+        let printed = capture(Command::new(root().join("target/release/examples/scale")).arg(nodes))?;
+        let run: Value = serde_json::from_str(&printed).context("read the run")?;
+        let took = run["seconds"].as_f64().context("find how long it took")?;
+        let theirs = rows.first().map(|first| (first.ours, "10 nodes"));
+        rows.push(Row { what, unit: "1/s", ours: 1.0 / took, theirs, aim: "" });
+        seconds.push(took);
+    }
+    let exponent = (seconds[2] / seconds[1]).ln() / 5_f64.ln();
+    let what = "growth of time with nodes, 1000 to 5000";
+    rows.push(Row { what, unit: "exponent", ours: exponent, theirs: Some((1.0, "in proportion")), aim: "" });
+    Ok(rows)
 }
 
 fn burst(trials: u32) -> Result<Vec<Row>> {
