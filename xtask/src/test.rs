@@ -41,6 +41,8 @@ enum Group {
     Lab,
     /// One burst, up and down, through real parts.
     Burst,
+    /// The scheduling model against the real scheduler.
+    Fidelity,
     /// The live page in a real Chromium.
     Browser,
     /// Licences, sources and duplicates of all dependencies.
@@ -105,6 +107,7 @@ impl Group {
                 // It prints how smooth a thousand nodes are, which it can say only while nothing else runs.
                 tests(&["--package", "ebb-tests", "--test", "browser", "--", "--show-output", "--test-threads=1"])
             }
+            Self::Fidelity => tests(&["--package", "ebb-tests", "--test", "fidelity", "--", "--show-output"]),
             // Advisories need a database from outside, which a closed network does not have.
             Self::Deny => check(
                 Command::new(tools::cargo_deny()?).args(["check", "bans", "licenses", "sources"]).current_dir(root()),
