@@ -42,6 +42,8 @@ pub struct LabOptions {
     pub boot_delay: Duration,
     /// More flags for kube-apiserver.
     pub apiserver_args: Vec<String>,
+    /// More flags for kube-controller-manager.
+    pub controller_manager_args: Vec<String>,
 }
 
 /// A control plane with KWOK nodes and a fake AWS, for one test. Stopped on drop; a test that failed keeps its logs.
@@ -72,6 +74,9 @@ impl Lab {
         }
         for flag in &options.apiserver_args {
             up.arg(format!("--apiserver-arg={flag}"));
+        }
+        for flag in &options.controller_manager_args {
+            up.arg(format!("--controller-manager-arg={flag}"));
         }
         let output = up.stderr(Stdio::inherit()).output().await.expect("xtask starts");
         assert!(output.status.success(), "the lab did not come up");

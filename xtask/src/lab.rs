@@ -71,6 +71,9 @@ pub(crate) struct Up {
     /// One more flag for kube-apiserver, such as --feature-gates=X=false
     #[arg(long = "apiserver-arg", value_name = "FLAG", allow_hyphen_values = true)]
     apiserver_args: Vec<String>,
+    /// One more flag for kube-controller-manager, such as `--horizontal-pod-autoscaler-sync-period=1s`; repeatable.
+    #[arg(long = "controller-manager-arg", value_name = "FLAG", allow_hyphen_values = true)]
+    controller_manager_args: Vec<String>,
     /// What to print: lines for a shell to evaluate, or one JSON object
     #[arg(short, long, value_enum, default_value_t = Output::Shell)]
     output: Output,
@@ -167,7 +170,7 @@ fn start(lab: &Lab, ports: &Ports, args: &Up, python: Option<&Path>) -> Result<(
         fs::create_dir_all(lab.dir.join(folder)).with_context(|| format!("create the folder {folder}"))?;
     }
     pki::write(&lab.dir, &lab.server)?;
-    control_plane::start(lab, ports, &args.apiserver_args)?;
+    control_plane::start(lab, ports, &args.apiserver_args, &args.controller_manager_args)?;
     if let Some(python) = python {
         aws::start(lab, ports.aws, python, &args.groups, args.boot_delay)?;
     }

@@ -12,7 +12,7 @@ use crate::tools;
 
 /// Runs the project's tests and checks, all of them or the groups named.
 ///
-/// `lab`, `manifests` and `burst` bring up control planes on loopback and build what those need (see `cargo xtask lab
+/// `lab`, `manifests`, `burst` and `fidelity` bring up control planes on loopback and build what those need (see `cargo xtask lab
 /// --help`); the first run on a machine takes about half an hour for that, later ones minutes. `bpf` and `deny`
 /// install tools into the cache, `browser` installs Debian packages. Every group runs, also after one has failed; the
 /// last line counts.
@@ -41,7 +41,7 @@ enum Group {
     Lab,
     /// One burst, up and down, through real parts.
     Burst,
-    /// The scheduling model against the real scheduler.
+    /// The models of scheduler and HPA against the real ones.
     Fidelity,
     /// The live page in a real Chromium.
     Browser,
@@ -107,7 +107,16 @@ impl Group {
                 // It prints how smooth a thousand nodes are, which it can say only while nothing else runs.
                 tests(&["--package", "ebb-tests", "--test", "browser", "--", "--show-output", "--test-threads=1"])
             }
-            Self::Fidelity => tests(&["--package", "ebb-tests", "--test", "fidelity", "--", "--show-output"]),
+            Self::Fidelity => tests(&[
+                "--package",
+                "ebb-tests",
+                "--test",
+                "fidelity_scheduler",
+                "--test",
+                "fidelity_hpa",
+                "--",
+                "--show-output",
+            ]),
             // Advisories need a database from outside, which a closed network does not have.
             Self::Deny => check(
                 Command::new(tools::cargo_deny()?).args(["check", "bans", "licenses", "sources"]).current_dir(root()),

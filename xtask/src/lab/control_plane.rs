@@ -44,14 +44,19 @@ impl Ports {
 }
 
 /// Starts everything and returns when each part says that it is ready.
-pub(super) fn start(lab: &Lab, ports: &Ports, apiserver_args: &[String]) -> Result<()> {
+pub(super) fn start(
+    lab: &Lab,
+    ports: &Ports,
+    apiserver_args: &[String],
+    controller_manager_args: &[String],
+) -> Result<()> {
     start_etcd(lab, ports)?;
     start_apiserver(lab, ports, apiserver_args)?;
     daemon::wait_ready(&lab.dir, "kube-apiserver", || {
         accepts(ports.api) && lab.kubectl_succeeds(&["get", "--raw=/readyz"])
     })?;
     start_scheduler(lab, ports)?;
-    start_controllers(lab, ports)?;
+    start_controllers(lab, ports, controller_manager_args)?;
     start_kwok(lab, ports)?;
     daemon::wait_ready(&lab.dir, "kube-scheduler", || accepts(ports.scheduler) && is_ready(lab, ports.scheduler))?;
     // The controllers say that they are ready before they have done anything; a pod needs this account.
@@ -129,7 +134,7 @@ fn start_scheduler(lab: &Lab, ports: &Ports) -> Result<()> {
     daemon::start(&lab.dir, "kube-scheduler", &mut scheduler)
 }
 
-fn start_controllers(lab: &Lab, ports: &Ports) -> Result<()> {
+fn start_controllers(lab: &Lab, ports: &Ports, more: &[String]) -> Result<()> {
     let kubeconfig = component_kubeconfig(lab, "kube-controller-manager");
     let mut controllers = Command::new(lab.bin.join("kube-controller-manager"));
     controllers
@@ -145,7 +150,8 @@ fn start_controllers(lab: &Lab, ports: &Ports) -> Result<()> {
         .arg(pki_flag(lab, "cluster-signing-cert-file", "ca.crt"))
         .arg(pki_flag(lab, "cluster-signing-key-file", "ca.key"))
         .args(delegated(&kubeconfig))
-        .args(serving(lab));
+        .args(serving(lab))
+        .args(more);
     daemon::start(&lab.dir, "kube-controller-manager", &mut controllers)
 }
 
