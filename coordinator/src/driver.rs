@@ -89,7 +89,7 @@ impl Driver {
         if let (Some(record), Some(event)) = (&mut self.record, recorded) {
             record.write(&Line { now, event: &event, actions: &actions });
         }
-        action::steps(now, &actions).into_iter().for_each(|step| self.page.tell(step));
+        ebb_core::fleet::steps(now, &actions).into_iter().for_each(|step| self.page.tell(step));
         for taken in actions {
             action::log(&taken);
             self.metrics.decision(&taken);

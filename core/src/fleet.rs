@@ -213,6 +213,26 @@ impl Action {
     }
 }
 
+/// What was decided, for people. What many pods are told alike is one step, so that a burst is read in a line.
+pub fn steps(at: Instant, actions: &[Action]) -> Vec<view::Step> {
+    let step = |what, because| view::Step { at, level: view::Level::NodeAutoscaler, what, because };
+    let mut told: BTreeMap<String, (&Action, u32)> = BTreeMap::new();
+    let mut steps = Vec::new();
+    for action in actions {
+        let Some(because) = action.because() else { continue };
+        if let Action::Explain { .. } = action {
+            told.entry(because.to_string()).or_insert((action, 0)).1 += 1;
+        } else {
+            steps.push(step(action.describe(), because.to_string()));
+        }
+    }
+    steps.extend(told.into_iter().map(|(because, (action, count))| {
+        let what = if count == 1 { action.describe() } else { format!("leaves {count} pods waiting") };
+        step(what, because)
+    }));
+    steps
+}
+
 /// The coordinator's picture of the world, and its rules.
 #[derive(Debug)]
 pub struct Fleet {

@@ -885,3 +885,18 @@ proptest! {
         prop_assert_eq!(world.nodes.values().filter(|node| node.unschedulable).count(), 0);
     }
 }
+
+#[test]
+fn a_burst_of_explanations_is_one_step() {
+    let explain = |pod: &str, group: &str| Action::Explain {
+        namespace: "default".into(),
+        pod: pod.into(),
+        uid: pod.into(),
+        because: Reason::NodeComing { group: group.into() },
+    };
+    let raise = Action::SetDesired { group: "a".into(), from: 1, to: 2, because: Reason::BelowMinimum { min: 2 } };
+    let steps = steps(Instant::from_millis(0), &[explain("p", "a"), raise, explain("q", "a"), explain("r", "b")]);
+    let whats: Vec<_> = steps.iter().map(|step| step.what.as_str()).collect();
+    assert_eq!(whats, ["raises a from 1 to 2 instances", "leaves 2 pods waiting", "leaves pod default/r waiting"]);
+    assert_eq!(steps[1].because, "a node of group a is on its way");
+}

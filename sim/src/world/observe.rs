@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ebb_core::fleet::Action;
+use ebb_core::fleet::{self, Action};
 use ebb_core::policy::Policy;
 use ebb_core::price::{self, Dollars, Meter};
 use ebb_core::reason::Reason;
@@ -204,24 +204,9 @@ impl World<'_> {
         }
     }
 
-    /// What one look of the autoscaler led to. What it tells many pods alike is one step.
+    /// What one look of the autoscaler led to.
     pub(super) fn observe_decisions(&mut self, actions: &[Action]) {
-        let mut told: BTreeMap<String, Vec<&Action>> = BTreeMap::new();
-        for action in actions {
-            let Some(because) = action.because() else { continue };
-            if let Action::Explain { .. } = action {
-                told.entry(because.to_string()).or_default().push(action);
-            } else {
-                self.step(Level::NodeAutoscaler, action.describe(), because.to_string());
-            }
-        }
-        for (because, actions) in told {
-            let what = match actions[..] {
-                [action] => action.describe(),
-                _ => format!("leaves {} pods waiting", actions.len()),
-            };
-            self.step(Level::NodeAutoscaler, what, because);
-        }
+        self.observed.steps.extend(fleet::steps(self.now, actions));
     }
 
     pub(super) fn observe_capacity_asked(&mut self, group: usize, because: &Reason) {
