@@ -157,7 +157,7 @@ fn ebpf() -> Result<Vec<Row>> {
     ])
 }
 
-/// An hour in which half of a group's nodes come and go, at three sizes.
+/// An hour in which a tenth of a group's nodes come and go, at three sizes.
 fn sim() -> Result<Vec<Row>> {
     const SIZES: [(&str, &str); 3] = [
         ("10", "virtual hours a second, 10 nodes"),
