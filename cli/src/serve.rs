@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
-use ebb_page::{Ending, Page, Recording, replay};
+use ebb_page::{Page, Recording, replay};
 use ebb_sim::run::Run;
 use tokio::net::TcpListener;
 
@@ -21,7 +21,7 @@ pub(crate) async fn run(address: SocketAddr, run: Run) -> Result<()> {
     let recording = Recording { snapshots: run.snapshots, steps: run.steps };
     tokio::select! {
         result = axum::serve(listener, page.router()) => result.context("serve the page"),
-        () = replay(&page, &recording, SPEED, Ending::Repeat) => Ok(()),
+        () = replay(&page, &recording, SPEED) => Ok(()),
         result = tokio::signal::ctrl_c() => result.context("wait for Ctrl-C"),
     }
 }

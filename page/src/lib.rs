@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use ebb_core::view::{Level, Snapshot, Step};
 use tokio::sync::{Notify, broadcast};
 
-pub use replay::{Ending, Recording, replay};
+pub use replay::{Recording, replay};
 use wire::{Full, Picture, Update};
 
 /// Decisions that a newcomer is told of.

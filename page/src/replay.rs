@@ -17,34 +17,22 @@ pub struct Recording {
     pub steps: Vec<Step>,
 }
 
-/// What comes after the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// The run once more, and so on until the task is dropped.
-    Repeat,
-    /// Nothing: the last picture stays.
-    Stop,
-}
-
-/// Shows the recording, `speed` times as fast as it happened. To be spawned beside a server of [`Page::router`].
+/// Shows the recording again and again, `speed` times as fast as it happened, until it is dropped. To be spawned beside a server of [`Page::router`].
 ///
 /// ```
 /// # async fn demo(snapshots: Vec<ebb_core::view::Snapshot>, steps: Vec<ebb_core::view::Step>) {
-/// use ebb_page::{Ending, Page, Recording, replay};
+/// use ebb_page::{Page, Recording, replay};
 ///
 /// let page = Page::new("Simulated run, 60 times as fast");
 /// let shown = page.clone();
-/// tokio::spawn(async move { replay(&shown, &Recording { snapshots, steps }, 60, Ending::Repeat).await });
+/// tokio::spawn(async move { replay(&shown, &Recording { snapshots, steps }, 60).await });
 /// let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await.unwrap();
 /// axum::serve(listener, page.router()).await.unwrap();
 /// # }
 /// ```
-pub async fn replay(page: &Page, recording: &Recording, speed: u32, ending: Ending) {
+pub async fn replay(page: &Page, recording: &Recording, speed: u32) {
     loop {
         once(page, recording, speed.max(1)).await;
-        if ending == Ending::Stop {
-            return;
-        }
         sleep(REST).await;
         page.clear();
     }
@@ -95,7 +83,7 @@ mod tests {
         let recording =
             Recording { snapshots: vec![snapshot(0), snapshot(60), snapshot(120)], steps: vec![step(30), step(180)] };
         let start = Real::now();
-        replay(&page, &recording, 60, Ending::Stop).await;
+        once(&page, &recording, 60).await;
         assert_eq!(start.elapsed().as_secs(), 3);
         let state = page.state();
         assert_eq!((state.points.len(), state.steps.len()), (3, 2));
