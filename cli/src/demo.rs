@@ -42,12 +42,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let scenario = scenarios::named("bursty_training").context("the demo's scenario comes with Ebb")?;
     let mut out = io::stdout().lock();
     let run = simulated(&scenario, args.seed, Some(SNAPSHOT_EVERY), ours(&scenario))?;
-    if out.is_terminal() {
-        let style = show::Style { colour: std::env::var_os("NO_COLOR").is_none() };
-        show::play(&mut out, &scenario, &run, style, Some(Duration::from_secs(args.seconds)))?;
-    } else {
-        show::play(&mut out, &scenario, &run, show::Style { colour: false }, None)?;
-    }
+    let terminal = out.is_terminal();
+    let colour = terminal && std::env::var_os("NO_COLOR").is_none();
+    show::play(&mut out, &scenario, &run, colour, terminal.then(|| Duration::from_secs(args.seconds)))?;
     write!(out, "{}", tables::timing(&run))?;
     write!(out, "{}", tables::cost(&scenario, &run, &others(&scenario, args.seed)?))?;
     out.flush()?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::{Duration, Instant as Wall};
 
-use ebb_core::time::{Instant, format_duration};
+use ebb_core::time::{Instant, format_duration, format_seconds};
 use ebb_core::view::{Level, Snapshot, Step};
 use ebb_sim::run::Run;
 use ebb_sim::scenario::Scenario;
@@ -17,17 +17,12 @@ const TOGETHER: Duration = Duration::from_secs(200);
 /// Where what was decided begins.
 const INDENT: usize = 27;
 
-#[derive(Clone, Copy)]
-pub(crate) struct Style {
-    pub(crate) colour: bool,
-}
-
 /// Prints the run's story; over `length`, or all at once.
 pub(crate) fn play(
     out: &mut impl Write,
     scenario: &Scenario,
     run: &Run,
-    style: Style,
+    colour: bool,
     length: Option<Duration>,
 ) -> io::Result<()> {
     writeln!(out, "{}, seed {}\n{}", scenario.name, run.seed, wrapped(&scenario.about))?;
@@ -38,8 +33,8 @@ pub(crate) fn play(
         for (frame, snapshot) in (1..).zip(&run.snapshots) {
             // Back to the start of the line, which is erased first.
             write!(out, "\r\x1b[K")?;
-            while let Some(line) = lines.next_if(|line| line.at <= snapshot.now) {
-                write!(out, "{}", line.text(run.started, style))?;
+            while let Some(line) = lines.next_if(|line| line.step.at <= snapshot.now) {
+                write!(out, "{}", line.text(run.started, colour))?;
             }
             write!(out, "{}", status(scenario, run, snapshot))?;
             out.flush()?;
@@ -48,7 +43,7 @@ pub(crate) fn play(
         write!(out, "\r\x1b[K")?;
     }
     for line in lines {
-        write!(out, "{}", line.text(run.started, style))?;
+        write!(out, "{}", line.text(run.started, colour))?;
     }
     Ok(())
 }
@@ -56,7 +51,6 @@ pub(crate) fn play(
 /// One step, and how many like it followed.
 struct Line<'a> {
     step: &'a Step,
-    at: Instant,
     more: u32,
     until: Instant,
 }
@@ -75,7 +69,7 @@ fn story(steps: &[Step]) -> Vec<Line<'_>> {
             }
             _ => {
                 last.insert(kind, lines.len());
-                lines.push(Line { step, at: step.at, more: 0, until: step.at });
+                lines.push(Line { step, more: 0, until: step.at });
             }
         }
     }
@@ -83,17 +77,17 @@ fn story(steps: &[Step]) -> Vec<Line<'_>> {
 }
 
 impl Line<'_> {
-    fn text(&self, started: Instant, style: Style) -> String {
+    fn text(&self, started: Instant, colour: bool) -> String {
         let Self { step, more, .. } = self;
-        let paint = |code: &str, text: String| match style.colour {
+        let paint = |code: &str, text: String| match colour {
             true => format!("\x1b[{code}m{text}\x1b[0m"),
             false => text,
         };
-        let after = format!("{:>7}", format_duration(Duration::from_secs(self.at.since(started).as_secs())));
-        let level = paint(colour(step.level), format!("{:<16}", step.level.title()));
+        let after = format!("{:>7}", format_seconds(step.at.since(started)));
+        let level = paint(colour_of(step.level), format!("{:<16}", step.level.title()));
         let mut what = step.what.clone();
         if *more > 0 {
-            let until = format_duration(Duration::from_secs(self.until.since(started).as_secs()));
+            let until = format_seconds(self.until.since(started));
             what += &format!(" (and {more} more like it until {until})");
         }
         let mut text = format!("{after}  {level}  {}\n", cut(&what, WIDTH - INDENT));
@@ -106,7 +100,7 @@ impl Line<'_> {
 }
 
 /// SGR codes that read on dark and light backgrounds.
-fn colour(level: Level) -> &'static str {
+fn colour_of(level: Level) -> &'static str {
     match level {
         Level::Workload => "1",
         Level::Ray => "36",

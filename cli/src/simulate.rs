@@ -4,9 +4,9 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
-use ebb_config::Problem;
+use ebb_config::Error;
 use ebb_sim::run::{Run, log};
 use ebb_sim::scenario::Scenario;
 use ebb_sim::{file, scenarios};
@@ -74,11 +74,7 @@ fn read(path: &Path) -> Result<Scenario> {
         format!("read {}; with Ebb come {}", path.display(), names.join(", "))
     })?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    file::parse(&name, &text).or_else(|problems| {
-        let line =
-            |Problem { line, column, message }: &Problem| format!("{}:{line}:{column}: {message}", path.display());
-        bail!("{}", problems.iter().map(line).collect::<Vec<_>>().join("\n"))
-    })
+    Ok(file::parse(&name, &text).map_err(|problems| Error::Invalid { path: path.to_owned(), problems })?)
 }
 
 /// One line a snapshot. Names of groups are in the header; none of them holds a comma, AWS and Kubernetes see to that.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use ebb_core::price::{Dollars, PRICES_OF};
-use ebb_core::time::{Instant, format_duration};
+use ebb_core::time::{Instant, format_duration, format_seconds};
 use ebb_sim::run::{Milestones, Run};
 use ebb_sim::scenario::Scenario;
 
@@ -133,13 +133,12 @@ pub(crate) fn timing(run: &Run) -> String {
 impl Row {
     fn cell(&self, marks: &Milestones) -> String {
         let Some(took) = (self.took)(marks) else { return "–".to_owned() };
-        let took = Duration::from_secs(took.as_secs());
         let mark = match took.as_secs() {
             seconds if seconds < self.range.0 => "< ",
             seconds if seconds > self.range.1 => "> ",
             _ => "",
         };
-        format!("{mark}{}", format_duration(took))
+        format!("{mark}{}", format_seconds(took))
     }
 }
 
@@ -170,7 +169,7 @@ pub(crate) fn cost(scenario: &Scenario, ours: &Run, others: &[(&str, Run)]) -> S
             hours(totals.idle_node_seconds),
             dollars(totals.cost.total),
             share(totals.cost.total),
-            format_duration(Duration::from_secs(totals.task_wait.p95.as_secs())),
+            format_seconds(totals.task_wait.p95),
         );
     }
     let _ = writeln!(

@@ -40,6 +40,16 @@ pub enum GpuUse {
     Busy(Permille),
 }
 
+impl GpuUse {
+    /// `None`: there is no GPU, or nothing is known of its use.
+    pub fn busy(self) -> Option<Permille> {
+        match self {
+            Self::Busy(busy) => Some(busy),
+            Self::Absent | Self::Unknown => None,
+        }
+    }
+}
+
 /// What is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -256,10 +266,7 @@ impl Classifier {
         let known = self.samples.iter().filter_map(|(_, sample)| match signal {
             Signal::Cpu => sample.cpu,
             Signal::CpuSteal => sample.cpu_steal,
-            Signal::Gpu => match sample.gpu {
-                GpuUse::Busy(busy) => Some(busy),
-                GpuUse::Absent | GpuUse::Unknown => None,
-            },
+            Signal::Gpu => sample.gpu.busy(),
             Signal::MemoryPressure => sample.memory_pressure,
             Signal::RunQueue => sample.run_queue,
         });

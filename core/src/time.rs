@@ -98,6 +98,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, InvalidDuration> {
 #[error("`{0}` is no duration as in 30s, 10m or 1h30m")]
 pub struct InvalidDuration(String);
 
+/// Writes whole seconds the way [`format_duration`] does, for where fractions would only be noise.
+pub fn format_seconds(duration: Duration) -> String {
+    format_duration(Duration::from_secs(duration.as_secs()))
+}
+
 /// Writes a duration the way [`parse_duration`] reads it: `90s` becomes `1m30s`. Whole seconds above a minute.
 pub fn format_duration(duration: Duration) -> String {
     let millis = millis(duration);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use ebb_core::classify::{Class, GpuUse, Missing};
+use ebb_core::classify::{Class, Missing};
 use ebb_core::price::Cost;
 use ebb_core::resources::{NVIDIA_GPU, Resources};
 use ebb_core::time::Instant;
@@ -235,10 +235,7 @@ impl Node {
             used: node
                 .utilization
                 .map(|used| {
-                    let gpu = match used.gpu {
-                        GpuUse::Busy(share) => Some(share),
-                        GpuUse::Absent | GpuUse::Unknown => None,
-                    };
+                    let gpu = used.gpu.busy();
                     let shares = [used.cpu, used.memory, gpu, used.cpu_steal, used.run_queue, used.memory_pressure];
                     Used(shares.map(|share| share.map(percent)))
                 })

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use ebb_core::time::format_duration;
+use ebb_core::time::format_seconds;
 use ebb_sim::run::log;
 use ebb_sim::{Violation, soak};
 
@@ -86,7 +86,7 @@ fn main() -> Result<ExitCode> {
         "{done} seeds ({} of them kept), {failed} failed: {hours} virtual hours, {} happenings in {}",
         kept.len(),
         happenings.into_inner(),
-        format_duration(Duration::from_secs(start.elapsed().as_secs())),
+        format_seconds(start.elapsed()),
     );
     if failed > 0 {
         println!("logs are in {}; add the seeds to {}", args.logs.display(), args.kept.display());

@@ -60,7 +60,7 @@ async fn the_scheduler_binds_what_the_model_admits_and_nothing_else() {
             used.entry(node).or_default().add(&Pod::from(pod).requests);
         }
     }
-    let place = |node: &'_ Node| {
+    let free_on = |node: &Node| {
         let mut free = node.allocatable.clone();
         free.subtract(used.get(node.name.as_str()).unwrap_or(&Resources::default()));
         free
@@ -69,7 +69,7 @@ async fn the_scheduler_binds_what_the_model_admits_and_nothing_else() {
     for seen in &seen {
         let (pod, name) = (Pod::from(seen), seen.name_any());
         let verdict = |node: &Node, own: bool| {
-            let mut free = place(node);
+            let mut free = free_on(node);
             if own {
                 free.add(&pod.requests);
             }

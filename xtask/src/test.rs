@@ -12,10 +12,10 @@ use crate::tools;
 
 /// Runs the project's tests and checks, all of them or the groups named.
 ///
-/// `lab`, `manifests`, `burst` and `fidelity` bring up control planes on loopback and build what those need (see `cargo xtask lab
-/// --help`); the first run on a machine takes about half an hour for that, later ones minutes. `bpf` and `deny`
-/// install tools into the cache, `browser` installs Debian packages. Every group runs, also after one has failed; the
-/// last line counts.
+/// `lab`, `manifests`, `burst` and `fidelity` bring up control planes on loopback and build what those need (see `cargo
+/// xtask lab --help`); the first run on a machine takes about half an hour for that, later ones minutes. `bpf` and
+/// `deny` install tools into the cache, `browser` installs Debian packages. Every group runs, also after one has
+/// failed; the last line counts.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to run; nothing: everything, in this order.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_core::classify::{Class, GpuUse, Signal, Utilization};
+use ebb_core::classify::{Class, Signal, Utilization};
 use ebb_core::units::Permille;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -57,14 +57,10 @@ fn class(page: &mut Writer, sample: &Sample) -> fmt::Result {
 
 /// In the order of their names.
 pub(crate) fn levels(utilization: &Utilization) -> [(&'static str, Option<Permille>); 6] {
-    let gpu = match utilization.gpu {
-        GpuUse::Busy(busy) => Some(busy),
-        GpuUse::Absent | GpuUse::Unknown => None,
-    };
     [
         (Signal::Cpu.name(), utilization.cpu),
         (Signal::CpuSteal.name(), utilization.cpu_steal),
-        (Signal::Gpu.name(), gpu),
+        (Signal::Gpu.name(), utilization.gpu.busy()),
         ("memory", utilization.memory),
         (Signal::MemoryPressure.name(), utilization.memory_pressure),
         (Signal::RunQueue.name(), utilization.run_queue),

@@ -1,10 +1,9 @@
 //! The middle of a picture: tasks and pods that wait, and the nodes by Auto Scaling group.
 
-use std::time::Duration;
-
-use ebb_core::classify::{Class, GpuUse, Missing};
+use ebb_core::classify::{Class, Missing};
 use ebb_core::resources::Resources;
-use ebb_core::time::{Instant, format_duration};
+use ebb_core::time::{Instant, format_seconds};
+use ebb_core::units::Permille;
 use ebb_core::view::{Group, Node, Snapshot};
 
 use super::canvas::{Canvas, Rect, fill, rect};
@@ -212,14 +211,10 @@ fn card(canvas: &mut Canvas, at: Rect, story: &Story<'_>, now: Instant, node: &N
 
     let Some(used) = node.utilization else { return };
     let requested = |name: &str| share(&node.requested, &node.allocatable, name);
-    let cpu = used.cpu.map(|cpu| f32::from(cpu.get()) / 1000.0);
-    let mut bars = vec![("CPU", requested("cpu"), cpu)];
+    let part = |used: Permille| f32::from(used.get()) / 1000.0;
+    let mut bars = vec![("CPU", requested("cpu"), used.cpu.map(part))];
     if has_gpu {
-        let gpu = match used.gpu {
-            GpuUse::Busy(busy) => Some(f32::from(busy.get()) / 1000.0),
-            GpuUse::Absent | GpuUse::Unknown => None,
-        };
-        bars.push(("GPU", requested(ebb_core::resources::NVIDIA_GPU), gpu));
+        bars.push(("GPU", requested(ebb_core::resources::NVIDIA_GPU), used.gpu.busy().map(part)));
     }
     let mut y = at.bottom() - 9.0 - 18.0 * (bars.len() - 1) as f32;
     for (label, requested, used) in bars {
@@ -242,5 +237,5 @@ fn share(part: &Resources, whole: &Resources, name: &str) -> f32 {
 }
 
 fn seconds(now: Instant, since: Instant) -> String {
-    format_duration(Duration::from_secs(now.since(since).as_secs()))
+    format_seconds(now.since(since))
 }

@@ -1,6 +1,6 @@
 //! One moment of a run as a picture: where everything stands and what colour it has.
 
-use ebb_core::time::{Instant, format_duration};
+use ebb_core::time::{Instant, format_seconds};
 use ebb_core::view::{Level, Snapshot};
 
 use super::canvas::{Canvas, HEIGHT, Paint, Rect, WIDTH, fill, rect};
@@ -101,7 +101,7 @@ fn levels(canvas: &mut Canvas, at: Rect, story: &Story<'_>, moment: Moment) {
             canvas.text(left, column.y + 53.0, plain(15.0, FAINT), "nothing to do yet");
             continue;
         };
-        let ago = format!("{} ago", format_duration(std::time::Duration::from_secs(now.since(step.at).as_secs())));
+        let ago = format!("{} ago", format_seconds(now.since(step.at)));
         let (what, because) = if acts { (INK, MUTED) } else { (MUTED, FAINT) };
         let (what, because) = (plain(15.0, what), plain(14.0, because));
         let mut y = column.y + 51.0;

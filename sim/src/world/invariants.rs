@@ -132,8 +132,7 @@ impl World<'_> {
         };
         let big =
             self.groups.iter().enumerate().filter(|(index, group)| group.desired > group.min.max(working(*index)));
-        let big = big.map(|(_, group)| group);
-        let big: Vec<_> = big.map(|group| format!("{} at {}", group.name, group.desired)).collect();
+        let big: Vec<_> = big.map(|(_, group)| format!("{} at {}", group.name, group.desired)).collect();
         let marked = self.nodes.values().filter(|state| {
             let node = &state.node;
             state.alive && (node.unschedulable || node.intent.is_some() || node.draining || node.drained)
