@@ -21,7 +21,7 @@ use crate::{Options, Violation, simulate};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Work and faults come in the first part; in the rest everything must come right. One drain at a time takes up to
-/// three minutes, and a failed one its timeout.
+/// three minutes, and a failed one its timeout. Work that takes longer has two hours after it.
 const TROUBLE: Duration = Duration::from_secs(2 * 3600);
 const CALM: Duration = Duration::from_secs(4 * 3600);
 
@@ -56,12 +56,13 @@ pub fn scenario(seed: u64) -> Scenario {
             vec![Toleration { key: Some(NVIDIA_GPU.to_owned()), value: None, effect: None }],
         ),
     ];
-    let jobs = (0..1 + random.below(5)).map(|number| job(&mut random, number)).collect();
+    let jobs: Vec<_> = (0..1 + random.below(5)).map(|number| job(&mut random, number)).collect();
+    let longest = worker_groups.iter().map(|group| work_time(group, &jobs, &policy)).max().unwrap_or_default();
     Scenario {
         name: format!("soak_{seed}"),
         about: "Drawn by chance.".to_owned(),
         starts_at: Instant::from_millis(1_767_603_600_000),
-        duration: TROUBLE + CALM,
+        duration: TROUBLE + CALM.max(longest + HOUR * 2),
         zones: zones[..1 + random.below(3) as usize].to_vec(),
         policy,
         worker_groups,
@@ -69,6 +70,15 @@ pub fn scenario(seed: u64) -> Scenario {
         disturbances: Vec::new(),
         times: Times::default(),
     }
+}
+
+/// How long a group's tasks take if each is slow and each node has but one worker.
+fn work_time(group: &WorkerGroup, jobs: &[Job], policy: &Policy) -> Duration {
+    let work: Duration =
+        jobs.iter().filter(|job| job.group == group.name).map(|job| job.task_time.p95 * job.tasks).sum();
+    let gpu = group.requests.has_gpu();
+    let nodes = policy.groups.values().filter(|nodes| nodes.allocatable.has_gpu() == gpu).map(|nodes| nodes.max).sum();
+    work / (group.slots * group.max.min(nodes))
 }
 
 fn group(instance_type: &str, min: u32, max: u32, taints: Vec<Taint>, unneeded_for: Duration) -> Group {
@@ -102,7 +112,6 @@ fn workers(random: &mut Random, name: &str, requests: &[(&str, u64)], toleration
 }
 
 fn job(random: &mut Random, number: u64) -> Job {
-    // Little enough for the smallest group to be done in time.
     let median = Duration::from_secs(10 + random.below(200));
     let (group, tasks) = [("ray-cpu", 40), ("ray-gpu", 8)][random.below(2) as usize];
     Job {
