@@ -202,13 +202,15 @@ impl Action {
         }
     }
 
-    /// What only one call at a time may touch; `None`: nothing.
-    fn target(&self) -> Option<Target> {
+    /// What only one call at a time may touch. A node whose instance is being terminated must not be opened to pods
+    /// meanwhile.
+    fn targets(&self) -> Vec<Target> {
         match self {
-            Self::CancelDrain { node, .. } | Self::Drain { node, .. } => Some(Target::Node(node.clone())),
-            Self::Describe { .. } => Some(Target::Describe),
-            Self::Explain { .. } => None,
-            Self::SetDesired { group, .. } | Self::Terminate { group, .. } => Some(Target::Group(group.clone())),
+            Self::CancelDrain { node, .. } | Self::Drain { node, .. } => vec![Target::Node(node.clone())],
+            Self::Describe { .. } => vec![Target::Describe],
+            Self::Explain { .. } => Vec::new(),
+            Self::SetDesired { group, .. } => vec![Target::Group(group.clone())],
+            Self::Terminate { group, node, .. } => vec![Target::Group(group.clone()), Target::Node(node.clone())],
         }
     }
 }
@@ -387,7 +389,7 @@ impl Fleet {
         let (actions, next) = self.decide(now);
         self.decide_at = next;
         for action in &actions {
-            if let Some(target) = action.target() {
+            for target in action.targets() {
                 self.calls.entry(target).or_default().retry_at = None;
             }
             if let Action::Explain { uid, because, .. } = action {
@@ -467,7 +469,7 @@ impl Fleet {
         match event {
             Event::Done(action) => self.done(now, action),
             Event::Failed { action, failure } => {
-                if let Some(target) = action.target() {
+                for target in action.targets() {
                     if let Target::Group(name) = &target
                         && !matches!(failure, Failure::Denied | Failure::Throttled)
                         && let Some(group) = self.groups.get_mut(name)
@@ -515,7 +517,9 @@ impl Fleet {
     }
 
     fn done(&mut self, now: Instant, action: Action) -> Option<Soon> {
-        self.calls.remove(&action.target()?);
+        for target in action.targets() {
+            self.calls.remove(&target);
+        }
         match action {
             Action::SetDesired { group, to, .. } => {
                 self.groups.get_mut(&group)?.decided = Some(Decided { desired: to, at: now });
@@ -528,7 +532,8 @@ impl Fleet {
             }
             Action::Drain { node, uid, intent, .. } => self.written(now, &node, &uid, Some(intent)),
             Action::CancelDrain { node, uid, .. } => self.written(now, &node, &uid, None),
-            Action::Describe { .. } | Action::Explain { .. } => {}
+            Action::Describe { .. } => {}
+            Action::Explain { .. } => return None,
         }
         Some(Soon::Now)
     }

@@ -73,7 +73,12 @@ impl Fleet {
         actions.extend(self.describe(&mut agenda, &census));
         // One call at a time on each thing: what comes first wins, the rest is decided anew once it is done.
         let mut taken = BTreeSet::new();
-        actions.retain(|action| action.target().is_none_or(|target| taken.insert(target)));
+        actions.retain(|action| {
+            let targets = action.targets();
+            let free = targets.iter().all(|target| !taken.contains(target));
+            taken.extend(targets.into_iter().filter(|_| free));
+            free
+        });
         (actions, agenda.next)
     }
 

@@ -172,7 +172,7 @@ impl World {
     }
 
     fn perform(&mut self, action: Action) -> Event {
-        if action.target().is_some() && self.replies_lost > 0 {
+        if !action.targets().is_empty() && self.replies_lost > 0 {
             self.replies_lost -= 1;
             self.carry_out(action.clone());
             return Event::Failed { action, failure: Failure::Unavailable };
@@ -181,7 +181,7 @@ impl World {
     }
 
     fn carry_out(&mut self, action: Action) -> Event {
-        if action.target().is_some()
+        if !action.targets().is_empty()
             && let Some(failure) = self.failing.pop()
         {
             self.log.push(format!("failed {failure:?}"));
@@ -652,6 +652,39 @@ fn a_termination_whose_reply_was_lost_is_not_asked_for_again() {
     world.run(120);
     let terminated = world.log().iter().filter(|line| line.starts_with("terminate")).count();
     assert_eq!((terminated, world.desired("cpu")), (1, 2));
+}
+
+#[test]
+fn a_drain_is_not_called_off_while_its_instance_is_being_terminated() {
+    let mut world = almost_unneeded();
+    world.responsive = false;
+    while world.nodes["cpu-1"].intent.is_none() {
+        world.run(1);
+    }
+    for _ in 0..2 {
+        agent(world.nodes.get_mut("cpu-1").unwrap());
+    }
+    // No call is answered from here on.
+    let mut now = world.now;
+    let mut tell = |fleet: &mut Fleet, event| {
+        now = now + seconds(1);
+        let mut actions = fleet.handle(now, event);
+        now = now + seconds(1);
+        actions.extend(fleet.handle(now, Event::Tick));
+        actions
+    };
+    let actions = tell(&mut world.fleet, Event::NodeApplied(world.nodes["cpu-1"].clone()));
+    let terminate = actions.into_iter().find(|action| matches!(action, Action::Terminate { .. }));
+    let terminate = terminate.expect("the node is drained");
+    for pod in ["a", "b", "c"] {
+        world.pod(pod, &[("cpu", "4"), ("pods", "1")]);
+        let pod = Pod { unschedulable_since: Some(world.now.before(seconds(60))), ..world.pods[pod].clone() };
+        let actions = tell(&mut world.fleet, Event::PodApplied(pod));
+        assert!(!actions.iter().any(|action| matches!(action, Action::CancelDrain { .. })), "{actions:?}");
+    }
+    // It was refused, so the instance stays and the pod can have it.
+    let actions = tell(&mut world.fleet, Event::Failed { action: terminate, failure: Failure::Throttled });
+    assert!(actions.iter().any(|action| matches!(action, Action::CancelDrain { .. })), "{actions:?}");
 }
 
 #[test]
