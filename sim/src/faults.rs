@@ -39,6 +39,7 @@ pub enum Kind {
     AgentClockJumps,
     /// Another takes over half a minute later, at most.
     CoordinatorCrashes,
+    /// For the next coordinator: one that runs keeps to its monotonic clock.
     CoordinatorClockJumps,
     /// Somebody cordons a node, and takes it back minutes later.
     CordonedByOther,
@@ -200,7 +201,7 @@ impl crate::world::World<'_> {
             }
             Kind::CoordinatorClockJumps => {
                 self.set_coordinator_clock(jump);
-                format!("fault: the coordinator's clock is {jump} ms ahead")
+                format!("fault: the next coordinator's clock is {jump} ms ahead")
             }
             Kind::CordonedByOther => {
                 if !self.cordon(&node, true) {

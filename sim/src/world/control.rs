@@ -28,7 +28,10 @@ pub(super) struct Coordinator<'a> {
     told_until: Instant,
     tick_at: Option<Instant>,
     /// How far its clock is ahead, in milliseconds.
-    pub(super) clock_ahead: i64,
+    clock_ahead: i64,
+    /// The same of the wall clock. A coordinator looks there once, when it starts (`coordinator/src/clock.rs`): one that
+    /// runs does not notice that it is set.
+    wall_ahead: i64,
 }
 
 impl<'a> Coordinator<'a> {
@@ -40,6 +43,7 @@ impl<'a> Coordinator<'a> {
             told_until: Instant::from_millis(0),
             tick_at: None,
             clock_ahead: 0,
+            wall_ahead: 0,
         }
     }
 }
@@ -58,6 +62,7 @@ impl World<'_> {
         self.coordinator.autoscaler = Some((self.coordinator.make)());
         self.coordinator.generation += 1;
         self.coordinator.tick_at = None;
+        self.coordinator.clock_ahead = self.coordinator.wall_ahead;
         self.coordinator.told_until = self.now;
         self.tell_coordinator(Event::Leading(true));
         for node in self.nodes.values().map(|state| state.node.clone()).collect::<Vec<_>>() {
@@ -74,7 +79,7 @@ impl World<'_> {
     }
 
     pub(crate) fn set_coordinator_clock(&mut self, ahead: i64) {
-        self.coordinator.clock_ahead = ahead;
+        self.coordinator.wall_ahead = ahead;
     }
 
     /// Over a watch: late, but in order.
