@@ -2,12 +2,14 @@
 //! must fit nowhere, for the same causes.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ebb_core::kubernetes::{Node, Pod};
 use ebb_core::resources::Resources;
 use ebb_core::schedule::{Misfit, Place};
+use ebb_core::time::Instant;
+use ebb_sim::scheduler::{Action, Event, Scheduler};
 use ebb_tests::{Lab, LabOptions};
 use k8s_openapi::api::core::v1 as api;
 use kube::api::{ListParams, PostParams};
@@ -100,9 +102,42 @@ async fn the_scheduler_binds_what_the_model_admits_and_nothing_else() {
                 .push(format!("{name}: {tainted} taints, {mismatched} mismatches, {lacking} lack; it says: {message}"));
         }
     }
+    let modelled = model(&nodes, &seen);
+    for seen in &seen {
+        let (pod, name) = (Pod::from(seen), seen.name_any());
+        let anywhere = |node: &Node| {
+            let (labels, taints) = (&node.labels, node.taints.as_slice());
+            Place { name: Some(&node.name), labels, taints, free: node.allocatable.clone() }.admits(&pod).is_ok()
+        };
+        let bound = (bound_to(seen).is_some(), modelled.contains(&pod.uid));
+        if !nodes.iter().any(anywhere) && bound != (false, false) {
+            differences
+                .push(format!("{name} fits no node, not even an empty one; bound by the real one, by ours: {bound:?}"));
+        }
+    }
+    println!("the simulator's scheduler binds {} of them", modelled.len());
     println!("compared {} pods with the real scheduler: {bound} bound, {pending} pending", seen.len());
     assert!(bound > 30 && pending > 30, "both happen often enough to say something");
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+/// UIDs of the pods that the simulator's scheduler binds, told the same in the same order.
+fn model(nodes: &[Node], pods: &[api::Pod]) -> BTreeSet<String> {
+    let mut scheduler = Scheduler::new(SEED);
+    let now = Instant::from_millis(0);
+    for node in nodes {
+        scheduler.handle(now, Event::NodeApplied(node.clone()));
+    }
+    let mut bound = BTreeSet::new();
+    for pod in pods {
+        let pod = Pod { node: None, unschedulable_since: None, ..Pod::from(pod) };
+        for action in scheduler.handle(now, Event::PodApplied(pod)) {
+            if let Action::Bind { uid, .. } = action {
+                bound.insert(uid);
+            }
+        }
+    }
+    bound
 }
 
 fn bound_to(pod: &api::Pod) -> Option<&str> {
