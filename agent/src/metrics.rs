@@ -1,9 +1,13 @@
 //! What `/metrics` shows. Counters of our own deeds are handles; all else is made from the latest sample at each
 //! scrape, so that a cgroup that left is gone from the page.
 
+mod cgroup;
+mod class;
 mod exposition;
+mod node;
 mod process;
 mod sample;
+mod source;
 mod write;
 
 use std::fmt;
@@ -17,7 +21,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 pub use exposition::Exposition;
-pub(crate) use sample::levels;
+pub(crate) use class::levels;
 
 use crate::sampler::Sample;
 
