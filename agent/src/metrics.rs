@@ -20,8 +20,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-pub use exposition::Exposition;
 pub(crate) use class::levels;
+pub use exposition::Exposition;
 
 use crate::sampler::Sample;
 
