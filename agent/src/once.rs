@@ -26,6 +26,11 @@ struct Snapshot {
     /// Over which the rates below were taken.
     interval_seconds: f64,
     class: Class,
+    /// Why, with the figures it rests on.
+    because: String,
+    /// Since when the node has been busy without its GPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_waste_since: Option<Instant>,
     /// Shares in thousandths, since the reading before.
     utilization_permille: Utilization,
     sources: Vec<SourceState>,
@@ -126,7 +131,9 @@ impl Snapshot {
         Self {
             sampled_at: sample.at,
             interval_seconds: elapsed,
-            class: sample.class,
+            class: sample.verdict.class,
+            because: sample.because.clone(),
+            gpu_waste_since: sample.verdict.gpu_waste,
             utilization_permille: sample.utilization,
             sources: sources(sample),
             node_cpu: node_cpu(before, now),

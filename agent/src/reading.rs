@@ -80,6 +80,7 @@ impl Reading {
                 .and_then(|(now, then)| now.checked_sub(then))
                 .and_then(|stalled| Permille::from_ratio(stalled.as_secs_f64(), elapsed)),
             gpu: self.gpu,
+            newest_workload_seconds: None,
         }
     }
 }

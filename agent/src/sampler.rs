@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant as Monotonic};
 
-use ebb_core::classify::{Class, Classifier, IdlePolicy, Utilization};
+use ebb_core::classify::{Class, Classifier, GpuUse, IdlePolicy, Utilization, Verdict};
 use ebb_core::time::Instant;
 use tokio::sync::watch;
 
@@ -15,6 +15,7 @@ use crate::health::Healths;
 use crate::host::Host;
 use crate::reading::Reading;
 use crate::replay::{self, Replay};
+use crate::source::Source;
 
 /// Readers of small files and a few maps; the default of 2 MiB would be many times what is used.
 const STACK: usize = 512 << 10;
@@ -27,9 +28,9 @@ pub struct Sample {
     pub reading: Reading,
     /// Since the sample before.
     pub utilization: Utilization,
-    /// Over the classifier's window.
-    pub window: Utilization,
-    pub class: Class,
+    pub verdict: Verdict,
+    /// The verdict's reason, with its figures.
+    pub because: String,
     pub healths: Healths,
 }
 
@@ -53,11 +54,13 @@ pub struct Sampler {
     classifier: Classifier,
     clock: Clock,
     before: Option<Reading>,
+    /// Of a replay; a host keeps its own.
+    healths: Healths,
 }
 
 impl Sampler {
     pub fn new(input: Input, clock: Clock, policy: IdlePolicy) -> Self {
-        Self { input, classifier: Classifier::new(policy), clock, before: None }
+        Self { input, classifier: Classifier::new(policy), clock, before: None, healths: Healths::default() }
     }
 
     pub fn sample(&mut self) -> Sample {
@@ -70,15 +73,17 @@ impl Sampler {
             }
             Input::Replay(replay) => {
                 let reading = Reading::empty(Monotonic::now());
-                let utilization = replay.at(self.clock.at(reading.at).since(self.clock.begin()));
-                (reading, Healths::default(), utilization)
+                let elapsed = self.clock.at(reading.at).since(self.clock.begin());
+                let utilization = self.healths.watch(Source::Replay, || Ok(replay.at(elapsed)?));
+                let unknown = Utilization { gpu: GpuUse::Unknown, ..Utilization::default() };
+                (reading, self.healths.clone(), utilization.unwrap_or(unknown))
             }
         };
         let at = self.clock.at(reading.at);
-        let class = self.classifier.observe(at, utilization);
+        let verdict = self.classifier.observe(at, utilization);
+        let because = verdict.because(self.classifier.policy()).to_string();
         self.before = Some(reading.clone());
-        let window = self.classifier.window();
-        Sample { at, taken: reading.at, reading, utilization, window, class, healths }
+        Sample { at, taken: reading.at, reading, utilization, verdict, because, healths }
     }
 
     /// Samples until the other end of `stop` is dropped.
@@ -97,11 +102,12 @@ impl Sampler {
                     self.classifier.set_policy(policy.borrow_and_update().clone());
                 }
                 let sample = self.sample();
-                if class.is_none_or(|class| class.name() != sample.class.name()) {
-                    let class = sample.class;
-                    tracing::info!(class = class.name(), since = %class.since(), because = because(class), "reclassified");
+                let found = sample.verdict;
+                if class.is_none_or(|class| class.name() != found.class.name()) {
+                    let because = &sample.because;
+                    tracing::info!(class = found.class.name(), since = %found.class.since(), because, "reclassified");
                 }
-                class = Some(sample.class);
+                class = Some(found.class);
                 samples.send_replace(Some(Arc::new(sample)));
                 next = after(next, interval, Monotonic::now());
                 match stop.recv_timeout(next.saturating_duration_since(Monotonic::now())) {
@@ -111,15 +117,6 @@ impl Sampler {
             }
         };
         std::thread::Builder::new().name("sampler".into()).stack_size(STACK).spawn(run)
-    }
-}
-
-/// What made the class, or is missing for one; an idle node has nothing to show.
-pub fn because(class: Class) -> Option<String> {
-    match class {
-        Class::Busy { signal, .. } => Some(signal.to_string()),
-        Class::Idle { .. } => None,
-        Class::Unknown { missing, .. } => Some(missing.to_string()),
     }
 }
 

@@ -148,7 +148,7 @@ impl Uplink {
             if last.is_some_and(|last| !is_due(last, &sample, self.interval)) {
                 continue;
             }
-            last = Some((sample.at, sample.class));
+            last = Some((sample.at, sample.verdict.class));
             *sequence += 1;
             let report = Report {
                 node: self.node.clone(),
@@ -156,8 +156,9 @@ impl Uplink {
                 agent_start: self.agent_start,
                 sequence: *sequence,
                 sampled_at: sample.at,
-                class: sample.class,
-                utilization: sample.window,
+                class: sample.verdict.class,
+                utilization: sample.verdict.window,
+                gpu_waste: sample.verdict.gpu_waste,
             };
             if sender.send((&report).into()).await.is_err() {
                 return;
@@ -197,13 +198,13 @@ impl Uplink {
 /// Whether the next sample would come too late to wait for it, or the class is another one. Which signal makes a node
 /// busy may change each second, and is no change of class.
 fn is_due((at, class): (Instant, Class), sample: &Sample, interval: Duration) -> bool {
-    sample.at.since(at) + interval > REPORT_EVERY
-        || (class.name(), class.since()) != (sample.class.name(), sample.class.since())
+    let now = sample.verdict.class;
+    sample.at.since(at) + interval > REPORT_EVERY || (class.name(), class.since()) != (now.name(), now.since())
 }
 
 #[cfg(test)]
 mod tests {
-    use ebb_core::classify::{Missing, Signal, Utilization};
+    use ebb_core::classify::{Missing, Signal, Utilization, Verdict};
 
     use super::*;
     use crate::health::Healths;
@@ -219,8 +220,8 @@ mod tests {
                 taken,
                 reading: Reading::empty(taken),
                 utilization: Utilization::default(),
-                window: Utilization::default(),
-                class,
+                verdict: Verdict { class, window: Utilization::default(), gpu_waste: None },
+                because: String::new(),
                 healths: Healths::default(),
             };
             let last = (at(100), Class::Busy { since: at(50), signal: Signal::Cpu });

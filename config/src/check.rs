@@ -130,6 +130,7 @@ impl Check {
         let run_queue = band(file.run_queue.as_ref(), default.run_queue);
         IdlePolicy {
             window: self.limit(file.window.as_ref(), default.window),
+            initialization_period: self.duration(file.initialization_period.as_ref(), default.initialization_period),
             cpu: self.band(utilization_below, cpu.and_then(|band| band.busy_from.as_ref()), default.cpu),
             cpu_steal,
             gpu,

@@ -82,6 +82,7 @@ pub(super) struct ScaleDown {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Idle {
     pub(super) window: Option<Text>,
+    pub(super) initialization_period: Option<Text>,
     pub(super) cpu: Option<Band>,
     pub(super) cpu_steal: Option<Band>,
     pub(super) gpu: Option<Band>,

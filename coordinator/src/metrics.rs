@@ -56,6 +56,7 @@ pub struct Metrics {
     pods_waiting: Gauge,
     nodes: Family<[(&'static str, &'static str); 1], Gauge>,
     nodes_draining: Gauge,
+    nodes_gpu_waste: Gauge,
     group_observed: PerGroup,
     group_min: PerGroup,
     group_max: PerGroup,
@@ -78,6 +79,7 @@ impl Metrics {
             pods_waiting: Gauge::default(),
             nodes: Family::default(),
             nodes_draining: Gauge::default(),
+            nodes_gpu_waste: Gauge::default(),
             group_observed: Family::default(),
             group_min: Family::default(),
             group_max: Family::default(),
@@ -98,6 +100,7 @@ impl Metrics {
         ebb.register("pods_waiting", "Pods the scheduler finds no node for", metrics.pods_waiting.clone());
         ebb.register("nodes", "Nodes by what they were last reported to be", metrics.nodes.clone());
         ebb.register("nodes_draining", "Nodes with a drain intent", metrics.nodes_draining.clone());
+        ebb.register("nodes_gpu_waste", "Nodes that are busy without their GPUs", metrics.nodes_gpu_waste.clone());
         let help = "Whether the Auto Scaling API knows the group";
         ebb.register("group_observed", help, metrics.group_observed.clone());
         ebb.register("group_min", "Configured least number of nodes", metrics.group_min.clone());
@@ -151,6 +154,8 @@ impl Metrics {
         for (class, nodes) in classes {
             self.nodes.get_or_create(&[("class", class)]).set(nodes);
         }
+        let wasted = view.nodes.iter().filter(|node| node.gpu_waste.is_some()).count();
+        self.nodes_gpu_waste.set(i64::try_from(wasted).unwrap_or(i64::MAX));
         // Groups come from the configuration, so none ever leaves.
         for group in &view.groups {
             let set = |family: &PerGroup, value: f64| {

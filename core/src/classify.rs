@@ -1,6 +1,8 @@
 //! Turns what was measured into a class per node. Pure: no clock, no I/O, no fleet knowledge.
 //! Hysteresis lives here; what to do about an idle node lives in `fleet`.
 
+mod verdict;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
@@ -9,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::Instant;
 use crate::units::Permille;
+
+pub use verdict::Verdict;
 
 /// What a node was doing at one moment. `None` is unknown: a source that failed or is missing, never zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +29,9 @@ pub struct Utilization {
     /// Share of time in which some task was stalled on memory (PSI).
     pub memory_pressure: Option<Permille>,
     pub gpu: GpuUse,
+    /// How long ago the newest workload on the node started. `None`: none runs, or nobody can say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_workload_seconds: Option<u32>,
 }
 
 /// What the node's GPUs were doing.
@@ -102,6 +109,9 @@ impl Band {
 pub struct IdlePolicy {
     /// Over how long the signals are averaged (the GPU's: its highest).
     pub window: Duration,
+    /// A node on which a workload started less than this ago is not called idle: it may still load its data or wait for
+    /// its peers. The term is the HPA's (`--horizontal-pod-autoscaler-cpu-initialization-period`).
+    pub initialization_period: Duration,
     pub cpu: Band,
     pub cpu_steal: Band,
     pub gpu: Band,
@@ -115,6 +125,7 @@ impl Default for IdlePolicy {
     fn default() -> Self {
         Self {
             window: Duration::from_secs(30),
+            initialization_period: Duration::from_secs(60),
             cpu: Band::percent(50, 60),
             cpu_steal: Band::percent(10, 20),
             gpu: Band::percent(5, 10),
@@ -168,6 +179,8 @@ impl Class {
 pub enum Missing {
     /// The node has not been watched for a whole window yet.
     History,
+    /// A workload started a moment ago, and its use so far says nothing of what it will do.
+    Initialization,
     /// A signal without which no node is called idle.
     Signal(Signal),
 }
@@ -176,6 +189,7 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::History => f.write_str("history"),
+            Self::Initialization => f.write_str("initialization"),
             Self::Signal(signal) => signal.fmt(f),
         }
     }
@@ -188,11 +202,16 @@ pub struct Classifier {
     /// Not older than the policy's window, except the first, which is kept to know that the window is covered.
     samples: VecDeque<(Instant, Utilization)>,
     class: Option<Class>,
+    gpu_waste: Option<Instant>,
 }
 
 impl Classifier {
     pub fn new(policy: IdlePolicy) -> Self {
-        Self { policy, samples: VecDeque::new(), class: None }
+        Self { policy, samples: VecDeque::new(), class: None, gpu_waste: None }
+    }
+
+    pub fn policy(&self) -> &IdlePolicy {
+        &self.policy
     }
 
     /// Takes other thresholds from the next sample on; what was seen is kept.
@@ -201,7 +220,7 @@ impl Classifier {
     }
 
     /// Adds a sample and says what the node is now. A clock that went back starts the window anew.
-    pub fn observe(&mut self, now: Instant, utilization: Utilization) -> Class {
+    pub fn observe(&mut self, now: Instant, utilization: Utilization) -> Verdict {
         if self.samples.back().is_some_and(|(last, _)| *last > now) {
             self.samples.clear();
         }
@@ -212,11 +231,12 @@ impl Classifier {
         }
         let class = self.judge(now, opens);
         self.class = Some(class);
-        class
+        self.gpu_waste = self.gpus_are_wasted(class).then(|| self.gpu_waste.unwrap_or(now));
+        Verdict { class, window: self.window(), gpu_waste: self.gpu_waste }
     }
 
-    /// Means over the window (the GPU: the highest), for reports and pages.
-    pub fn window(&self) -> Utilization {
+    /// Means over the window (the GPU: the highest).
+    fn window(&self) -> Utilization {
         let level = |signal| self.level(signal);
         let gpu = match self.samples.back().map(|(_, newest)| newest.gpu) {
             None | Some(GpuUse::Absent) => GpuUse::Absent,
@@ -229,7 +249,20 @@ impl Classifier {
             memory: self.samples.back().and_then(|(_, newest)| newest.memory),
             memory_pressure: level(Signal::MemoryPressure),
             gpu,
+            newest_workload_seconds: self.newest_workload_seconds(),
         }
+    }
+
+    fn newest_workload_seconds(&self) -> Option<u32> {
+        self.samples.back().and_then(|(_, newest)| newest.newest_workload_seconds)
+    }
+
+    /// Whether the node is busy with something else while its GPUs, which it is paid for, do nothing. As with the
+    /// class, between the band's bounds it stays what it was.
+    fn gpus_are_wasted(&self, class: Class) -> bool {
+        let band = self.policy.gpu;
+        let bound = if self.gpu_waste.is_some() { band.busy_from } else { band.idle_below };
+        matches!(class, Class::Busy { .. }) && self.level(Signal::Gpu).is_some_and(|level| level < bound)
     }
 
     fn judge(&self, now: Instant, opens: Instant) -> Class {
@@ -250,12 +283,17 @@ impl Classifier {
         let levels = || Signal::ALL.into_iter().filter_map(|signal| Some((signal, self.level(signal)?)));
         let busy = levels().find(|(signal, level)| *level >= self.policy.band(*signal).busy_from);
         let not_idle = levels().find(|(signal, level)| *level >= self.policy.band(*signal).idle_below);
+        let initializing = self
+            .newest_workload_seconds()
+            .is_some_and(|seconds| Duration::from_secs(seconds.into()) < self.policy.initialization_period);
         match (busy, not_idle, self.class) {
             (Some((signal, _)), _, Some(Class::Busy { since, .. })) => Class::Busy { since, signal },
             (Some((signal, _)), ..) => Class::Busy { since: now, signal },
+            (None, Some(_), Some(same @ Class::Busy { .. })) => same,
+            _ if initializing => unknown(Missing::Initialization),
             (None, None, Some(Class::Idle { since })) => Class::Idle { since },
             (None, None, _) => Class::Idle { since: now },
-            (None, Some(_), Some(same @ (Class::Idle { .. } | Class::Busy { .. }))) => same,
+            (None, Some(_), Some(same @ Class::Idle { .. })) => same,
             // Between the bands with no past: not low enough to be called idle.
             (None, Some((signal, _)), _) => Class::Busy { since: now, signal },
         }
@@ -263,13 +301,7 @@ impl Classifier {
 
     /// The signal over the window, from the samples that know it.
     fn level(&self, signal: Signal) -> Option<Permille> {
-        let known = self.samples.iter().filter_map(|(_, sample)| match signal {
-            Signal::Cpu => sample.cpu,
-            Signal::CpuSteal => sample.cpu_steal,
-            Signal::Gpu => sample.gpu.busy(),
-            Signal::MemoryPressure => sample.memory_pressure,
-            Signal::RunQueue => sample.run_queue,
-        });
+        let known = self.samples.iter().filter_map(|(_, sample)| sample.level(signal));
         if signal == Signal::Gpu {
             return known.max();
         }
@@ -295,7 +327,7 @@ mod tests {
     /// Feeds one sample a second and returns the class after each.
     fn classes(samples: impl IntoIterator<Item = Utilization>) -> Vec<Class> {
         let mut classifier = Classifier::new(IdlePolicy::default());
-        (0..).zip(samples).map(|(second, sample)| classifier.observe(at(second), sample)).collect()
+        (0..).zip(samples).map(|(second, sample)| classifier.observe(at(second), sample).class).collect()
     }
 
     fn last(samples: impl IntoIterator<Item = Utilization>) -> Class {
@@ -368,7 +400,42 @@ mod tests {
         for second in 100..200 {
             classifier.observe(at(second), cpu(0));
         }
-        assert!(matches!(classifier.observe(at(50), cpu(0)), Class::Unknown { missing: Missing::History, .. }));
+        let class = classifier.observe(at(50), cpu(0)).class;
+        assert!(matches!(class, Class::Unknown { missing: Missing::History, .. }), "{class:?}");
+    }
+
+    #[test]
+    fn a_workload_that_has_just_started_is_not_called_idle() {
+        let age = |seconds| Utilization { newest_workload_seconds: Some(seconds), ..cpu(0) };
+        let idle_then_started = [vec![cpu(0); 40], (0..=60).map(age).collect()].concat();
+        let classes = classes(idle_then_started);
+        assert_eq!(classes[39], Class::Idle { since: at(30) });
+        assert_eq!(classes[40], Class::Unknown { since: at(40), missing: Missing::Initialization });
+        assert_eq!(classes[99], Class::Unknown { since: at(40), missing: Missing::Initialization });
+        assert_eq!(classes[100], Class::Idle { since: at(100) }, "idleness begins anew");
+        let busy = Utilization { cpu: Permille::new(900), ..age(1) };
+        assert!(matches!(last(vec![busy; 60]), Class::Busy { .. }), "what works is busy, however young");
+    }
+
+    #[test]
+    fn a_busy_node_whose_gpus_do_nothing_is_wasteful() {
+        let gpu = |cpu_permille, permille| Utilization {
+            gpu: GpuUse::Busy(Permille::new(permille).unwrap()),
+            ..cpu(cpu_permille)
+        };
+        let waste = |samples: Vec<Utilization>| {
+            let mut classifier = Classifier::new(IdlePolicy::default());
+            let verdicts = (0..).zip(samples).map(|(second, sample)| classifier.observe(at(second), sample));
+            verdicts.last().unwrap().gpu_waste
+        };
+        assert_eq!(waste(vec![gpu(900, 0); 90]), Some(at(30)));
+        assert_eq!(waste(vec![gpu(900, 60); 90]), None, "not low enough to begin");
+        assert_eq!(waste([vec![gpu(900, 0); 60], vec![gpu(900, 60); 60]].concat()), Some(at(30)), "nor to end");
+        assert_eq!(waste([vec![gpu(900, 0); 60], vec![gpu(900, 500); 1]].concat()), None);
+        assert_eq!(waste(vec![gpu(0, 0); 90]), None, "an idle node is idle, all of it");
+        assert_eq!(waste(vec![cpu(900); 90]), None, "no GPU");
+        let unseen = Utilization { gpu: GpuUse::Unknown, ..cpu(900) };
+        assert_eq!(waste(vec![unseen; 90]), None, "unknown is never idle");
     }
 
     proptest! {
@@ -378,8 +445,8 @@ mod tests {
             let mut classifier = Classifier::new(policy.clone());
             for (second, level) in (0..).zip(levels) {
                 let sample = Utilization { cpu: level.and_then(Permille::new), ..Utilization::default() };
-                let class = classifier.observe(at(second), sample);
-                let mean = classifier.window().cpu;
+                let Verdict { class, window, .. } = classifier.observe(at(second), sample);
+                let mean = window.cpu;
                 match class {
                     Class::Idle { since } => {
                         prop_assert!(mean.is_some_and(|mean| mean < policy.cpu.busy_from));

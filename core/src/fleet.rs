@@ -446,6 +446,7 @@ impl Fleet {
                 drained: node.drained,
                 class: heard.map(|heard| heard.report.class),
                 utilization: heard.map(|heard| heard.report.utilization),
+                gpu_waste: heard.and_then(|heard| heard.report.gpu_waste),
                 allocatable: node.allocatable.clone(),
                 requested,
                 pods,

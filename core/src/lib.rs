@@ -13,6 +13,7 @@ pub mod lease;
 pub mod policy;
 pub mod price;
 pub mod reason;
+pub mod recording;
 pub mod report;
 pub mod resources;
 pub mod schedule;

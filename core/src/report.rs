@@ -20,6 +20,8 @@ pub struct Report {
     pub class: Class,
     /// Means over the classifier's window.
     pub utilization: Utilization,
+    /// Since when the node has been busy without its GPUs.
+    pub gpu_waste: Option<Instant>,
 }
 
 impl Report {

@@ -67,6 +67,9 @@ pub struct Node {
     pub class: Option<Class>,
     /// As last reported with the class.
     pub utilization: Option<Utilization>,
+    /// Since when it has been busy without its GPUs, by its agent's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_waste: Option<Instant>,
     pub allocatable: Resources,
     /// The sum over its pods.
     pub requested: Resources,

@@ -256,9 +256,11 @@ function stateOf({ state }) {
   if (state.draining) return ["draining", "draining"];
   if (!state.ready) return ["unknown", "not ready"];
   const why = { history: "just started", cpu_steal: "CPU steal", memory_pressure: "memory pressure", run_queue: "run queue", cpu: "CPU", gpu: "GPU" }[state.why];
+  if (state.class === "busy" && state.waste) return ["busy", `busy: ${why}, no GPU works`];
   if (state.class === "busy") return ["busy", `busy: ${why}`];
   if (state.class === "idle") return ["idle", "idle"];
   if (state.class === "silent") return ["unknown", "unknown: agent silent"];
+  if (state.why === "initialization") return ["unknown", "unknown: work just started"];
   return ["unknown", state.why === "history" ? "unknown: just started" : `unknown: no ${why} figures`];
 }
 
@@ -419,7 +421,7 @@ function drawDetails() {
   const head = make("p", "mark", label + (state.unschedulable ? ", cordoned" : ""));
   head.dataset.is = is;
   const group = model.groups.find(group => group.name === state.group);
-  const about = [state.group ? `group ${state.group}` : "of no group", group?.instanceType, state.since && model.head ? `${state.class} for ${span(model.head.now - state.since)}` : null];
+  const about = [state.group ? `group ${state.group}` : "of no group", group?.instanceType, state.since && model.head ? `${state.class} for ${span(model.head.now - state.since)}` : null, state.waste && model.head ? `no GPU has worked for ${span(model.head.now - state.waste)}` : null];
   const figure = (index, unit) => [node.use[index] === null || node.use[index] === undefined ? "unknown" : `${node.use[index]} %`, unit(state.requested[index]), unit(state.allocatable[index])];
   const rows = [["CPU", ...figure(0, cores)], ["Memory", ...figure(1, gib)]];
   if (state.allocatable[2]) rows.push(["GPU", ...figure(2, String)]);

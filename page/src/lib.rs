@@ -190,6 +190,7 @@ mod tests {
             draining: false,
             drained: false,
             class: Some(Class::Busy { since: Instant::from_millis(1_000), signal: Signal::Cpu }),
+            gpu_waste: None,
             utilization: Some(Utilization { cpu: Some(Permille::percent(70)), ..Utilization::default() }),
             allocatable: resources("3920m", "14Gi"),
             requested: resources("3200m", "8Gi"),

@@ -57,6 +57,8 @@ struct NodeState {
     /// The signal that makes it busy, or what is missing to say.
     why: Option<&'static str>,
     since: Option<u64>,
+    /// Since when it has been busy without its GPUs.
+    waste: Option<u64>,
     allocatable: Amounts,
     requested: Amounts,
 }
@@ -229,6 +231,7 @@ impl Node {
                 class: node.class.map_or("silent", Class::name),
                 why: node.class.and_then(why),
                 since: node.class.map(Class::since).map(Instant::as_millis),
+                waste: node.gpu_waste.map(Instant::as_millis),
                 allocatable: Amounts::of(&node.allocatable),
                 requested: Amounts::of(&node.requested),
             },
@@ -263,6 +266,7 @@ fn why(class: Class) -> Option<&'static str> {
     match class {
         Class::Busy { signal, .. } | Class::Unknown { missing: Missing::Signal(signal), .. } => Some(signal.name()),
         Class::Unknown { missing: Missing::History, .. } => Some("history"),
+        Class::Unknown { missing: Missing::Initialization, .. } => Some("initialization"),
         Class::Idle { .. } => None,
     }
 }

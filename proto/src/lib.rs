@@ -35,7 +35,8 @@ impl From<&Report> for v1::Report {
                 since_ms: since.as_millis(),
                 missing: match missing {
                     Missing::History => None,
-                    Missing::Signal(signal) => Some(v1::Signal::from(signal).into()),
+                    Missing::Initialization => Some(v1::unknown::Missing::Initialization(v1::Initialization {})),
+                    Missing::Signal(signal) => Some(v1::unknown::Missing::Signal(v1::Signal::from(signal).into())),
                 },
             }),
         };
@@ -59,7 +60,9 @@ impl From<&Report> for v1::Report {
                     GpuUse::Busy(busy) => raw(Some(busy)),
                     GpuUse::Absent | GpuUse::Unknown => None,
                 },
+                newest_workload_seconds: use_.newest_workload_seconds,
             }),
+            gpu_waste_since_ms: report.gpu_waste.map(Instant::as_millis),
         }
     }
 }
@@ -79,11 +82,19 @@ impl TryFrom<v1::Report> for Report {
             v1::report::Class::Idle(idle) => Class::Idle { since: Instant::from_millis(idle.since_ms) },
             v1::report::Class::Unknown(unknown) => Class::Unknown {
                 since: Instant::from_millis(unknown.since_ms),
-                missing: unknown.missing.map_or(Ok(Missing::History), |raw| signal(raw).map(Missing::Signal))?,
+                missing: match unknown.missing {
+                    None => Missing::History,
+                    Some(v1::unknown::Missing::Initialization(_)) => Missing::Initialization,
+                    Some(v1::unknown::Missing::Signal(raw)) => Missing::Signal(signal(raw)?),
+                },
             },
         };
         if class.since() > sampled_at {
             return Err(Invalid("a class that began after its sample"));
+        }
+        let gpu_waste = message.gpu_waste_since_ms.map(Instant::from_millis);
+        if gpu_waste.is_some_and(|since| since > sampled_at) {
+            return Err(Invalid("waste that began after its sample"));
         }
         let utilization = message.utilization.ok_or(Invalid("a report without utilization"))?;
         Ok(Self {
@@ -105,7 +116,9 @@ impl TryFrom<v1::Report> for Report {
                     (true, None) => GpuUse::Unknown,
                     (true, Some(busy)) => GpuUse::Busy(share(busy)?),
                 },
+                newest_workload_seconds: utilization.newest_workload_seconds,
             },
+            gpu_waste,
         })
     }
 }
@@ -116,8 +129,10 @@ impl From<&IdlePolicy> for v1::Settings {
             let band = policy.band(signal);
             Some(v1::Band { idle_below: band.idle_below.get().into(), busy_from: band.busy_from.get().into() })
         };
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self {
-            window_ms: u64::try_from(policy.window.as_millis()).unwrap_or(u64::MAX),
+            window_ms: millis(policy.window),
+            initialization_period_ms: millis(policy.initialization_period),
             cpu: band(Signal::Cpu),
             cpu_steal: band(Signal::CpuSteal),
             gpu: band(Signal::Gpu),
@@ -141,6 +156,7 @@ impl TryFrom<v1::Settings> for IdlePolicy {
         };
         Ok(Self {
             window: Duration::from_millis(settings.window_ms),
+            initialization_period: Duration::from_millis(settings.initialization_period_ms),
             cpu: band(settings.cpu)?,
             cpu_steal: band(settings.cpu_steal)?,
             gpu: band(settings.gpu)?,
@@ -192,8 +208,10 @@ mod tests {
             utilization: classify::Utilization {
                 cpu: Permille::new(7),
                 gpu: GpuUse::Busy(Permille::percent(9)),
+                newest_workload_seconds: Some(90),
                 ..classify::Utilization::default()
             },
+            gpu_waste: None,
         }
     }
 
@@ -204,11 +222,12 @@ mod tests {
             report().class,
             Class::Idle { since },
             Class::Unknown { since, missing: Missing::History },
+            Class::Unknown { since, missing: Missing::Initialization },
             Class::Unknown { since, missing: Missing::Signal(Signal::RunQueue) },
         ];
         for class in classes {
             for gpu in [GpuUse::Absent, GpuUse::Unknown, GpuUse::Busy(Permille::ZERO)] {
-                let mut sent = Report { class, ..report() };
+                let mut sent = Report { class, gpu_waste: Some(since), ..report() };
                 sent.utilization.gpu = gpu;
                 assert_eq!(Report::try_from(v1::Report::from(&sent)).unwrap(), sent);
             }
@@ -228,6 +247,7 @@ mod tests {
         check(|message| message.class = None);
         check(|message| message.sampled_at_ms = 19);
         check(|message| message.utilization = None);
+        check(|message| message.gpu_waste_since_ms = Some(31));
         check(|message| message.utilization.as_mut().unwrap().cpu = Some(1001));
         check(|message| message.utilization.as_mut().unwrap().has_gpu = false);
         check(|message| message.class = Some(v1::report::Class::Busy(v1::Busy { since_ms: 1, signal: 99 })));

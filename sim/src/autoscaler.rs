@@ -100,6 +100,7 @@ impl ClusterAutoscalerLike {
                 sampled_at: now,
                 class,
                 utilization: Utilization { gpu, ..Utilization::default() },
+                gpu_waste: None,
             };
             actions.extend(self.fleet.handle(now, Event::Report(report)));
         }

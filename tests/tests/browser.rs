@@ -75,6 +75,7 @@ fn node(name: &str, group: &str, class: Class, cpu: u16) -> Node {
         draining: false,
         drained: false,
         class: Some(class),
+        gpu_waste: None,
         utilization: Some(Utilization {
             cpu: Some(Permille::percent(cpu)),
             memory: Some(Permille::percent(35)),
@@ -104,6 +105,7 @@ fn snapshot() -> Snapshot {
     let busy = Class::Busy { since: at(0), signal: Signal::Cpu };
     let gpu = Node {
         allocatable: resources(&[("cpu", "3920m"), ("memory", "14Gi"), ("nvidia.com/gpu", "1")]),
+        gpu_waste: None,
         utilization: Some(Utilization {
             cpu: Some(Permille::percent(20)),
             gpu: GpuUse::Busy(Permille::percent(88)),

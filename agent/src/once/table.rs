@@ -7,7 +7,6 @@ use ebb_core::units::Permille;
 
 use super::Snapshot;
 use crate::metrics::levels;
-use crate::sampler::because;
 
 /// Busiest cgroups shown; all are in the JSON.
 const CGROUPS: usize = 15;
@@ -22,9 +21,7 @@ pub(super) fn print(snapshot: &Snapshot) -> String {
 }
 
 fn write(out: &mut String, snapshot: &Snapshot) -> std::fmt::Result {
-    let class = snapshot.class.name();
-    let class = because(snapshot.class).map_or(class.to_owned(), |because| format!("{class}: {because}"));
-    writeln!(out, "{:<16}{class}", "class")?;
+    writeln!(out, "{:<16}{}: {}", "class", snapshot.class.name(), snapshot.because)?;
     writeln!(out, "{:<16}{}, over {:.1} s", "sampled", snapshot.sampled_at, snapshot.interval_seconds)?;
 
     heading(out, "SIGNAL", &["USE"])?;

@@ -21,6 +21,7 @@ pub enum Source {
     Gpu,
     Memory,
     Pressure,
+    Replay,
     Schedstat,
 }
 
@@ -33,6 +34,7 @@ impl Source {
             Self::Gpu => "gpu",
             Self::Memory => "memory",
             Self::Pressure => "pressure",
+            Self::Replay => "replay",
             Self::Schedstat => "schedstat",
         }
     }
@@ -48,6 +50,8 @@ pub enum Error {
     NoCgroups { root: PathBuf },
     #[error(transparent)]
     Ebpf(#[from] ebpf::Error),
+    #[error(transparent)]
+    Replay(#[from] crate::replay::Error),
 }
 
 impl Error {
@@ -62,6 +66,7 @@ impl Error {
             Self::Malformed { .. } => "malformed",
             Self::NoCgroups { .. } => "missing",
             Self::Ebpf(error) => error.kind(),
+            Self::Replay(_) => "replay",
         }
     }
 

@@ -317,6 +317,7 @@ impl World {
                 sampled_at: self.now,
                 class,
                 utilization: Utilization { gpu, ..Utilization::default() },
+                gpu_waste: None,
             };
             self.tell(Event::Report(report));
         }
@@ -587,6 +588,7 @@ fn a_gpu_node_whose_agent_sees_no_gpu_is_not_drained() {
             sampled_at: world.now,
             class: Class::Idle { since: world.now.before(seconds(500)) },
             utilization: Utilization::default(),
+            gpu_waste: None,
         };
         world.tell(Event::Report(report));
     }

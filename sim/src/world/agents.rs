@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use ebb_core::classify::{Class, Classifier, GpuUse, IdlePolicy, Utilization};
+use ebb_core::classify::{Class, Classifier, GpuUse, IdlePolicy, Utilization, Verdict};
 use ebb_core::drain::{self, Action, Change, Drain, EvictionOutcome};
 use ebb_core::fleet;
 use ebb_core::intent::{CONDITION_DRAINED, CONDITION_DRAINING};
@@ -102,7 +102,7 @@ impl World<'_> {
         let now = self.now;
         let Some(state) = self.agent(node, uid) else { return };
         let by_its_clock = shifted(now, state.agent.clock_ahead);
-        let class = state.agent.classifier.observe(by_its_clock, utilization);
+        let Verdict { class, gpu_waste, .. } = state.agent.classifier.observe(by_its_clock, utilization);
         state.agent.sequence += 1;
         let report = Report {
             node: node.to_owned(),
@@ -112,6 +112,7 @@ impl World<'_> {
             sampled_at: by_its_clock,
             class,
             utilization,
+            gpu_waste,
         };
         let silent = state.agent.silent;
         self.after(REPORT, Happening::AgentSamples { node: node.to_owned(), uid: uid.to_owned() });
@@ -154,6 +155,8 @@ impl World<'_> {
             memory: share(memory, state.memory_capacity),
             memory_pressure: Some(Permille::ZERO),
             gpu,
+            // No rule in the model needs it: a node with a workload is not idle here, however young that is.
+            newest_workload_seconds: None,
         }
     }
 

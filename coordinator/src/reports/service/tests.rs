@@ -72,6 +72,7 @@ fn report(node: &str) -> v1::Report {
         sampled_at: Moment::from_millis(2),
         class: Class::Idle { since: Moment::from_millis(1) },
         utilization: Utilization::default(),
+        gpu_waste: None,
     })
 }
 
