@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(short, long, value_enum, default_value = "table", requires = "once")]
     pub output: Output,
 
-    /// Where to serve /metrics, /healthz, /readyz and, to this machine only, PUT /log-level
+    /// Where to serve /metrics, /api/v1/node, /healthz, /readyz and, to this machine only, PUT /log-level
     #[arg(long, env = "EBB_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:9482")]
     pub listen: SocketAddr,
     /// Neither Kubernetes nor a coordinator: sample and serve metrics only

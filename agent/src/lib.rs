@@ -15,6 +15,7 @@ pub mod replay;
 pub mod run;
 pub mod sampler;
 pub mod server;
+mod snapshot;
 pub mod source;
 pub mod uplink;
 

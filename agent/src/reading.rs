@@ -66,13 +66,12 @@ impl Reading {
         let cpu =
             self.stat.as_ref().zip(before.stat.as_ref()).and_then(|(now, then)| CpuShare::of(now.node, then.node));
         let cpus = self.stat.as_ref().map(|stat| stat.cpus.len() as f64);
-        let waited = self.waited.zip(before.waited).filter(|(now, then)| now.by == then.by);
         let stalled = |reading: &Self| reading.pressure.and_then(|pressure| pressure.memory.some);
         Utilization {
             cpu: cpu.map(|cpu| cpu.busy),
             cpu_steal: cpu.map(|cpu| cpu.steal),
-            run_queue: waited
-                .and_then(|(now, then)| now.total.checked_sub(then.total))
+            run_queue: self
+                .waited_since(before)
                 .and_then(|waited| Permille::from_ratio(waited.as_secs_f64(), elapsed * cpus?)),
             memory: self.memory.and_then(|memory| Permille::from_ratio(memory.working_set as f64, memory.total as f64)),
             memory_pressure: stalled(self)
@@ -82,6 +81,12 @@ impl Reading {
             gpu: self.gpu,
             newest_workload_seconds: None,
         }
+    }
+
+    /// Time that tasks have waited for a CPU between `before` and this reading.
+    pub fn waited_since(&self, before: &Self) -> Option<Duration> {
+        let (now, then) = self.waited.zip(before.waited).filter(|(now, then)| now.by == then.by)?;
+        now.total.checked_sub(then.total)
     }
 }
 

@@ -65,6 +65,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let server = Server {
         page: Page::new(samples.clone(), metrics.as_ref()),
         samples: samples.clone(),
+        node: args.node_name.clone(),
         interval: args.interval,
         log,
         started: std::time::Instant::now(),

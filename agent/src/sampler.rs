@@ -25,7 +25,9 @@ const STACK: usize = 512 << 10;
 pub struct Sample {
     pub at: Instant,
     pub taken: Monotonic,
-    pub reading: Reading,
+    pub reading: Arc<Reading>,
+    /// The sample's before this one; `None`: this is the first.
+    pub before: Option<Arc<Reading>>,
     /// Since the sample before.
     pub utilization: Utilization,
     pub verdict: Verdict,
@@ -53,7 +55,7 @@ pub struct Sampler {
     input: Input,
     classifier: Classifier,
     clock: Clock,
-    before: Option<Reading>,
+    before: Option<Arc<Reading>>,
     /// Of a replay; a host keeps its own.
     healths: Healths,
 }
@@ -68,7 +70,7 @@ impl Sampler {
             Input::Host(host) => {
                 let reading = host.read();
                 // With nothing before it, a reading still knows what is no rate.
-                let utilization = reading.since(self.before.as_ref().unwrap_or(&Reading::empty(reading.at)));
+                let utilization = reading.since(self.before.as_deref().unwrap_or(&Reading::empty(reading.at)));
                 (reading, host.healths.clone(), utilization)
             }
             Input::Replay(replay) => {
@@ -82,8 +84,9 @@ impl Sampler {
         let at = self.clock.at(reading.at);
         let verdict = self.classifier.observe(at, utilization);
         let because = verdict.because(self.classifier.policy()).to_string();
-        self.before = Some(reading.clone());
-        Sample { at, taken: reading.at, reading, utilization, verdict, because, healths }
+        let reading = Arc::new(reading);
+        let before = self.before.replace(reading.clone());
+        Sample { at, taken: reading.at, reading, before, utilization, verdict, because, healths }
     }
 
     /// Samples until the other end of `stop` is dropped.

@@ -1,4 +1,5 @@
-//! The agent's HTTP side: `/metrics`, `/healthz`, `/readyz` and, from this machine only, `PUT /log-level`.
+//! The agent's HTTP side: `/metrics`, `/api/v1/node`, `/healthz`, `/readyz` and, from this machine only,
+//! `PUT /log-level`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::health::chain;
 use crate::logging;
 use crate::metrics::{Exposition, Page};
 use crate::sampler::Sample;
+use crate::snapshot::Snapshot;
 
 /// Scrapers and probes need a handful; more is somebody else's mistake, and must not take our memory.
 const CONNECTIONS: usize = 64;
@@ -33,6 +35,8 @@ const ALIVE_AT_LEAST: Duration = Duration::from_secs(30);
 pub struct Server {
     pub page: Page,
     pub samples: watch::Receiver<Option<Arc<Sample>>>,
+    /// The name of this machine's Node object.
+    pub node: Option<String>,
     pub interval: Duration,
     pub log: logging::Handle,
     /// The sampler's own beginning, until there is a sample.
@@ -83,15 +87,16 @@ impl Server {
     async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
         match (request.method(), request.uri().path()) {
             (&Method::GET | &Method::HEAD, "/metrics") => self.metrics(&request),
+            (&Method::GET | &Method::HEAD, "/api/v1/node") => self.node(),
             (&Method::GET | &Method::HEAD, "/healthz") => self.alive(),
             (&Method::GET | &Method::HEAD, "/readyz") => self.ready(),
             (&Method::PUT, "/log-level") if peer.ip().to_canonical().is_loopback() => self.log_level(request).await,
             (&Method::PUT, "/log-level") => text(StatusCode::FORBIDDEN, "only from this machine\n"),
-            (_, "/metrics" | "/healthz" | "/readyz" | "/log-level") => {
+            (_, "/metrics" | "/api/v1/node" | "/healthz" | "/readyz" | "/log-level") => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "GET, or PUT for /log-level\n")
             }
-            (_, "/") => text(StatusCode::OK, "ebb-agent: /metrics /healthz /readyz, PUT /log-level\n"),
-            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz and /log-level\n"),
+            (_, "/") => text(StatusCode::OK, "ebb-agent: /metrics /api/v1/node /healthz /readyz, PUT /log-level\n"),
+            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /api/v1/node, /healthz, /readyz and /log-level\n"),
         }
     }
 
@@ -103,6 +108,21 @@ impl Server {
                 let mut response = text(StatusCode::OK, page);
                 let content_type = HeaderValue::from_static(exposition.content_type());
                 response.headers_mut().insert(CONTENT_TYPE, content_type);
+                response
+            }
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
+    }
+
+    /// The latest sample as JSON, as `--once -o json` prints it.
+    fn node(&self) -> Response<Full<Bytes>> {
+        let Some(sample) = self.samples.borrow().clone() else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "no sample yet\n");
+        };
+        match serde_json::to_vec(&Snapshot::of(&sample, self.node.as_deref())) {
+            Ok(body) => {
+                let mut response = text(StatusCode::OK, body);
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 response
             }
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

@@ -218,7 +218,8 @@ mod tests {
             let sample = Sample {
                 at: at(second),
                 taken,
-                reading: Reading::empty(taken),
+                reading: Reading::empty(taken).into(),
+                before: None,
                 utilization: Utilization::default(),
                 verdict: Verdict { class, window: Utilization::default(), gpu_waste: None },
                 because: String::new(),

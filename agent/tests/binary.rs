@@ -137,6 +137,11 @@ fn metrics_are_served_in_both_formats() {
     assert!(value("ebb_node_memory_total_bytes") > 0.0);
     assert!(value("ebb_sample_age_seconds") < 5.0);
     assert!(value("process_resident_memory_bytes") > 0.0);
+    let (status, head, body) = serving.get("/api/v1/node");
+    assert_eq!(status, 200);
+    assert!(head.contains("content-type: application/json"), "{head}");
+    let node: Value = serde_json::from_str(&body).unwrap();
+    assert!(node["memory"]["totalBytes"].as_u64() > Some(0) && node["class"]["class"] == "unknown", "{body}");
     assert_eq!(serving.get("/nothing").0, 404);
     assert_eq!(serving.ask("DELETE /metrics HTTP/1.1", "").0, 405);
 }

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use ebb_core::classify::GpuUse;
 use ebb_core::units::Permille;
 
-use super::Snapshot;
 use crate::metrics::levels;
+use crate::snapshot::Snapshot;
 
 /// Busiest cgroups shown; all are in the JSON.
 const CGROUPS: usize = 15;

@@ -34,6 +34,12 @@ pub struct Memory {
     /// `MemTotal - MemFree - Inactive(file)`: what is in use, without the part of the page cache that was not touched
     /// lately. The kubelet's formula for a node, so that both show the same figure.
     pub working_set: u64,
+    /// What processes hold that no file backs: anonymous pages and shared memory.
+    pub anon: Option<u64>,
+    /// The page cache without shared memory.
+    pub file: Option<u64>,
+    pub swap_total: Option<u64>,
+    pub swap_free: Option<u64>,
 }
 
 /// The files of `/proc` that are read each time.
@@ -110,11 +116,21 @@ fn parse_meminfo(text: &str) -> Result<Memory, Malformed> {
         kib.and_then(|kib| kib.checked_mul(1024)).ok_or(Malformed(name))
     };
     let (total, free) = (bytes("MemTotal")?, bytes("MemFree")?);
+    let optional = |name| bytes(name).ok();
+    let shared = optional("Shmem");
     Ok(Memory {
         total,
         available: bytes("MemAvailable")?,
         free,
         working_set: total.saturating_sub(free).saturating_sub(bytes("Inactive(file)")?),
+        anon: optional("AnonPages").zip(shared).map(|(anon, shared)| anon.saturating_add(shared)),
+        // Shared memory is counted in `Cached`.
+        file: optional("Cached")
+            .zip(optional("Buffers"))
+            .zip(shared)
+            .map(|((cached, buffers), shared)| cached.saturating_add(buffers).saturating_sub(shared)),
+        swap_total: optional("SwapTotal"),
+        swap_free: optional("SwapFree"),
     })
 }
 
@@ -171,8 +187,13 @@ mod tests {
     fn memory_is_in_bytes_and_the_working_set_leaves_out_cold_cache() {
         let text =
             "MemTotal:       1000 kB\nMemFree:         200 kB\nMemAvailable:    700 kB\nInactive(file):  300 kB\n";
-        let expected = Memory { total: 1_024_000, available: 716_800, free: 204_800, working_set: 512_000 };
+        let expected =
+            Memory { total: 1_024_000, available: 716_800, free: 204_800, working_set: 512_000, ..Memory::default() };
         assert_eq!(parse_meminfo(text), Ok(expected));
+        let more = "AnonPages: 200 kB\nShmem: 50 kB\nCached: 300 kB\nBuffers: 10 kB\nSwapTotal: 0 kB\nSwapFree: 0 kB\n";
+        let split = parse_meminfo(&format!("{text}{more}")).unwrap();
+        assert_eq!((split.anon, split.file), (Some(250 << 10), Some(260 << 10)), "shared memory is no cache");
+        assert_eq!((split.swap_total, split.swap_free), (Some(0), Some(0)));
         assert_eq!(parse_meminfo(&text.replace("MemAvailable", "Other")), Err(Malformed("MemAvailable")));
         assert_eq!(parse_meminfo(&text.replace("1000 kB", "1000")), Err(Malformed("MemTotal")));
         assert_eq!(parse_meminfo(&text.replace("1000", "99999999999999999999")), Err(Malformed("MemTotal")));
