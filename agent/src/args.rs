@@ -15,8 +15,10 @@ use crate::uplink::CoordinatorUrl;
 /// Watches one node: samples its CPUs, memory and GPUs, says whether it is busy or idle, serves metrics, reports to
 /// the coordinator, and drains its own node when asked to.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "ebb-agent", version)]
+#[command(name = "ebb-agent", version, subcommand_negates_reqs = true)]
 pub struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Take one sample, over one interval, print it and end
     #[arg(long)]
     pub once: bool,
@@ -54,37 +56,53 @@ pub struct Args {
     pub coordinator_token_file: PathBuf,
 
     /// How often to sample, from 100ms to 10s
-    #[arg(long, env = "EBB_INTERVAL", value_name = "DURATION", default_value = "1s", value_parser = parse_interval)]
+    #[arg(long, global = true, env = "EBB_INTERVAL", value_name = "DURATION", default_value = "1s", value_parser = parse_interval)]
     pub interval: Duration,
     /// Where readings come from: `host`, or `replay:FILE` with lines of JSON such as
     /// {"for": "30s", "utilization": {"cpu": 100, "gpu": "absent"}}; the last one holds for ever
     #[arg(long, env = "EBB_SOURCE", default_value = "host", value_parser = parse_source)]
     pub source: SourceArg,
     /// Where the host's /proc is
-    #[arg(long, env = "EBB_PROC_ROOT", value_name = "DIR", default_value = "/proc")]
+    #[arg(long, global = true, env = "EBB_PROC_ROOT", value_name = "DIR", default_value = "/proc")]
     pub proc_root: PathBuf,
     /// Where the host's cgroups are
-    #[arg(long, env = "EBB_CGROUP_ROOT", value_name = "DIR", default_value = "/sys/fs/cgroup")]
+    #[arg(long, global = true, env = "EBB_CGROUP_ROOT", value_name = "DIR", default_value = "/sys/fs/cgroup")]
     pub cgroup_root: PathBuf,
     /// Where the host's /sys is
-    #[arg(long, env = "EBB_SYS_ROOT", value_name = "DIR", default_value = "/sys")]
+    #[arg(long, global = true, env = "EBB_SYS_ROOT", value_name = "DIR", default_value = "/sys")]
     pub sys_root: PathBuf,
     /// How many cgroups to follow; the deepest are left out
     #[arg(
-        long, env = "EBB_MAX_CGROUPS", value_name = "COUNT", default_value = "1024",
+        long, global = true, env = "EBB_MAX_CGROUPS", value_name = "COUNT", default_value = "1024",
         value_parser = clap::value_parser!(u32).range(1..=65_536)
     )]
     pub max_cgroups: u32,
 
     /// How log lines look
-    #[arg(long, env = "EBB_LOG", value_enum, default_value = "text")]
+    #[arg(long, global = true, env = "EBB_LOG", value_enum, default_value = "text")]
     pub log: Format,
     /// What is logged: a level, or `info,kube=debug`
     #[arg(
-        long, env = "EBB_LOG_LEVEL", value_name = "FILTER", default_value = "info",
+        long, global = true, env = "EBB_LOG_LEVEL", value_name = "FILTER", default_value = "info",
         value_parser = logging::parse_filter
     )]
     pub log_level: Targets,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, clap::Subcommand)]
+pub enum Command {
+    /// Write what this machine does to a file, a line for each sample, for `ebb classify` and `--source replay:FILE`
+    Record(Record),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct Record {
+    /// Where to write; an existing file is left alone. `-`: the standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+    /// When to end [default: when it is interrupted]
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration_text)]
+    pub lasts: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -112,8 +130,12 @@ impl Args {
     }
 }
 
+fn parse_duration_text(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|error| error.to_string())
+}
+
 fn parse_interval(text: &str) -> Result<Duration, String> {
-    let interval = parse_duration(text).map_err(|error| error.to_string())?;
+    let interval = parse_duration_text(text)?;
     // Longer than a report may be old, and the coordinator would take the node for lost.
     let range = Duration::from_millis(100)..=Duration::from_secs(10);
     if range.contains(&interval) { Ok(interval) } else { Err("expected 100ms to 10s".into()) }
@@ -175,6 +197,8 @@ mod tests {
 
     #[test]
     fn defaults_are_those_of_a_pod_on_a_node() {
+        let args = parse(&["record", "-o", "f", "--for", "1m", "--interval", "2s"]).unwrap();
+        assert_eq!(args.interval, Duration::from_secs(2), "needs neither a node's name nor --standalone");
         let args = parse(&["--node-name", "ip-10-0-0-1.ec2.internal"]).unwrap();
         assert_eq!(args.listen.port(), 9482);
         assert_eq!(args.interval, Duration::from_secs(1));

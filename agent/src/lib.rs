@@ -11,6 +11,7 @@ pub mod logging;
 pub mod metrics;
 pub mod once;
 pub mod reading;
+pub mod record;
 pub mod replay;
 pub mod run;
 pub mod sampler;

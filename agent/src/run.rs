@@ -12,20 +12,23 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::args::Args;
+use crate::args::{Args, Command};
 use crate::clock::Clock;
 use crate::drain::Edge;
 use crate::metrics::{Metrics, Page};
 use crate::sampler::{Input, Sampler};
 use crate::server::Server;
 use crate::uplink::Uplink;
-use crate::{cluster, logging, once};
+use crate::{cluster, logging, once, record};
 
 /// Less than the 30 s that Kubernetes gives a pod; no step of ours needs longer, and the Node tells where to go on.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
 pub fn run(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     raise_file_limit();
+    if let Some(Command::Record(record)) = &args.command {
+        return record::run(&args, record);
+    }
     if args.once {
         return once::run(&args);
     }

@@ -124,7 +124,7 @@ impl Sampler {
 }
 
 /// The next moment of a steady beat. Those missed are left out: a burst of samples after a stall would say nothing.
-fn after(last: Monotonic, interval: Duration, now: Monotonic) -> Monotonic {
+pub(crate) fn after(last: Monotonic, interval: Duration, now: Monotonic) -> Monotonic {
     let next = last + interval;
     if next > now { next } else { now + interval }
 }

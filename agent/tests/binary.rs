@@ -211,6 +211,25 @@ fn a_recording_takes_the_place_of_the_host() {
 }
 
 #[test]
+fn a_recording_of_this_machine_can_be_played() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("node.jsonl");
+    let file = file.to_str().unwrap();
+    let record = ["record", "--output", file, "--for", "300ms", "--interval", "100ms"];
+    assert_eq!(run(&record).status.code(), Some(0));
+    let lines = std::fs::read_to_string(file).unwrap();
+    assert_eq!(lines.lines().count(), 3, "{lines}");
+    let serving = Serving::start(&["--interval", "100ms", "--source", &format!("replay:{file}")]);
+    serving.wait_ready();
+    assert!(serving.get("/metrics").2.contains("ebb_node_utilization_ratio{signal=\"memory\"}"));
+
+    let again = run(&record);
+    assert_eq!(again.status.code(), Some(1), "a recording is not written over");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("nothing is overwritten"));
+    assert_eq!(std::fs::read_to_string(file).unwrap(), lines);
+}
+
+#[test]
 fn signals_end_it_cleanly() {
     for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
         let (code, last) = Serving::start(&[]).stop(signal);

@@ -1,5 +1,6 @@
 //! Entry point: arguments, one call.
 
+mod classify;
 mod demo;
 mod picture;
 mod serve;
@@ -19,12 +20,14 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    Classify(classify::Args),
     Demo(demo::Args),
     Simulate(simulate::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
+        Command::Classify(args) => classify::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Simulate(args) => simulate::run(&args),
     }

@@ -1,5 +1,5 @@
-//! The whole binary, as a person calls it. `UPDATE_GOLDEN=1 cargo test --package ebb --test binary` writes what the demo
-//! prints anew.
+//! The whole binary, as a person calls it. `UPDATE_GOLDEN=1 cargo test --package ebb --test binary` writes what they
+//! print anew.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
@@ -14,6 +14,15 @@ fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
+/// Compares with what was printed before, or writes it anew.
+fn is_golden(printed: &str, file: &str) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&golden, printed).unwrap();
+    }
+    assert_eq!(printed, fs::read_to_string(&golden).unwrap());
+}
+
 #[test]
 fn the_demo_tells_the_flow_and_draws_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -21,11 +30,7 @@ fn the_demo_tells_the_flow_and_draws_it() {
     let output = ebb(&["demo", "--out", out.to_str().unwrap()]);
     assert!(output.status.success(), "{}", text(output.stderr));
     let printed = text(output.stdout).replace(out.to_str().unwrap(), "OUT");
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/demo.txt");
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&golden, &printed).unwrap();
-    }
-    assert_eq!(printed, fs::read_to_string(&golden).unwrap());
+    is_golden(&printed, "demo.txt");
     assert!(printed.lines().count() < 90, "it is read as a story");
     assert!(printed.lines().all(|line| line.chars().count() <= 112), "and not wrapped by a usual terminal");
     for file in ["stage-1-minimal.png", "stage-7-minimal-again.png", "flow.gif", "flow.svg"] {
@@ -57,4 +62,26 @@ fn a_wrong_scenario_is_refused_with_its_place() {
     assert!(error.contains("mine.yaml:") && error.contains("min 20 is above max 10"), "{error}");
     let error = text(ebb(&["simulate", "no_such"]).stderr);
     assert!(error.contains("no_such") && error.contains("bursty_training"), "{error}");
+}
+
+#[test]
+fn a_recording_is_judged_with_reasons() {
+    let recording = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings/training.jsonl");
+    let recording = recording.to_str().unwrap();
+    is_golden(&text(ebb(&["classify", recording]).stdout), "classify.txt");
+
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.yaml");
+    let group = "groups: [{name: gpu, min: 0, max: 1, instanceType: g4dn.xlarge}]";
+    fs::write(&config, format!("{group}\nidle: {{gpu: {{busyFrom: 98%}}, cpu: {{busyFrom: 95%}}}}\n")).unwrap();
+    let lenient = text(ebb(&["classify", recording, "--config", config.to_str().unwrap(), "-o", "json"]).stdout);
+    let classes = lenient.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let classes: Vec<_> = classes.map(|change| change["class"]["class"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(classes[..3], ["unknown", "idle", "unknown"], "{classes:?}");
+
+    let broken = folder.path().join("broken.jsonl");
+    fs::write(&broken, "{\"utilization\": {\"gpu\": \"absent\"}}\n{\"cpu\": 5}\n").unwrap();
+    let output = ebb(&["classify", broken.to_str().unwrap()]);
+    assert!(!output.status.success());
+    assert!(text(output.stderr).contains("understand line 2 of "));
 }

@@ -195,6 +195,9 @@ impl fmt::Display for Missing {
     }
 }
 
+/// No sampler takes longer between two samples, so that a window shorter than it is still watched.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Watches one node. Told every sample, in order of time.
 #[derive(Clone, Debug)]
 pub struct Classifier {
@@ -219,9 +222,11 @@ impl Classifier {
         self.policy = policy;
     }
 
-    /// Adds a sample and says what the node is now. A clock that went back starts the window anew.
+    /// Adds a sample and says what the node is now. A clock that went back, or a time in which nobody looked, starts the
+    /// window anew.
     pub fn observe(&mut self, now: Instant, utilization: Utilization) -> Verdict {
-        if self.samples.back().is_some_and(|(last, _)| *last > now) {
+        let longest = self.policy.window + LONGEST_INTERVAL;
+        if self.samples.back().is_some_and(|(last, _)| *last > now || now.since(*last) > longest) {
             self.samples.clear();
         }
         self.samples.push_back((now, utilization));
@@ -401,6 +406,16 @@ mod tests {
             classifier.observe(at(second), cpu(0));
         }
         let class = classifier.observe(at(50), cpu(0)).class;
+        assert!(matches!(class, Class::Unknown { missing: Missing::History, .. }), "{class:?}");
+    }
+
+    #[test]
+    fn nobody_knows_what_a_node_did_while_nobody_looked() {
+        let mut classifier = Classifier::new(IdlePolicy::default());
+        for second in 0..100 {
+            classifier.observe(at(second), cpu(0));
+        }
+        let class = classifier.observe(at(200), cpu(0)).class;
         assert!(matches!(class, Class::Unknown { missing: Missing::History, .. }), "{class:?}");
     }
 

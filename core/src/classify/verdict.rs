@@ -17,7 +17,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// The class' reason with its figures, as in `cpu 72% is not below 60%`. `policy` is the one it was found by.
+    /// The class' reason with its figures, as in `cpu 72% >= 60%`. `policy` is the one it was found by.
     pub fn because<'a>(&'a self, policy: &'a IdlePolicy) -> impl fmt::Display + 'a {
         Because { verdict: self, policy }
     }
@@ -48,10 +48,9 @@ impl fmt::Display for Because<'_> {
             Class::Busy { signal, .. } => {
                 let band = self.policy.band(*signal);
                 match window.level(*signal) {
-                    Some(level) if level >= band.busy_from => {
-                        write!(f, "{signal} {level} is not below {}", band.busy_from)?;
-                    }
-                    Some(level) => write!(f, "{signal} {level}, and it was not below {} since", band.idle_below)?,
+                    // Between the two it was busy, or is not low enough to be called anything else.
+                    Some(level) if level < band.busy_from => write!(f, "{signal} {level} >= {}", band.idle_below)?,
+                    Some(level) => write!(f, "{signal} {level} >= {}", band.busy_from)?,
                     None => write!(f, "{signal}")?,
                 }
             }
@@ -82,7 +81,7 @@ impl Because<'_> {
             // Between the two it was idle and stays so.
             let bound = if level < band.idle_below { band.idle_below } else { band.busy_from };
             let comma = if index > 0 { ", " } else { "" };
-            write!(f, "{comma}{signal} {level} is below {bound}")?;
+            write!(f, "{comma}{signal} {level} < {bound}")?;
         }
         Ok(())
     }
@@ -102,12 +101,12 @@ mod tests {
             assert_eq!(verdict.because(&IdlePolicy::default()).to_string(), expected);
         };
         let busy = Class::Busy { since, signal: Signal::Cpu };
-        check(busy, cpu(723), "cpu 72.3% is not below 60%");
-        check(busy, cpu(550), "cpu 55%, and it was not below 50% since");
+        check(busy, cpu(723), "cpu 72.3% >= 60%");
+        check(busy, cpu(550), "cpu 55% >= 50%");
         let idle = Class::Idle { since };
-        check(idle, cpu(30), "cpu 3% is below 50%");
+        check(idle, cpu(30), "cpu 3% < 50%");
         let gpu = GpuUse::Busy(Permille::ZERO);
-        check(idle, Utilization { gpu, ..cpu(550) }, "cpu 55% is below 60%, gpu 0% is below 5%");
+        check(idle, Utilization { gpu, ..cpu(550) }, "cpu 55% < 60%, gpu 0% < 5%");
         let unknown = |missing| Class::Unknown { since, missing };
         check(unknown(Missing::History), cpu(0), "not watched for 30s yet");
         check(unknown(Missing::Signal(Signal::Gpu)), cpu(0), "nothing is known of gpu");
@@ -120,7 +119,7 @@ mod tests {
         let since = Instant::from_millis(0);
         let window = Utilization { cpu: Permille::new(900), ..Utilization::default() };
         let verdict = Verdict { class: Class::Busy { since, signal: Signal::Cpu }, window, gpu_waste: Some(since) };
-        let expected = "cpu 90% is not below 60%; no GPU has worked since 1970-01-01T00:00:00.000Z";
+        let expected = "cpu 90% >= 60%; no GPU has worked since 1970-01-01T00:00:00.000Z";
         assert_eq!(verdict.because(&IdlePolicy::default()).to_string(), expected);
     }
 }
