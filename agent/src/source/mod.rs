@@ -4,6 +4,7 @@
 pub mod cgroup;
 pub mod ebpf;
 pub mod gpu;
+pub mod kubepods;
 pub mod polled;
 pub mod pressure;
 pub mod proc;
