@@ -58,6 +58,12 @@ pub struct Args {
     /// How often to sample, from 100ms to 10s
     #[arg(long, global = true, env = "EBB_INTERVAL", value_name = "DURATION", default_value = "1s", value_parser = parse_interval)]
     pub interval: Duration,
+    /// How often to read the cgroups of pods, and all others, from 1s to 1m
+    #[arg(
+        long, global = true, env = "EBB_POD_INTERVAL", value_name = "DURATION", default_value = "10s",
+        value_parser = parse_pod_interval
+    )]
+    pub pod_interval: Duration,
     /// Where readings come from: `host`, or `replay:FILE` with lines of JSON such as
     /// {"for": "30s", "utilization": {"cpu": 100, "gpu": "absent"}}; the last one holds for ever
     #[arg(long, env = "EBB_SOURCE", default_value = "host", value_parser = parse_source)]
@@ -126,6 +132,7 @@ impl Args {
             sys: self.sys_root.clone(),
             cgroup: self.cgroup_root.clone(),
             max_cgroups: self.max_cgroups,
+            pod_interval: if self.once { Duration::ZERO } else { self.pod_interval },
         }
     }
 }
@@ -139,6 +146,13 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     // Longer than a report may be old, and the coordinator would take the node for lost.
     let range = Duration::from_millis(100)..=Duration::from_secs(10);
     if range.contains(&interval) { Ok(interval) } else { Err("expected 100ms to 10s".into()) }
+}
+
+/// The kubelet reads them every 10 s, and Prometheus scrapes once or twice a minute.
+fn parse_pod_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration_text(text)?;
+    let range = Duration::from_secs(1)..=Duration::from_secs(60);
+    if range.contains(&interval) { Ok(interval) } else { Err("expected 1s to 1m".into()) }
 }
 
 fn parse_source(text: &str) -> Result<SourceArg, String> {
@@ -187,6 +201,7 @@ mod tests {
         check(&["--node-name", "a/../b"], "the name of a Node");
         check(&["--standalone", "--interval", "1"], "30s, 10m");
         check(&["--standalone", "--interval", "1m"], "100ms to 10s");
+        check(&["--standalone", "--pod-interval", "100ms"], "1s to 1m");
         check(&["--standalone", "--source", "gpu"], "`host` or `replay:FILE`");
         check(&["--standalone", "--max-cgroups", "0"], "1..=65536");
         check(&["--standalone", "--listen", "9482"], "--listen");

@@ -3,7 +3,6 @@
 
 mod eviction;
 mod patch;
-mod watching;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,10 +21,10 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::health::chain;
 use crate::metrics::Metrics;
+use crate::watching::{self, NodeState};
 
 use eviction::Answer;
 use patch::Known;
-use watching::NodeState;
 
 /// Longer than the API server tries to write a PodDisruptionBudget: 20 times every 500 ms.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(30);

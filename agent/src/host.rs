@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
 use ebb_core::classify::GpuUse;
@@ -14,6 +15,9 @@ use crate::source::pressure::PressureFiles;
 use crate::source::proc::Proc;
 use crate::source::{Error, Source, gpu};
 
+/// Samples come a little early or late; a reading that is due but for this is not put off to the next.
+const BEAT: Duration = Duration::from_millis(50);
+
 /// Where the kernel shows itself, and how much of it is followed.
 #[derive(Clone, Debug)]
 pub struct Roots {
@@ -21,12 +25,18 @@ pub struct Roots {
     pub sys: PathBuf,
     pub cgroup: PathBuf,
     pub max_cgroups: u32,
+    /// How often cgroups are read.
+    pub pod_interval: Duration,
 }
 
 pub struct Host {
     proc: Proc,
     pressure: PressureFiles,
-    cgroups: CgroupTree,
+    tree: CgroupTree,
+    /// The latest reading of it, and the one before.
+    cgroups: Option<Arc<Cgroups>>,
+    cgroups_before: Option<Arc<Cgroups>>,
+    pod_interval: Duration,
     /// `None`: could not be attached. Rights and kernel stay as they are, so it is not tried again.
     scheduler: Option<Scheduler>,
     waits: Waits,
@@ -45,7 +55,10 @@ impl Host {
         Self {
             proc: Proc::new(&roots.proc),
             pressure: PressureFiles::new(&roots.proc),
-            cgroups: CgroupTree::new(&roots.cgroup, roots.max_cgroups as usize),
+            tree: CgroupTree::new(&roots.cgroup, roots.max_cgroups as usize),
+            cgroups: None,
+            cgroups_before: None,
+            pod_interval: roots.pod_interval,
             scheduler: healths.watch(Source::Ebpf, attach),
             waits: Waits::default(),
             sys: roots.sys,
@@ -57,7 +70,7 @@ impl Host {
 
     pub fn read(&mut self) -> Reading {
         let mut reading = Reading::empty(Monotonic::now());
-        let Self { proc, pressure, cgroups, scheduler, sys, gpu, buffer, healths, .. } = self;
+        let Self { proc, pressure, scheduler, sys, gpu, buffer, healths, .. } = self;
         reading.stat = healths.watch(Source::Cpu, || proc.stat(buffer));
         reading.memory = healths.watch(Source::Memory, || proc.memory(buffer));
         reading.pressure = healths.watch(Source::Pressure, || pressure.read(buffer));
@@ -70,31 +83,40 @@ impl Host {
                 Ok((scheduler.read()?, bpf))
             })
         });
-        let cgroups = healths.watch(Source::Cgroup, || cgroups.read(buffer));
-        if let Some(cgroups) = &cgroups {
-            for error in &cgroups.errors {
-                healths.count(Source::Cgroup, error);
-            }
-        }
+        let fresh = self.read_cgroups(reading.at);
         match schedule {
             Some((schedule, bpf)) => {
                 reading.bpf = Some(bpf);
                 reading.waited = Some(Waited { by: Source::Ebpf, total: self.waits.add(&schedule) });
-                reading.schedule = self.living(schedule, cgroups.as_ref());
+                reading.schedule = self.living(schedule, fresh.as_deref());
             }
             None => {
                 let waited = self.healths.watch(Source::Schedstat, || self.proc.waited(&mut self.buffer));
                 reading.waited = waited.map(|total| Waited { by: Source::Schedstat, total });
             }
         }
-        if let Some(cgroups) = cgroups {
-            reading.cgroups = cgroups.all;
-            reading.cgroups_complete = cgroups.complete;
-        }
+        (reading.cgroups, reading.cgroups_before) = (self.cgroups.clone(), self.cgroups_before.clone());
         reading
     }
 
-    /// Those cgroups that are still there, by id; the kernel program forgets the others.
+    /// `None`: it is not time yet, or they cannot be read; then those of before are no longer true.
+    fn read_cgroups(&mut self, now: Monotonic) -> Option<Arc<Cgroups>> {
+        let is_due = self.cgroups.as_ref().is_none_or(|latest| now - latest.at + BEAT >= self.pod_interval);
+        if !is_due {
+            return None;
+        }
+        let Self { tree, buffer, healths, .. } = self;
+        let fresh = healths.watch(Source::Cgroup, || tree.read(now, buffer)).map(Arc::new);
+        for error in fresh.iter().flat_map(|fresh| &fresh.errors) {
+            healths.count(Source::Cgroup, error);
+        }
+        self.cgroups_before = self.cgroups.take();
+        self.cgroups = fresh.clone();
+        fresh
+    }
+
+    /// Those cgroups that are still there, by id; the kernel program forgets the others. Who is there is only known
+    /// when the tree has just been read.
     fn living(&mut self, schedule: Vec<CgroupSchedule>, cgroups: Option<&Cgroups>) -> BTreeMap<u64, CgroupSchedule> {
         let mut schedule: BTreeMap<_, _> = schedule.into_iter().map(|cgroup| (cgroup.id, cgroup)).collect();
         let Some(cgroups) = cgroups.filter(|cgroups| cgroups.are_the_hosts()) else { return schedule };

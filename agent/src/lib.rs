@@ -10,6 +10,7 @@ pub mod host;
 pub mod logging;
 pub mod metrics;
 pub mod once;
+pub mod pods;
 pub mod reading;
 pub mod record;
 pub mod replay;
@@ -19,6 +20,8 @@ pub mod server;
 mod snapshot;
 pub mod source;
 pub mod uplink;
+mod watching;
+pub mod workload;
 
 pub use args::Args;
 pub use run::run;

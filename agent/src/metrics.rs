@@ -3,8 +3,10 @@
 
 mod cgroup;
 mod class;
+mod container;
 mod exposition;
 mod node;
+mod pod;
 mod process;
 mod sample;
 mod source;

@@ -1,13 +1,14 @@
 //! All figures of one moment, and what two such moments say of the time between them. Pure.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
 use ebb_core::classify::{GpuUse, Utilization};
 use ebb_core::units::Permille;
 
 use crate::source::Source;
-use crate::source::cgroup::CgroupUse;
+use crate::source::cgroup::{Cgroup, Cgroups};
 use crate::source::ebpf::{CgroupSchedule, Cost, Dropped};
 use crate::source::pressure::Pressures;
 use crate::source::proc::{CpuTicks, Memory, Stat};
@@ -20,9 +21,9 @@ pub struct Reading {
     pub memory: Option<Memory>,
     pub pressure: Option<Pressures>,
     pub waited: Option<Waited>,
-    pub cgroups: Vec<CgroupUse>,
-    /// Whether `cgroups` are all there are.
-    pub cgroups_complete: bool,
+    /// Read more seldom than the node's own figures: the latest, and those before, for rates between the two.
+    pub cgroups: Option<Arc<Cgroups>>,
+    pub cgroups_before: Option<Arc<Cgroups>>,
     /// By cgroup id.
     pub schedule: BTreeMap<u64, CgroupSchedule>,
     pub bpf: Option<Bpf>,
@@ -52,12 +53,16 @@ impl Reading {
             memory: None,
             pressure: None,
             waited: None,
-            cgroups: Vec::new(),
-            cgroups_complete: true,
+            cgroups: None,
+            cgroups_before: None,
             schedule: BTreeMap::new(),
             bpf: None,
             gpu: GpuUse::Unknown,
         }
+    }
+
+    pub fn cgroups(&self) -> &[Cgroup] {
+        self.cgroups.as_ref().map_or(&[], |cgroups| &cgroups.all)
     }
 
     /// What the node did between `before` and this reading, however long that was.

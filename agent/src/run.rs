@@ -19,7 +19,7 @@ use crate::metrics::{Metrics, Page};
 use crate::sampler::{Input, Sampler};
 use crate::server::Server;
 use crate::uplink::Uplink;
-use crate::{cluster, logging, once, record};
+use crate::{cluster, logging, once, pods, record};
 
 /// Less than the 30 s that Kubernetes gives a pod; no step of ours needs longer, and the Node tells where to go on.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -58,7 +58,9 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let (sample_sender, samples) = watch::channel(None);
     let (policy_sender, policy) = watch::channel(IdlePolicy::default());
     let (stop_sampler, sampler_stop) = mpsc::channel();
+    let (names_sender, names) = watch::channel(Arc::default());
     let sampler = Sampler::new(input, clock, IdlePolicy::default())
+        .with_names(names)
         .spawn(args.interval, policy, sample_sender, sampler_stop)
         .context("start the sampler's thread")?;
 
@@ -76,6 +78,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     tasks.spawn(Arc::new(server).run(listener, stop.clone()));
     if let Some(((client, node), metrics)) = client.zip(metrics) {
         let (uid_sender, node_uid) = watch::channel(None);
+        tasks.spawn(pods::run(client.clone(), node.clone(), names_sender, stop.clone()));
         let edge = Edge { client, node: node.clone(), clock, node_uid: uid_sender, metrics: metrics.clone() };
         let uplink = Uplink {
             coordinator: args.coordinator,

@@ -13,9 +13,11 @@ use crate::args::{Args, SourceArg};
 use crate::clock::Clock;
 use crate::health::Healths;
 use crate::host::Host;
+use crate::pods::PodNames;
 use crate::reading::Reading;
 use crate::replay::{self, Replay};
 use crate::source::Source;
+use crate::workload;
 
 /// Readers of small files and a few maps; the default of 2 MiB would be many times what is used.
 const STACK: usize = 512 << 10;
@@ -28,6 +30,7 @@ pub struct Sample {
     pub reading: Arc<Reading>,
     /// The sample's before this one; `None`: this is the first.
     pub before: Option<Arc<Reading>>,
+    pub names: Arc<PodNames>,
     /// Since the sample before.
     pub utilization: Utilization,
     pub verdict: Verdict,
@@ -56,21 +59,33 @@ pub struct Sampler {
     classifier: Classifier,
     clock: Clock,
     before: Option<Arc<Reading>>,
+    /// `None`: nobody tells.
+    names: Option<watch::Receiver<Arc<PodNames>>>,
     /// Of a replay; a host keeps its own.
     healths: Healths,
 }
 
 impl Sampler {
     pub fn new(input: Input, clock: Clock, policy: IdlePolicy) -> Self {
-        Self { input, classifier: Classifier::new(policy), clock, before: None, healths: Healths::default() }
+        let classifier = Classifier::new(policy);
+        Self { input, classifier, clock, before: None, names: None, healths: Healths::default() }
+    }
+
+    /// Takes the names of pods from there.
+    pub fn with_names(self, names: watch::Receiver<Arc<PodNames>>) -> Self {
+        Self { names: Some(names), ..self }
     }
 
     pub fn sample(&mut self) -> Sample {
+        let names = self.names.as_ref().map(|names| names.borrow().clone()).unwrap_or_default();
         let (reading, healths, utilization) = match &mut self.input {
             Input::Host(host) => {
                 let reading = host.read();
                 // With nothing before it, a reading still knows what is no rate.
-                let utilization = reading.since(self.before.as_deref().unwrap_or(&Reading::empty(reading.at)));
+                let since = reading.since(self.before.as_deref().unwrap_or(&Reading::empty(reading.at)));
+                let newest = workload::newest(&reading, &names, reading.at);
+                let newest_workload_seconds = newest.map(|age| u32::try_from(age.as_secs()).unwrap_or(u32::MAX));
+                let utilization = Utilization { newest_workload_seconds, ..since };
                 (reading, host.healths.clone(), utilization)
             }
             Input::Replay(replay) => {
@@ -86,7 +101,7 @@ impl Sampler {
         let because = verdict.because(self.classifier.policy()).to_string();
         let reading = Arc::new(reading);
         let before = self.before.replace(reading.clone());
-        Sample { at, taken: reading.at, reading, before, utilization, verdict, because, healths }
+        Sample { at, taken: reading.at, reading, before, names, utilization, verdict, because, healths }
     }
 
     /// Samples until the other end of `stop` is dropped.

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::reading::{CpuShare, Reading};
 use crate::sampler::Sample;
-use crate::source::cgroup::CgroupUse;
+use crate::source::cgroup;
 use crate::source::proc::MODES;
 
 /// Its JSON is for programs of others: keys are only ever added. A figure that is missing is unknown.
@@ -131,7 +131,7 @@ impl Snapshot {
         let nothing = Reading::empty(now.at);
         let before = sample.before.as_deref().unwrap_or(&nothing);
         let elapsed = now.at.saturating_duration_since(before.at).as_secs_f64();
-        let mut cgroups = cgroups(before, now, elapsed);
+        let mut cgroups = cgroups(before, now);
         let weight = |cgroup: &Cgroup| cgroup.cpu_cores.unwrap_or(0.0) + cgroup.run_queue_cores.unwrap_or(0.0);
         cgroups.sort_by(|a, b| weight(b).total_cmp(&weight(a)).then_with(|| a.path.cmp(&b.path)));
         Self {
@@ -212,42 +212,53 @@ fn pressure(before: &Reading, now: &Reading, elapsed: f64) -> BTreeMap<&'static 
         .collect()
 }
 
-fn cgroups(before: &Reading, now: &Reading, elapsed: f64) -> Vec<Cgroup> {
-    let cores = |now: Duration, then: Duration| Some(now.checked_sub(then)?.as_secs_f64() / elapsed);
-    let former: HashMap<_, _> = before.cgroups.iter().map(|then| ((&*then.path, then.id), then)).collect();
-    let row = |cgroup: &CgroupUse| {
+/// The cgroups' own figures are read more seldom than the kernel program's: each rate is over its own time.
+fn cgroups(before: &Reading, now: &Reading) -> Vec<Cgroup> {
+    let Some(latest) = &now.cgroups else { return Vec::new() };
+    let cores = |now: Duration, then: Duration, elapsed: f64| Some(now.checked_sub(then)?.as_secs_f64() / elapsed);
+    let elapsed = now.at.saturating_duration_since(before.at).as_secs_f64();
+    let former = now.cgroups_before.as_ref();
+    let between = former.map_or(0.0, |former| latest.at.saturating_duration_since(former.at).as_secs_f64());
+    let former: HashMap<_, _> =
+        former.iter().flat_map(|former| &former.all).map(|then| ((&*then.path, then.id), &then.figures)).collect();
+    let row = |cgroup: &cgroup::Cgroup| {
+        let figures = &cgroup.figures;
         let then = former.get(&(&*cgroup.path, cgroup.id));
-        let cpu = cgroup.cpu.zip(then.and_then(|then| then.cpu));
+        let cpu = figures.cpu.zip(then.and_then(|then| then.cpu));
         let scheduled = cgroup.id.and_then(|id| now.schedule.get(&id).zip(before.schedule.get(&id)));
         Cgroup {
-            path: cgroup.path.clone(),
-            cpu_cores: cpu.and_then(|(now, then)| cores(now, then)),
-            run_queue_cores: scheduled.and_then(|(now, then)| cores(now.wait, then.wait)),
+            path: cgroup.path.to_string(),
+            cpu_cores: cpu.and_then(|(now, then)| cores(now, then, between)),
+            run_queue_cores: scheduled.and_then(|(now, then)| cores(now.wait, then.wait, elapsed)),
             switches_per_second: scheduled
                 .and_then(|(now, then)| Some(now.switches.checked_sub(then.switches)? as f64 / elapsed)),
-            memory_bytes: cgroup.memory,
-            memory_working_set_bytes: cgroup.memory_working_set,
+            memory_bytes: figures.memory.total,
+            memory_working_set_bytes: figures.memory.working_set(),
         }
     };
-    now.cgroups.iter().map(row).collect()
+    latest.all.iter().map(row).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Instant as Monotonic;
 
     use super::*;
     use crate::reading::Waited;
     use crate::source::Source;
+    use crate::source::cgroup::{Cgroups, Figures};
     use crate::source::proc::{CpuTicks, Stat};
 
     fn reading(at: Monotonic, busy: u64, switches: u64, waited_millis: u64) -> Reading {
         let ticks = CpuTicks([busy, 0, 0, 100, 0, 0, 0, 0]);
-        let used = CgroupUse { path: "/a".into(), cpu: Some(Duration::from_millis(busy * 10)), ..CgroupUse::default() };
+        let figures = Figures { cpu: Some(Duration::from_millis(busy * 10)), ..Figures::default() };
+        let used = cgroup::Cgroup { path: "/a".into(), id: None, owner: None, appeared: None, figures };
+        let cgroups = Arc::new(Cgroups { at, all: vec![used], complete: true, errors: Vec::new() });
         Reading {
             stat: Some(Stat { node: ticks, cpus: vec![(0, ticks)], context_switches: switches }),
             waited: Some(Waited { by: Source::Schedstat, total: Duration::from_millis(waited_millis) }),
-            cgroups: vec![used],
+            cgroups: Some(cgroups),
             ..Reading::empty(at)
         }
     }
@@ -260,7 +271,9 @@ mod tests {
         assert_eq!(switches(&then, &now, elapsed), Some(10.0));
         assert_eq!(switches(&now, &then, elapsed), None, "set back");
         assert_eq!(node_cpu(&then, &now).unwrap().busy_permille, 1000);
-        assert_eq!(cgroups(&then, &now, elapsed)[0].cpu_cores, Some(0.5));
-        assert_eq!(cgroups(&Reading::empty(start), &now, elapsed)[0].cpu_cores, None, "new: no rate yet");
+        assert_eq!(cgroups(&then, &now)[0].cpu_cores, None, "read once: no rate yet");
+        let later =
+            Reading { at: now.at + Duration::from_secs(1), cgroups_before: then.cgroups.clone(), ..now.clone() };
+        assert_eq!(cgroups(&now, &later)[0].cpu_cores, Some(0.5), "over the time between their own readings");
     }
 }

@@ -222,6 +222,7 @@ mod tests {
                 before: None,
                 utilization: Utilization::default(),
                 verdict: Verdict { class, window: Utilization::default(), gpu_waste: None },
+                names: Arc::default(),
                 because: String::new(),
                 healths: Healths::default(),
             };

@@ -9,8 +9,9 @@ use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
 
 use super::write::Writer;
-use super::{cgroup, class, node, source};
+use super::{cgroup, class, container, node, pod, source};
 use crate::sampler::Sample;
+use crate::workload;
 
 #[derive(Debug)]
 pub(super) struct Latest(pub(super) watch::Receiver<Option<Arc<Sample>>>);
@@ -25,6 +26,9 @@ impl Collector for Latest {
         class::encode(&mut page, &sample)?;
         source::encode(&mut page, &sample)?;
         node::encode(&mut page, &sample.reading)?;
+        let pods = workload::pods(&sample.reading, &sample.names);
+        pod::encode(&mut page, &pods)?;
+        container::encode(&mut page, &pods)?;
         cgroup::encode(&mut page, &sample.reading)?;
         sample.reading.bpf.map_or(Ok(()), |bpf| source::bpf(&mut page, bpf))
     }

@@ -1,35 +1,43 @@
-//! The tree of cgroups: which there are, their CPU time and memory, and the id by which eBPF knows them.
+//! The tree of cgroups: which there are, whose they are, what they used, and the id by which eBPF knows them.
 //! Version 2 at the root of the mount, version 1 beside it (hybrid), or version 1 alone. How many are followed is
 //! bounded; those nearest to the root come first.
+
+mod figures;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::Instant as Monotonic;
 use std::{fs, io};
 
-use super::polled::Polled;
-use super::{Error, Malformed};
+use super::Error;
+use super::kubepods::{self, Owner};
+use super::polled::read_once;
 
-/// What one cgroup has used. `None`: this cgroup, or this kernel, does not count it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CgroupUse {
+pub(crate) use figures::FigureFile;
+pub use figures::{Figures, Memory, Throttling};
+
+/// One cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroup {
     /// From the root of the tree, which is `/`.
-    pub path: String,
+    pub path: Arc<str>,
     /// The inode of its folder in the version 2 hierarchy.
     pub id: Option<u64>,
-    /// CPU time since it was made.
-    pub cpu: Option<Duration>,
-    /// Bytes charged to it, page cache and all.
-    pub memory: Option<u64>,
-    /// Those bytes without the page cache that was not touched lately: the kubelet's formula.
-    pub memory_working_set: Option<u64>,
+    /// `None`: of no pod.
+    pub owner: Option<Arc<Owner>>,
+    /// `None`: it was there when this was first looked at, so nobody knows since when.
+    pub appeared: Option<Monotonic>,
+    pub figures: Figures,
 }
 
+/// All of them at one moment.
 #[derive(Debug)]
 pub struct Cgroups {
+    pub at: Monotonic,
     /// Ordered by path.
-    pub all: Vec<CgroupUse>,
+    pub all: Vec<Cgroup>,
     /// Whether none was left out, by the bound or for want of rights.
     pub complete: bool,
     /// What could not be read, but for what went away in between.
@@ -42,7 +50,7 @@ pub struct CgroupTree {
     max: usize,
     /// Empty until the mounts were found.
     hierarchies: Vec<Hierarchy>,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<Arc<str>, Entry>,
     round: u64,
 }
 
@@ -52,46 +60,17 @@ struct Hierarchy {
     root: PathBuf,
     /// Whether its folders' inodes are the ids.
     identifies: bool,
-    files: &'static [Figure],
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Figure {
-    CpuStat,
-    CpuacctUsage,
-    MemoryCurrent,
-    MemoryInactive,
-    MemoryUsageV1,
-    MemoryInactiveV1,
-}
-
-impl Figure {
-    fn file(self) -> &'static str {
-        match self {
-            Self::CpuStat => "cpu.stat",
-            Self::CpuacctUsage => "cpuacct.usage",
-            Self::MemoryCurrent => "memory.current",
-            Self::MemoryInactive | Self::MemoryInactiveV1 => "memory.stat",
-            Self::MemoryUsageV1 => "memory.usage_in_bytes",
-        }
-    }
-
-    fn parse(self, text: &str) -> Result<u64, Malformed> {
-        match self {
-            Self::CpuStat => keyed(text, "usage_usec"),
-            Self::MemoryInactive => keyed(text, "inactive_file"),
-            Self::MemoryInactiveV1 => keyed(text, "total_inactive_file"),
-            Self::CpuacctUsage | Self::MemoryCurrent | Self::MemoryUsageV1 => {
-                text.trim_end().parse().map_err(|_| Malformed("number"))
-            }
-        }
-    }
+    files: &'static [FigureFile],
+    /// Read of pods' own cgroups besides.
+    of_pods: &'static [FigureFile],
 }
 
 #[derive(Debug, Default)]
 struct Entry {
     id: Option<u64>,
-    files: Vec<(Figure, Polled)>,
+    owner: Option<Arc<Owner>>,
+    appeared: Option<Monotonic>,
+    files: Vec<(FigureFile, PathBuf)>,
     /// The last round in which it was there.
     seen: u64,
 }
@@ -111,7 +90,7 @@ impl CgroupTree {
         Self { root: root.to_owned(), max, hierarchies: Vec::new(), entries: BTreeMap::new(), round: 0 }
     }
 
-    pub fn read(&mut self, buffer: &mut Vec<u8>) -> Result<Cgroups, Error> {
+    pub fn read(&mut self, now: Monotonic, buffer: &mut Vec<u8>) -> Result<Cgroups, Error> {
         if self.hierarchies.is_empty() {
             self.hierarchies = hierarchies(&self.root);
         }
@@ -119,64 +98,63 @@ impl CgroupTree {
             return Err(Error::NoCgroups { root: self.root.clone() });
         }
         self.round += 1;
+        let round = Round { number: self.round, appeared: (self.round > 1).then_some(now), max: self.max };
         let mut complete = true;
         for hierarchy in &self.hierarchies {
-            complete &= walk(hierarchy, &mut self.entries, self.max, self.round)?;
+            complete &= walk(hierarchy, &mut self.entries, &round)?;
         }
         self.entries.retain(|_, entry| entry.seen == self.round);
         let mut errors = Vec::new();
-        let all = self.entries.iter_mut().map(|(path, entry)| entry.read(path, buffer, &mut errors)).collect();
-        Ok(Cgroups { all, complete, errors })
+        let all = self.entries.iter().map(|(path, entry)| entry.read(path, buffer, &mut errors)).collect();
+        Ok(Cgroups { at: now, all, complete, errors })
     }
 }
 
 impl Entry {
-    fn read(&mut self, path: &str, buffer: &mut Vec<u8>, errors: &mut Vec<Error>) -> CgroupUse {
-        let mut found = CgroupUse { path: path.to_owned(), id: self.id, ..CgroupUse::default() };
-        let mut inactive = None;
-        for (figure, file) in &mut self.files {
-            let number = match file.read(buffer, |text| figure.parse(text)) {
-                Ok(number) => Some(number),
-                Err(error) => {
-                    if !error.is_gone() {
-                        errors.push(error);
-                    }
-                    None
-                }
-            };
-            match figure {
-                Figure::CpuStat => found.cpu = number.map(Duration::from_micros),
-                Figure::CpuacctUsage => found.cpu = number.map(Duration::from_nanos),
-                Figure::MemoryCurrent | Figure::MemoryUsageV1 => found.memory = number,
-                Figure::MemoryInactive | Figure::MemoryInactiveV1 => inactive = number,
+    fn read(&self, path: &Arc<str>, buffer: &mut Vec<u8>, errors: &mut Vec<Error>) -> Cgroup {
+        let mut figures = Figures::default();
+        for (kind, file) in &self.files {
+            if let Err(error) = read_once(file, buffer, |text| kind.add(text, &mut figures))
+                && !error.is_gone()
+            {
+                errors.push(error);
             }
         }
-        found.memory_working_set = found.memory.zip(inactive).map(|(memory, inactive)| memory.saturating_sub(inactive));
-        found
+        Cgroup { path: path.clone(), id: self.id, owner: self.owner.clone(), appeared: self.appeared, figures }
     }
 }
 
 fn hierarchies(root: &Path) -> Vec<Hierarchy> {
     let is_v2 = |folder: &Path| folder.join("cgroup.controllers").is_file();
     if is_v2(root) {
-        let files = &[Figure::CpuStat, Figure::MemoryCurrent, Figure::MemoryInactive];
-        return vec![Hierarchy { root: root.to_owned(), identifies: true, files }];
+        let (files, of_pods) = (FigureFile::V2, FigureFile::V2_PODS);
+        return vec![Hierarchy { root: root.to_owned(), identifies: true, files, of_pods }];
     }
     let mut found = Vec::new();
     let mut add = |folder: &str, marker: &str, identifies, files| {
         let folder = root.join(folder);
         if folder.join(marker).is_file() {
-            found.push(Hierarchy { root: folder, identifies, files });
+            found.push(Hierarchy { root: folder, identifies, files, of_pods: &[] });
         }
     };
     add("unified", "cgroup.controllers", true, &[]);
-    add("cpuacct", "cpuacct.usage", false, &[Figure::CpuacctUsage]);
-    add("memory", "memory.usage_in_bytes", false, &[Figure::MemoryUsageV1, Figure::MemoryInactiveV1]);
+    add("cpuacct", "cpuacct.usage", false, &[FigureFile::CpuacctUsageV1]);
+    add("cpu", "cpu.shares", false, &[FigureFile::CpuStatV1]);
+    let memory = &[FigureFile::MemoryUsageV1, FigureFile::MemoryStatV1, FigureFile::MemoryOomControlV1];
+    add("memory", "memory.usage_in_bytes", false, memory);
     found
 }
 
+/// One reading of the whole tree.
+struct Round {
+    number: u64,
+    /// When whatever is new in it appeared.
+    appeared: Option<Monotonic>,
+    max: usize,
+}
+
 /// Marks what is there now; says whether none was left out. Breadth first, so that what is left out lies deep.
-fn walk(hierarchy: &Hierarchy, entries: &mut BTreeMap<String, Entry>, max: usize, round: u64) -> Result<bool, Error> {
+fn walk(hierarchy: &Hierarchy, entries: &mut BTreeMap<Arc<str>, Entry>, round: &Round) -> Result<bool, Error> {
     let mut complete = true;
     let mut queue = VecDeque::from([String::from("/")]);
     while let Some(path) = queue.pop_front() {
@@ -190,7 +168,8 @@ fn walk(hierarchy: &Hierarchy, entries: &mut BTreeMap<String, Entry>, max: usize
                 continue;
             }
         };
-        if entries.len() >= max && !entries.contains_key(&path) {
+        let is_new = !entries.contains_key(path.as_str());
+        if is_new && entries.len() >= round.max {
             complete = false;
             continue;
         }
@@ -205,73 +184,77 @@ fn walk(hierarchy: &Hierarchy, entries: &mut BTreeMap<String, Entry>, max: usize
                 Err(error) => complete &= error.kind() == io::ErrorKind::NotFound,
             }
         }
-        let entry = entries.entry(path).or_default();
-        entry.seen = round;
+        let owner = if is_new { kubepods::owner(&path).map(Arc::new) } else { None };
+        let entry =
+            entries.entry(path.into()).or_insert_with(|| Entry { owner, appeared: round.appeared, ..Entry::default() });
+        entry.seen = round.number;
         if hierarchy.identifies {
             entry.id = Some(metadata.ino());
         }
-        for figure in hierarchy.files {
-            if !entry.files.iter().any(|(known, _)| known == figure) {
-                entry.files.push((*figure, Polled::new(folder.join(figure.file()))));
+        let is_pods = entry.owner.as_ref().is_some_and(|owner| owner.is_own && owner.container_id.is_none());
+        let of_pods = if is_pods { hierarchy.of_pods } else { &[] };
+        for file in hierarchy.files.iter().chain(of_pods) {
+            if !entry.files.iter().any(|(known, _)| known == file) {
+                entry.files.push((*file, folder.join(file.name())));
             }
         }
     }
     Ok(complete)
 }
 
-/// The number after a word at the start of a line.
-fn keyed(text: &str, key: &'static str) -> Result<u64, Malformed> {
-    let number = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-    number.and_then(|number| number.parse().ok()).ok_or(Malformed(key))
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use std::time::Duration;
 
     use super::*;
+
+    const POD: &str = "kubepods.slice/kubepods-pod8f5d2c4e_1b7a_4f0e_9c3d_5a6b7c8d9e0f.slice";
 
     /// Writes a tree of files in a temporary folder.
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        for (path, content) in files {
-            let path = dir.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, content).unwrap();
-        }
+        write(dir.path(), files);
         dir
     }
 
-    /// All but the ids, which no test can know beforehand.
-    fn read(tree: &mut CgroupTree) -> Vec<CgroupUse> {
-        let all = tree.read(&mut Vec::new()).unwrap().all;
-        all.into_iter().map(|cgroup| CgroupUse { id: None, ..cgroup }).collect()
+    fn write(root: &Path, files: &[(&str, &str)]) {
+        for (path, content) in files {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
     }
 
-    fn row(path: &str, cpu_nanos: Option<u64>, memory: Option<u64>, memory_working_set: Option<u64>) -> CgroupUse {
-        let cpu = cpu_nanos.map(Duration::from_nanos);
-        CgroupUse { path: path.into(), id: None, cpu, memory, memory_working_set }
+    fn read(tree: &mut CgroupTree) -> Cgroups {
+        tree.read(Monotonic::now(), &mut Vec::new()).unwrap()
+    }
+
+    fn paths(cgroups: &Cgroups) -> Vec<&str> {
+        cgroups.all.iter().map(|cgroup| &*cgroup.path).collect()
     }
 
     #[test]
     fn version_2_is_read_from_one_tree() {
+        let stalled = "some avg10=0.00 avg60=0.00 avg300=0.00 total=7\n";
         let dir = tree(&[
             ("cgroup.controllers", "cpu memory\n"),
             ("cpu.stat", "usage_usec 5\nuser_usec 3\n"),
-            ("kubepods.slice/cpu.stat", "usage_usec 2\n"),
-            ("kubepods.slice/memory.current", "100\n"),
-            ("kubepods.slice/memory.stat", "anon 1\ninactive_file 30\n"),
-            ("kubepods.slice/a.scope/cpu.stat", "usage_usec 1\n"),
+            (&format!("{POD}/cpu.stat"), "usage_usec 2\n"),
+            (&format!("{POD}/cpu.pressure"), stalled),
+            (&format!("{POD}/memory.current"), "100\n"),
+            (&format!("{POD}/memory.stat"), "anon 1\ninactive_file 30\n"),
+            ("system.slice/cpu.stat", "usage_usec 1\n"),
+            ("system.slice/cpu.pressure", stalled),
         ]);
-        let mut cgroups = CgroupTree::new(dir.path(), 10);
-        let expected = [
-            row("/", Some(5000), None, None),
-            row("/kubepods.slice", Some(2000), Some(100), Some(70)),
-            row("/kubepods.slice/a.scope", Some(1000), None, None),
-        ];
-        assert_eq!(read(&mut cgroups), expected);
-        let all = cgroups.read(&mut Vec::new()).unwrap().all;
-        assert_eq!(all[1].id, Some(fs::metadata(dir.path().join("kubepods.slice")).unwrap().ino()));
+        let found = read(&mut CgroupTree::new(dir.path(), 10));
+        let [root, _, pod, system] = &found.all[..] else { panic!("{:?}", paths(&found)) };
+        assert_eq!((&*root.path, root.figures.cpu), ("/", Some(Duration::from_micros(5))));
+        assert_eq!(pod.figures.memory.working_set(), Some(70));
+        assert!(pod.owner.as_ref().unwrap().is_own);
+        assert_eq!(pod.figures.pressure.unwrap().cpu.some, Some(Duration::from_micros(7)));
+        assert_eq!(pod.id, Some(fs::metadata(dir.path().join(POD)).unwrap().ino()));
+        assert_eq!((&*system.path, system.figures.pressure), ("/system.slice", None), "of pods only");
+        assert!(found.errors.is_empty() && found.complete);
     }
 
     #[test]
@@ -281,33 +264,40 @@ mod tests {
             ("unified/pod/cgroup.procs", ""),
             ("cpuacct/cpuacct.usage", "9\n"),
             ("cpuacct/pod/cpuacct.usage", "7\n"),
+            ("cpu/cpu.shares", "1024\n"),
+            ("cpu/pod/cpu.stat", "nr_periods 4\nnr_throttled 1\nthrottled_time 8\n"),
             ("memory/memory.usage_in_bytes", "1000\n"),
             ("memory/memory.stat", "inactive_file 1\ntotal_inactive_file 400\n"),
         ]);
-        let mut cgroups = CgroupTree::new(dir.path(), 10);
-        let expected = [row("/", Some(9), Some(1000), Some(600)), row("/pod", Some(7), None, None)];
-        assert_eq!(read(&mut cgroups), expected);
-        assert!(cgroups.read(&mut Vec::new()).unwrap().all.iter().all(|cgroup| cgroup.id.is_some()));
+        let found = read(&mut CgroupTree::new(dir.path(), 10));
+        let [root, pod] = &found.all[..] else { panic!("{:?}", paths(&found)) };
+        assert_eq!((root.figures.cpu, root.figures.memory.working_set()), (Some(Duration::from_nanos(9)), Some(600)));
+        assert_eq!((pod.figures.cpu, pod.figures.memory.total), (Some(Duration::from_nanos(7)), None));
+        assert_eq!(pod.figures.throttling.unwrap().periods, 4);
+        assert!(found.all.iter().all(|cgroup| cgroup.id.is_some()));
     }
 
     #[test]
-    fn a_cgroup_that_went_away_is_no_error() {
+    fn a_cgroup_that_went_away_is_no_error_and_a_new_one_is_known_to_be_new() {
         let dir =
             tree(&[("cgroup.controllers", ""), ("a/cpu.stat", "usage_usec 1\n"), ("b/cpu.stat", "usage_usec 2\n")]);
         let mut cgroups = CgroupTree::new(dir.path(), 10);
-        assert_eq!(read(&mut cgroups).len(), 3);
+        assert_eq!(paths(&read(&mut cgroups)), ["/", "/a", "/b"]);
         fs::remove_dir_all(dir.path().join("a")).unwrap();
-        let after = cgroups.read(&mut Vec::new()).unwrap();
-        assert_eq!(after.all.iter().map(|cgroup| cgroup.path.as_str()).collect::<Vec<_>>(), ["/", "/b"]);
+        write(dir.path(), &[("c/cpu.stat", "usage_usec 3\n")]);
+        let after = read(&mut cgroups);
+        assert_eq!(paths(&after), ["/", "/b", "/c"]);
         assert!(after.errors.is_empty());
+        let appeared: Vec<_> = after.all.iter().map(|cgroup| cgroup.appeared).collect();
+        assert_eq!(appeared, [None, None, Some(after.at)]);
+        assert_eq!(read(&mut cgroups).all[2].appeared, Some(after.at), "and stays as old as it is");
     }
 
     #[test]
     fn the_bound_leaves_out_what_lies_deep() {
         let dir = tree(&[("cgroup.controllers", ""), ("a/deep/x", ""), ("b/x", "")]);
-        let mut cgroups = CgroupTree::new(dir.path(), 3);
-        let found = cgroups.read(&mut Vec::new()).unwrap();
-        assert_eq!(found.all.iter().map(|cgroup| cgroup.path.as_str()).collect::<Vec<_>>(), ["/", "/a", "/b"]);
+        let found = read(&mut CgroupTree::new(dir.path(), 3));
+        assert_eq!(paths(&found), ["/", "/a", "/b"]);
         assert!(!found.complete);
     }
 
@@ -315,30 +305,16 @@ mod tests {
     fn a_broken_file_is_counted_and_the_others_are_read() {
         let dir =
             tree(&[("cgroup.controllers", ""), ("a/cpu.stat", "usage_usec many\n"), ("b/cpu.stat", "usage_usec 2\n")]);
-        let found = CgroupTree::new(dir.path(), 10).read(&mut Vec::new()).unwrap();
+        let found = read(&mut CgroupTree::new(dir.path(), 10));
         assert_eq!(found.errors.iter().map(Error::kind).collect::<Vec<_>>(), ["malformed"]);
-        assert_eq!(found.all[1].cpu, None);
-        assert_eq!(found.all[2].cpu, Some(Duration::from_micros(2)));
+        assert_eq!(found.all[1].figures.cpu, None);
+        assert_eq!(found.all[2].figures.cpu, Some(Duration::from_micros(2)));
     }
 
     #[test]
     fn a_folder_without_cgroups_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(CgroupTree::new(dir.path(), 10).read(&mut Vec::new()).unwrap_err().kind(), "missing");
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_makes_the_parsers_panic(text in "(usage_usec|total_inactive_file|[0-9]{0,25}|[ \n]|\\PC){0,20}") {
-            for figure in [Figure::CpuStat, Figure::CpuacctUsage, Figure::MemoryInactiveV1] {
-                let _any_answer = figure.parse(&text);
-            }
-        }
-
-        #[test]
-        fn what_is_parsed_is_what_was_written(number in any::<u64>()) {
-            prop_assert_eq!(Figure::CpuStat.parse(&format!("nr_periods 1\nusage_usec {number}\n")), Ok(number));
-            prop_assert_eq!(Figure::CpuacctUsage.parse(&format!("{number}\n")), Ok(number));
-        }
+        let error = CgroupTree::new(dir.path(), 10).read(Monotonic::now(), &mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), "missing");
     }
 }

@@ -17,7 +17,7 @@ const SCHEDULE: &str = "ebb_schedule";
 const CLOCK: &str = "ebb_clock";
 
 /// What one cgroup did since the program was attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CgroupSchedule {
     /// As in `bpf_get_current_cgroup_id`: the inode of the cgroup's folder in the version 2 hierarchy.
     pub id: u64,

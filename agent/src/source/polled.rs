@@ -1,5 +1,6 @@
 //! A file of `/proc` or a cgroup that is read again and again: opened once, read from its start each time.
-//! A kernel file is made anew by a read at offset 0; opening it each time costs more than reading it.
+//! A kernel file is made anew by a read at offset 0; opening it each time costs more than reading it. What is read seldom
+//! is not held open all the same: the kernel keeps a page of memory for each open file that was read, in our name.
 
 use std::fs::File;
 use std::io;
@@ -38,8 +39,7 @@ impl Polled {
             self.file = None;
             return Err(Error::Read { path: self.path.clone(), source });
         }
-        let parsed = str::from_utf8(buffer).map_err(|_| Malformed("UTF-8")).and_then(parse);
-        parsed.map_err(|malformed| Error::Malformed { path: self.path.clone(), malformed })
+        parsed(&self.path, buffer, parse)
     }
 
     fn fill(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
@@ -47,25 +47,45 @@ impl Polled {
             Some(file) => file,
             None => self.file.insert(File::open(&self.path)?),
         };
-        buffer.resize(buffer.capacity().max(4096), 0);
-        let mut length = 0;
-        loop {
-            if length == buffer.len() {
-                if length >= LONGEST {
-                    return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than any such file should be"));
-                }
-                buffer.resize(length * 2, 0);
-            }
-            match file.read_at(&mut buffer[length..], length as u64) {
-                Ok(0) => break,
-                Ok(read) => length += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        buffer.truncate(length);
-        Ok(())
+        fill(file, buffer)
     }
+}
+
+/// Reads a whole file once and parses it, as [`Polled::read`] does.
+pub(super) fn read_once<T>(
+    path: &Path,
+    buffer: &mut Vec<u8>,
+    parse: impl FnOnce(&str) -> Result<T, Malformed>,
+) -> Result<T, Error> {
+    let filled = File::open(path).and_then(|file| fill(&file, buffer));
+    filled.map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    parsed(path, buffer, parse)
+}
+
+fn parsed<T>(path: &Path, text: &[u8], parse: impl FnOnce(&str) -> Result<T, Malformed>) -> Result<T, Error> {
+    let parsed = str::from_utf8(text).map_err(|_| Malformed("UTF-8")).and_then(parse);
+    parsed.map_err(|malformed| Error::Malformed { path: path.to_owned(), malformed })
+}
+
+fn fill(file: &File, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.resize(buffer.capacity().max(4096), 0);
+    let mut length = 0;
+    loop {
+        if length == buffer.len() {
+            if length >= LONGEST {
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than any such file should be"));
+            }
+            buffer.resize(length * 2, 0);
+        }
+        match file.read_at(&mut buffer[length..], length as u64) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buffer.truncate(length);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub struct Pressures {
 
 impl Pressures {
     /// By resource, in alphabetical order.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, Pressure)> {
+    pub fn iter(self) -> impl Iterator<Item = (&'static str, Pressure)> {
         let all = [("cpu", Some(self.cpu)), ("io", Some(self.io)), ("irq", self.irq), ("memory", Some(self.memory))];
         all.into_iter().filter_map(|(resource, pressure)| Some((resource, pressure?)))
     }
@@ -58,7 +58,7 @@ impl PressureFiles {
     }
 }
 
-fn parse(text: &str) -> Result<Pressure, Malformed> {
+pub(crate) fn parse(text: &str) -> Result<Pressure, Malformed> {
     let mut pressure = Pressure::default();
     for line in text.lines() {
         let (kind, rest) = line.split_once(' ').ok_or(Malformed("kind of pressure"))?;

@@ -15,13 +15,13 @@ use serde::de::DeserializeOwned;
 use crate::health::chain;
 
 /// The own Node: there, or not.
-pub(super) enum NodeState {
+pub(crate) enum NodeState {
     Is(Box<api::Node>),
     Gone,
 }
 
 /// Never ends.
-pub(super) fn node(client: Client, name: &str) -> BoxStream<'static, NodeState> {
+pub(crate) fn node(client: Client, name: &str) -> BoxStream<'static, NodeState> {
     let nodes: Api<api::Node> = Api::all(client);
     let mut listed = false;
     events(nodes, format!("metadata.name={name}"), "node")
@@ -44,12 +44,15 @@ pub(super) fn node(client: Client, name: &str) -> BoxStream<'static, NodeState> 
 }
 
 /// All pods bound to the node, after each change of one. Never ends.
-pub(super) fn pods(client: Client, node: &str) -> BoxStream<'static, Vec<Pod>> {
-    let pods: Api<api::Pod> = Api::all(client);
+pub(crate) fn pods(client: Client, node: &str) -> BoxStream<'static, Vec<Pod>> {
     let mut current = Pods::default();
+    pod_events(client, node).filter_map(move |event| std::future::ready(current.apply(event))).boxed()
+}
+
+/// Each change of a pod bound to the node, after all there are. Never ends.
+pub(crate) fn pod_events(client: Client, node: &str) -> impl Stream<Item = Event<api::Pod>> + Send + 'static {
+    let pods: Api<api::Pod> = Api::all(client);
     events(pods, format!("spec.nodeName={node}"), "pods")
-        .filter_map(move |event| std::future::ready(current.apply(event)))
-        .boxed()
 }
 
 #[derive(Default)]
@@ -81,7 +84,7 @@ impl Pods {
 }
 
 /// One line when a watch fails and one when it is back; in between it is tried again, ever more slowly.
-fn events<K>(api: Api<K>, selector: String, what: &'static str) -> impl Stream<Item = Event<K>>
+fn events<K>(api: Api<K>, selector: String, what: &'static str) -> impl Stream<Item = Event<K>> + use<K>
 where
     K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
