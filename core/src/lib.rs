@@ -20,3 +20,4 @@ pub mod schedule;
 pub mod time;
 pub mod units;
 pub mod view;
+pub mod xid;
