@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use ebb_core::time::parse_duration;
+use ebb_core::xid::Policy;
 use tracing_subscriber::filter::Targets;
 
+use crate::gpus::Settings;
 use crate::host::Roots;
 use crate::logging::{self, Format};
 use crate::uplink::CoordinatorUrl;
@@ -84,6 +86,16 @@ pub struct Args {
     )]
     pub max_cgroups: u32,
 
+    /// NVML's library [default: libnvidia-ml.so.1, where there is an NVIDIA GPU on the PCI bus]
+    #[arg(long, env = "EBB_NVML_LIBRARY", value_name = "FILE")]
+    pub nvml_library: Option<PathBuf>,
+    /// The kernel's log, where NVIDIA's driver writes its XIDs
+    #[arg(long, env = "EBB_KMSG", value_name = "FILE", default_value = "/dev/kmsg")]
+    pub kmsg: PathBuf,
+    /// What each XID asks of the node, in the place of the built-in table (core/src/xid/policy.csv)
+    #[arg(long, env = "EBB_XID_POLICY", value_name = "FILE", value_parser = parse_xid_policy)]
+    pub xid_policy: Option<Policy>,
+
     /// How log lines look
     #[arg(long, global = true, env = "EBB_LOG", value_enum, default_value = "text")]
     pub log: Format,
@@ -135,6 +147,14 @@ impl Args {
             pod_interval: if self.once { Duration::ZERO } else { self.pod_interval },
         }
     }
+
+    pub fn gpus(&self) -> Settings {
+        Settings {
+            library: self.nvml_library.clone(),
+            kmsg: self.kmsg.clone(),
+            policy: self.xid_policy.clone().unwrap_or_default(),
+        }
+    }
 }
 
 fn parse_duration_text(text: &str) -> Result<Duration, String> {
@@ -153,6 +173,11 @@ fn parse_pod_interval(text: &str) -> Result<Duration, String> {
     let interval = parse_duration_text(text)?;
     let range = Duration::from_secs(1)..=Duration::from_secs(60);
     if range.contains(&interval) { Ok(interval) } else { Err("expected 1s to 1m".into()) }
+}
+
+fn parse_xid_policy(file: &str) -> Result<Policy, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| format!("read it: {error}"))?;
+    Policy::parse(&text).map_err(|error| error.to_string())
 }
 
 fn parse_source(text: &str) -> Result<SourceArg, String> {

@@ -50,6 +50,11 @@ impl Healths {
         }
     }
 
+    /// Notes how long a source took that was read while others were.
+    pub fn took(&mut self, source: Source, took: Duration) {
+        self.0.entry(source).or_default().took = took;
+    }
+
     /// Notes an error that leaves the source up.
     pub fn count(&mut self, source: Source, error: &Error) {
         *self.0.entry(source).or_default().errors.entry(error.kind()).or_default() += 1;

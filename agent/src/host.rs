@@ -5,15 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
-use ebb_core::classify::GpuUse;
-
+use crate::gpus::NodeGpus;
 use crate::health::Healths;
 use crate::reading::{Bpf, Reading, Waited};
 use crate::source::cgroup::{CgroupTree, Cgroups};
 use crate::source::ebpf::{CgroupSchedule, Scheduler};
 use crate::source::pressure::PressureFiles;
 use crate::source::proc::Proc;
-use crate::source::{Error, Source, gpu};
+use crate::source::{Error, Source};
 
 /// Samples come a little early or late; a reading that is due but for this is not put off to the next.
 const BEAT: Duration = Duration::from_millis(50);
@@ -40,16 +39,14 @@ pub struct Host {
     /// `None`: could not be attached. Rights and kernel stay as they are, so it is not tried again.
     scheduler: Option<Scheduler>,
     waits: Waits,
-    sys: PathBuf,
-    /// Once known it stays: devices are on the bus from the boot on.
-    gpu: Option<GpuUse>,
+    gpus: NodeGpus,
     /// Shared by all readers of files.
     buffer: Vec<u8>,
     pub healths: Healths,
 }
 
 impl Host {
-    pub fn new(roots: Roots) -> Self {
+    pub fn new(roots: &Roots, gpus: NodeGpus) -> Self {
         let mut healths = Healths::default();
         let attach = || Scheduler::attach(roots.max_cgroups).map_err(Error::from);
         Self {
@@ -61,8 +58,7 @@ impl Host {
             pod_interval: roots.pod_interval,
             scheduler: healths.watch(Source::Ebpf, attach),
             waits: Waits::default(),
-            sys: roots.sys,
-            gpu: None,
+            gpus,
             buffer: Vec::new(),
             healths,
         }
@@ -70,12 +66,11 @@ impl Host {
 
     pub fn read(&mut self) -> Reading {
         let mut reading = Reading::empty(Monotonic::now());
-        let Self { proc, pressure, scheduler, sys, gpu, buffer, healths, .. } = self;
+        let Self { proc, pressure, scheduler, gpus, buffer, healths, .. } = self;
+        gpus.ask(healths);
         reading.stat = healths.watch(Source::Cpu, || proc.stat(buffer));
         reading.memory = healths.watch(Source::Memory, || proc.memory(buffer));
         reading.pressure = healths.watch(Source::Pressure, || pressure.read(buffer));
-        *gpu = gpu.or_else(|| healths.watch(Source::Gpu, || gpu::detect(sys)));
-        reading.gpu = gpu.unwrap_or(GpuUse::Unknown);
         // Before the cgroups: what is known here and not found there is gone, not new.
         let schedule = scheduler.as_ref().and_then(|scheduler| {
             healths.watch(Source::Ebpf, || {
@@ -96,6 +91,7 @@ impl Host {
             }
         }
         (reading.cgroups, reading.cgroups_before) = (self.cgroups.clone(), self.cgroups_before.clone());
+        (reading.gpu, reading.gpus) = self.gpus.read(&mut self.healths);
         reading
     }
 

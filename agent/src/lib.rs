@@ -5,6 +5,7 @@ pub mod args;
 pub mod clock;
 pub mod cluster;
 pub mod drain;
+pub mod gpus;
 pub mod health;
 pub mod host;
 pub mod logging;

@@ -5,6 +5,7 @@ mod cgroup;
 mod class;
 mod container;
 mod exposition;
+mod gpu;
 mod node;
 mod pod;
 mod process;

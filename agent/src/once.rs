@@ -13,7 +13,8 @@ use crate::sampler::{Input, Sampler};
 use crate::snapshot::Snapshot;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let mut sampler = Sampler::new(Input::open(args)?, Clock::start(), IdlePolicy::default());
+    let clock = Clock::start();
+    let mut sampler = Sampler::new(Input::open(args, clock)?, clock, IdlePolicy::default());
     sampler.sample();
     std::thread::sleep(args.interval);
     let snapshot = Snapshot::of(&sampler.sample(), args.node_name.as_deref());

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant as Monotonic};
 use ebb_core::classify::{GpuUse, Utilization};
 use ebb_core::units::Permille;
 
+use crate::gpus::GpuReading;
 use crate::source::Source;
 use crate::source::cgroup::{Cgroup, Cgroups};
 use crate::source::ebpf::{CgroupSchedule, Cost, Dropped};
@@ -28,6 +29,8 @@ pub struct Reading {
     pub schedule: BTreeMap<u64, CgroupSchedule>,
     pub bpf: Option<Bpf>,
     pub gpu: GpuUse,
+    /// `None`: no GPUs, or nobody can say.
+    pub gpus: Option<Arc<GpuReading>>,
 }
 
 /// Time that tasks have waited for a CPU, by the source that says so: two sources' totals cannot be compared.
@@ -58,6 +61,7 @@ impl Reading {
             schedule: BTreeMap::new(),
             bpf: None,
             gpu: GpuUse::Unknown,
+            gpus: None,
         }
     }
 

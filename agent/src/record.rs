@@ -17,7 +17,8 @@ use crate::sampler::{Input, Sampler, after};
 
 pub(crate) fn run(args: &Args, record: &Record) -> Result<()> {
     let mut output = open(&record.output)?;
-    let mut sampler = Sampler::new(Input::open(args)?, Clock::start(), IdlePolicy::default());
+    let clock = Clock::start();
+    let mut sampler = Sampler::new(Input::open(args, clock)?, clock, IdlePolicy::default());
     let begin = Monotonic::now();
     let mut before = sampler.sample();
     let mut next = begin;

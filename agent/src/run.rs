@@ -47,7 +47,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let mut terminate = signal(terminate).context("listen for SIGTERM")?;
     let mut interrupt = signal(interrupt).context("listen for SIGINT")?;
     let clock = Clock::start();
-    let input = Input::open(&args)?;
+    let input = Input::open(&args, clock)?;
     let client = match args.node_name.clone().filter(|_| !args.standalone) {
         Some(node) => Some((cluster::client(args.kubeconfig.as_deref(), &node).await?, node)),
         None => None,

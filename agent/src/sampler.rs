@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::args::{Args, SourceArg};
 use crate::clock::Clock;
+use crate::gpus::NodeGpus;
 use crate::health::Healths;
 use crate::host::Host;
 use crate::pods::PodNames;
@@ -46,9 +47,13 @@ pub enum Input {
 }
 
 impl Input {
-    pub fn open(args: &Args) -> Result<Self, replay::Error> {
+    pub fn open(args: &Args, clock: Clock) -> Result<Self, replay::Error> {
         Ok(match &args.source {
-            SourceArg::Host => Self::Host(Box::new(Host::new(args.roots()))),
+            SourceArg::Host => {
+                let roots = args.roots();
+                let gpus = NodeGpus::new(roots.sys.clone(), roots.proc.clone(), args.gpus(), clock);
+                Self::Host(Box::new(Host::new(&roots, gpus)))
+            }
             SourceArg::Replay(file) => Self::Replay(Replay::open(file, args.interval)?),
         })
     }

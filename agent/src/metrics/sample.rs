@@ -9,7 +9,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
 
 use super::write::Writer;
-use super::{cgroup, class, container, node, pod, source};
+use super::{cgroup, class, container, gpu, node, pod, source};
 use crate::sampler::Sample;
 use crate::workload;
 
@@ -30,6 +30,9 @@ impl Collector for Latest {
         pod::encode(&mut page, &pods)?;
         container::encode(&mut page, &pods)?;
         cgroup::encode(&mut page, &sample.reading)?;
+        if let Some(gpus) = &sample.reading.gpus {
+            gpu::encode(&mut page, gpus, &sample.names)?;
+        }
         sample.reading.bpf.map_or(Ok(()), |bpf| source::bpf(&mut page, bpf))
     }
 }

@@ -4,6 +4,7 @@
 pub mod cgroup;
 pub mod ebpf;
 pub mod gpu;
+pub mod kmsg;
 pub mod kubepods;
 pub mod polled;
 pub mod pressure;
@@ -20,6 +21,7 @@ pub enum Source {
     Cpu,
     Ebpf,
     Gpu,
+    Kmsg,
     Memory,
     Pressure,
     Replay,
@@ -33,6 +35,7 @@ impl Source {
             Self::Cpu => "cpu",
             Self::Ebpf => "ebpf",
             Self::Gpu => "gpu",
+            Self::Kmsg => "kmsg",
             Self::Memory => "memory",
             Self::Pressure => "pressure",
             Self::Replay => "replay",
@@ -52,6 +55,10 @@ pub enum Error {
     #[error(transparent)]
     Ebpf(#[from] ebpf::Error),
     #[error(transparent)]
+    Gpu(#[from] gpu::Error),
+    #[error("read {}: the kernel overwrote {count} times what was not read yet", path.display())]
+    Overrun { path: PathBuf, count: u64 },
+    #[error(transparent)]
     Replay(#[from] crate::replay::Error),
 }
 
@@ -67,6 +74,8 @@ impl Error {
             Self::Malformed { .. } => "malformed",
             Self::NoCgroups { .. } => "missing",
             Self::Ebpf(error) => error.kind(),
+            Self::Gpu(error) => error.kind(),
+            Self::Overrun { .. } => "overrun",
             Self::Replay(_) => "replay",
         }
     }

@@ -1,35 +1,34 @@
-//! Whether the node has NVIDIA GPUs, by the PCI bus: it shows them also where their driver is missing or broken.
-//! Nothing is known of their use here, and unknown is never idle.
+//! How many NVIDIA GPUs the node has, by the PCI bus: it shows them also where their driver is missing or broken.
+//! Nothing is known of their use here.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use ebb_core::classify::GpuUse;
-
-use super::Error;
+use crate::source::Error;
 
 /// PCI's number of NVIDIA.
 const NVIDIA: &str = "0x10de";
 /// PCI's class of display controllers, 3D controllers among them. NVIDIA's network and bridge chips are of others.
 const DISPLAY: &str = "0x03";
 
-pub fn detect(sys_root: &Path) -> Result<GpuUse, Error> {
+pub fn detect(sys_root: &Path) -> Result<usize, Error> {
     let devices = sys_root.join("bus/pci/devices");
     let entries = match fs::read_dir(&devices) {
         Ok(entries) => entries,
         // No PCI bus at all, but a `/sys` that would show one: so no GPU on it.
         Err(error) if error.kind() == io::ErrorKind::NotFound && sys_root.join("bus").is_dir() => {
-            return Ok(GpuUse::Absent);
+            return Ok(0);
         }
         Err(source) => return Err(Error::Read { path: devices, source }),
     };
+    let mut gpus = 0;
     for entry in entries {
         let device = entry.map_err(|source| Error::Read { path: devices.clone(), source })?.path();
         if read(device.join("vendor"))?.trim_end() == NVIDIA && read(device.join("class"))?.starts_with(DISPLAY) {
-            return Ok(GpuUse::Unknown);
+            gpus += 1;
         }
     }
-    Ok(GpuUse::Absent)
+    Ok(gpus)
 }
 
 fn read(path: PathBuf) -> Result<String, Error> {
@@ -58,11 +57,11 @@ mod tests {
             fs::create_dir_all(sys.path().join("bus")).unwrap();
             assert_eq!(detect(sys.path()).unwrap(), expected, "{devices:?}");
         };
-        check(&[], GpuUse::Absent);
-        check(&[("0x1d0f", "0x030000")], GpuUse::Absent);
-        check(&[("0x10de", "0x068000")], GpuUse::Absent);
-        check(&[("0x1d0f", "0x020000"), ("0x10de", "0x030200")], GpuUse::Unknown);
-        check(&[("0x10de", "0x030000")], GpuUse::Unknown);
+        check(&[], 0);
+        check(&[("0x1d0f", "0x030000")], 0);
+        check(&[("0x10de", "0x068000")], 0);
+        check(&[("0x1d0f", "0x020000"), ("0x10de", "0x030200")], 1);
+        check(&[("0x10de", "0x030000"), ("0x10de", "0x030200")], 2);
     }
 
     #[test]
