@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::apt::{Apt, Archive};
 use crate::process::{cache, capture, root, run as show};
 use crate::tools::lock;
 
@@ -147,46 +148,21 @@ impl Toolchain {
         Ok(of_debian)
     }
 
-    /// Through an apt of its own, which leaves the machine's as it is but asks the same mirror and trusts the same keys.
     fn unpack_debian_source(&self, library: &Path) -> Result<()> {
         let folder = self.cache()?.join("apt");
-        for part in ["archives/partial", "lists/partial"] {
-            fs::create_dir_all(folder.join(part)).with_context(|| format!("create {}", folder.display()))?;
-        }
-        let sites = capture(Command::new("apt-get").args(["indextargets", "--format", "$(SITE)"]))?;
-        let mirror = sites.lines().map(|site| site.trim_end_matches('/')).find(|site| site.ends_with("/debian"));
-        let mirror = mirror.context("find a Debian mirror among apt's sources")?;
-        // Newer compilers reach these first. Each is fetched by itself: the mirror need not have them all.
-        let suites = ["trixie-backports", "testing", "sid"].map(|suite| format!("deb {mirror} {suite} main\n"));
-        fs::write(folder.join("sources.list"), suites.concat()).context("write the list of apt's sources")?;
-        let options = [
-            ("Dir::Cache", folder.clone()),
-            ("Dir::Etc::SourceList", folder.join("sources.list")),
-            ("Dir::Etc::SourceParts", "-".into()),
-            ("Dir::State::Lists", folder.join("lists")),
-        ];
-        let apt = |program| {
-            let mut apt = Command::new(program);
-            apt.args(options.iter().map(|(name, value)| format!("-o{name}={}", value.display()))).current_dir(&folder);
-            apt
-        };
-
-        let update = capture(apt("apt-get").args(["update", "--quiet=2"]));
-        let known = capture(apt("apt-cache").args(["madison", "rust-src"]))?;
+        // Newer compilers reach these first.
+        let apt = Apt::new(&folder, &["trixie-backports", "testing", "sid"].map(|suite| (Archive::Main, suite)))?;
+        // Each is fetched by itself: the mirror need not have them all.
+        let update = apt.update();
+        let known = apt.ask(&["madison", "rust-src"])?;
         let versions = known.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim);
         let version = versions.into_iter().find(|version| version.starts_with(&format!("{}+", self.release)));
         let Some(version) = version else {
-            bail!(
-                "find rust-src {} in the suites of {mirror}; apt-get update: {update:?}; known:\n{known}",
-                self.release
-            )
+            bail!("find rust-src {} on the mirror; apt-get update: {update:?}; known:\n{known}", self.release)
         };
-        show(apt("apt-get").args(["download", &format!("rust-src={version}")]))?;
-        let package = fs::read_dir(&folder)?.filter_map(|entry| Some(entry.ok()?.path()));
-        let package = package.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-        let package = package.with_context(|| format!("find the package in {}", folder.display()))?;
-        capture(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(folder.join("unpacked")))?;
-        let unpacked = folder.join(format!("unpacked/usr/src/rustc-{}/library", self.release));
+        let unpacked = folder.join("unpacked");
+        apt.unpack("rust-src", version, &unpacked)?;
+        let unpacked = unpacked.join(format!("usr/src/rustc-{}/library", self.release));
         fs::create_dir_all(library.parent().expect("the cache is above it"))?;
         fs::rename(&unpacked, library).with_context(|| format!("move {} into its place", unpacked.display()))?;
         fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))

@@ -1,5 +1,6 @@
 //! Builds, labs, tests and measures Ebb: `cargo xtask <command> --help` says what each one will do.
 
+mod apt;
 mod bench;
 mod ebpf;
 mod lab;
@@ -8,6 +9,7 @@ mod process;
 mod soak;
 mod test;
 mod tools;
+mod vm;
 
 use clap::{Parser, Subcommand};
 
@@ -28,6 +30,7 @@ enum Command {
     Manifests(manifests::Args),
     Soak(soak::Args),
     Test(test::Args),
+    Vm(vm::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -38,5 +41,6 @@ fn main() -> anyhow::Result<()> {
         Command::Manifests(args) => manifests::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Vm(args) => vm::run(&args),
     }
 }

@@ -8,14 +8,14 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::process::root;
-use crate::tools;
+use crate::{tools, vm};
 
 /// Runs the project's tests and checks, all of them or the groups named.
 ///
 /// `lab`, `manifests`, `burst` and `fidelity` bring up control planes on loopback and build what those need (see `cargo
 /// xtask lab --help`); the first run on a machine takes about half an hour for that, later ones minutes. `bpf` and
-/// `deny` install tools into the cache, `browser` installs Debian packages. Every group runs, also after one has
-/// failed; the last line counts.
+/// `deny` install tools into the cache, `vm` fetches kernels into it; `vm` and `browser` install Debian packages. Every
+/// group runs, also after one has failed; the last line counts.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to run; nothing: everything, in this order.
@@ -35,6 +35,8 @@ enum Group {
     Soak,
     /// The committed kernel programs against a rebuild from source.
     Bpf,
+    /// The agent on Debian's kernels, old and new, in virtual machines; counts kernels.
+    Vm,
     /// The rendered manifests against the chart, and the rights they give against a real API server.
     Manifests,
     /// The harness itself: control plane, fake AWS, nodes.
@@ -94,6 +96,10 @@ impl Group {
             Self::Unit => tests(&["--no-fail-fast"]),
             Self::Soak => check(&mut xtask(&["soak", "--seeds", "4000"])?),
             Self::Bpf => check(&mut xtask(&["ebpf", "--check"])?),
+            Self::Vm => {
+                let (passed, failed) = vm::boot_all(&vm::Args::default())?;
+                Ok(Count { passed, failed })
+            }
             Self::Manifests => {
                 let rendered = check(&mut xtask(&["manifests", "--check"])?)?;
                 let rights = tests(&["--package", "ebb-tests", "--test", "manifests"])?;
@@ -164,7 +170,7 @@ fn tests(args: &[&str]) -> Result<Count> {
 }
 
 /// `test result: ok. 5 passed; 1 failed; …` → (5, 1)
-fn result(line: &str) -> Option<(u32, u32)> {
+pub(crate) fn result(line: &str) -> Option<(u32, u32)> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let (passed, rest) = counts.split_once(" passed; ")?;
     let (failed, _) = rest.split_once(" failed")?;
