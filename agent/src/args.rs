@@ -12,6 +12,7 @@ use tracing_subscriber::filter::Targets;
 use crate::gpus::Settings;
 use crate::host::Roots;
 use crate::logging::{self, Format};
+use crate::metrics::HostnameLabel;
 use crate::uplink::CoordinatorUrl;
 
 /// Watches one node: samples its CPUs, memory and GPUs, says whether it is busy or idle, serves metrics, reports to
@@ -95,6 +96,20 @@ pub struct Args {
     /// What each XID asks of the node, in the place of the built-in table (core/src/xid/policy.csv)
     #[arg(long, env = "EBB_XID_POLICY", value_name = "FILE", value_parser = parse_xid_policy)]
     pub xid_policy: Option<Policy>,
+
+    /// Also serve /compat/dcgm: the GPUs under dcgm-exporter's names
+    #[arg(long, env = "EBB_SERVE_DCGM")]
+    pub serve_dcgm: bool,
+    /// How the label of the node's name is written there: older rules look for `Hostname`
+    #[arg(
+        long,
+        env = "EBB_DCGM_HOSTNAME_LABEL",
+        value_name = "LABEL",
+        value_enum,
+        default_value = "hostname",
+        requires = "serve_dcgm"
+    )]
+    pub dcgm_hostname_label: HostnameLabel,
 
     /// How log lines look
     #[arg(long, global = true, env = "EBB_LOG", value_enum, default_value = "text")]

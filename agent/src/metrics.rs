@@ -4,6 +4,7 @@
 mod cgroup;
 mod class;
 mod container;
+mod dcgm;
 mod exposition;
 mod gpu;
 mod node;
@@ -24,6 +25,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 pub(crate) use class::levels;
+pub use dcgm::{Dcgm, HostnameLabel};
 pub use exposition::Exposition;
 
 use crate::sampler::Sample;

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::args::{Args, Command};
 use crate::clock::Clock;
 use crate::drain::Edge;
-use crate::metrics::{Metrics, Page};
+use crate::metrics::{Dcgm, Metrics, Page};
 use crate::sampler::{Input, Sampler};
 use crate::server::Server;
 use crate::uplink::Uplink;
@@ -70,6 +70,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let server = Server {
         page: Page::new(samples.clone(), metrics.as_ref()),
         samples: samples.clone(),
+        dcgm: args.serve_dcgm.then(|| Dcgm { hostname_label: args.dcgm_hostname_label, hostname: hostname(&args) }),
         node: args.node_name.clone(),
         interval: args.interval,
         log,
@@ -105,6 +106,12 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     // The sampler is not waited for: it may hang in the kernel, and holds nothing that must be put right.
     tracing::info!(signal, in_time = ended, sampler_ended = sampler.is_finished(), "stopped");
     Ok(())
+}
+
+/// The Node's name where there is one: a container's own hostname is its pod's.
+fn hostname(args: &Args) -> String {
+    let own = || std::fs::read_to_string(args.proc_root.join("sys/kernel/hostname")).unwrap_or_default();
+    args.node_name.clone().unwrap_or_else(|| own().trim_end().to_owned())
 }
 
 async fn first(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::chain;
 use crate::logging;
-use crate::metrics::{Exposition, Page};
+use crate::metrics::{Dcgm, Exposition, Page};
 use crate::sampler::Sample;
 use crate::snapshot::Snapshot;
 
@@ -35,6 +35,8 @@ const ALIVE_AT_LEAST: Duration = Duration::from_secs(30);
 pub struct Server {
     pub page: Page,
     pub samples: watch::Receiver<Option<Arc<Sample>>>,
+    /// `None`: not served.
+    pub dcgm: Option<Dcgm>,
     /// The name of this machine's Node object.
     pub node: Option<String>,
     pub interval: Duration,
@@ -88,11 +90,12 @@ impl Server {
         match (request.method(), request.uri().path()) {
             (&Method::GET | &Method::HEAD, "/metrics") => self.metrics(&request),
             (&Method::GET | &Method::HEAD, "/api/v1/node") => self.node(),
+            (&Method::GET | &Method::HEAD, "/compat/dcgm") => self.dcgm(),
             (&Method::GET | &Method::HEAD, "/healthz") => self.alive(),
             (&Method::GET | &Method::HEAD, "/readyz") => self.ready(),
             (&Method::PUT, "/log-level") if peer.ip().to_canonical().is_loopback() => self.log_level(request).await,
             (&Method::PUT, "/log-level") => text(StatusCode::FORBIDDEN, "only from this machine\n"),
-            (_, "/metrics" | "/api/v1/node" | "/healthz" | "/readyz" | "/log-level") => {
+            (_, "/metrics" | "/api/v1/node" | "/compat/dcgm" | "/healthz" | "/readyz" | "/log-level") => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "GET, or PUT for /log-level\n")
             }
             (_, "/") => text(StatusCode::OK, "ebb-agent: /metrics /api/v1/node /healthz /readyz, PUT /log-level\n"),
@@ -112,6 +115,19 @@ impl Server {
             }
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
+    }
+
+    fn dcgm(&self) -> Response<Full<Bytes>> {
+        let Some(dcgm) = &self.dcgm else {
+            return text(StatusCode::NOT_FOUND, "only with --serve-dcgm\n");
+        };
+        let Some(sample) = self.samples.borrow().clone() else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "no sample yet\n");
+        };
+        let mut response = text(StatusCode::OK, dcgm.render(&sample));
+        let content_type = HeaderValue::from_static(Exposition::Classic.content_type());
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+        response
     }
 
     /// The latest sample as JSON, as `--once -o json` prints it.

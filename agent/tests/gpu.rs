@@ -432,3 +432,54 @@ fn a_bad_xid_policy_is_refused_with_its_line_and_a_good_one_is_followed() {
         page.one("ebb_gpu_health", &[("verdict", "drain_then_replace")]) == Some(1.0)
     });
 }
+
+/// Grafana's dashboard 12239, which dcgm-exporter ships, asks for these.
+const DASHBOARD_12239: [&str; 6] = [
+    "DCGM_FI_DEV_GPU_TEMP",
+    "DCGM_FI_DEV_POWER_USAGE",
+    "DCGM_FI_DEV_SM_CLOCK",
+    "DCGM_FI_DEV_GPU_UTIL",
+    "DCGM_FI_DEV_FB_USED",
+    "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE",
+];
+
+/// The page once it has that many families.
+fn dcgm(serving: &Serving, families: usize) -> String {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let (status, head, page) = serving.get("/compat/dcgm");
+        assert_eq!(status, 200, "{page}");
+        assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+        if page.lines().filter(|line| line.starts_with("# TYPE")).count() == families {
+            return page;
+        }
+        assert!(Instant::now() < deadline, "not {families} families:\n{page}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_page_for_dashboards_of_dcgm_has_its_names_units_and_labels() {
+    let check = |scenario: &str, golden: &str, label: &str, families| {
+        let mut machine = Machine::of(scenario);
+        for figure in ["utilization", "powerMilliwatts", "temperature"] {
+            let first = machine.script["devices"][0][figure].as_array().map(|steps| steps[0].clone());
+            first.into_iter().for_each(|value| machine.change(&format!("/devices/0/{figure}"), value));
+        }
+        let serving = machine.start(&["--serve-dcgm", "--dcgm-hostname-label", label, "--node-name", "gpu-node-1"]);
+        assert_eq!(dcgm(&serving, families), golden, "{scenario}");
+    };
+    check("t4", include_str!("golden/dcgm-t4.txt"), "Hostname", 14);
+    check("mig-h100", include_str!("golden/dcgm-mig-h100.txt"), "hostname", 17);
+}
+
+#[test]
+fn the_page_for_dashboards_of_dcgm_is_served_on_request_and_has_what_12239_asks_for() {
+    let machine = Machine::of("8xh100");
+    assert_eq!(machine.start(&[]).get("/compat/dcgm").0, 404);
+    let page = dcgm(&machine.start(&["--serve-dcgm"]), 23);
+    for name in DASHBOARD_12239 {
+        assert_eq!(page.lines().filter(|line| line.starts_with(&format!("{name}{{"))).count(), 8, "{name}");
+    }
+    assert!(!page.contains("9223372036854775"), "DCGM's blank value");
+}
