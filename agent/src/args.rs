@@ -77,6 +77,14 @@ pub struct Args {
     /// Where the host's cgroups are
     #[arg(long, global = true, env = "EBB_CGROUP_ROOT", value_name = "DIR", default_value = "/sys/fs/cgroup")]
     pub cgroup_root: PathBuf,
+    /// Where the kubelet says which container has which devices
+    #[arg(
+        long,
+        env = "EBB_POD_RESOURCES_SOCKET",
+        value_name = "FILE",
+        default_value = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    )]
+    pub pod_resources_socket: PathBuf,
     /// Where the host's /sys is
     #[arg(long, global = true, env = "EBB_SYS_ROOT", value_name = "DIR", default_value = "/sys")]
     pub sys_root: PathBuf,

@@ -114,8 +114,7 @@ impl NodeGpus {
             return (without, None);
         }
         let Answer { gpus, failed, took } = self.nvml.answer(DEADLINE);
-        let gpus = healths.watch(Source::Gpu, || gpus.map_err(Error::Gpu));
-        healths.took(Source::Gpu, took);
+        let gpus = healths.note(Source::Gpu, took, gpus.map_err(Error::Gpu));
         for error in failed {
             tracing::debug!(source = Source::Gpu.name(), kind = error.kind(), %error, "no figure");
             healths.count(Source::Gpu, &Error::Gpu(error));

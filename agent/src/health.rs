@@ -28,8 +28,13 @@ impl Healths {
     pub fn watch<T>(&mut self, source: Source, read: impl FnOnce() -> Result<T, Error>) -> Option<T> {
         let begin = Monotonic::now();
         let result = read();
+        self.note(source, begin.elapsed(), result)
+    }
+
+    /// Notes how a read went that was done elsewhere, and how long it took.
+    pub fn note<T>(&mut self, source: Source, took: Duration, result: Result<T, Error>) -> Option<T> {
         let health = self.0.entry(source).or_default();
-        health.took = begin.elapsed();
+        health.took = took;
         match result {
             Ok(value) => {
                 if health.down.take().is_some() {
@@ -50,9 +55,9 @@ impl Healths {
         }
     }
 
-    /// Notes how long a source took that was read while others were.
-    pub fn took(&mut self, source: Source, took: Duration) {
-        self.0.entry(source).or_default().took = took;
+    /// Takes over how sources are doing that somebody else reads.
+    pub fn extend(&mut self, others: &Self) {
+        self.0.extend(others.0.iter().map(|(source, health)| (*source, health.clone())));
     }
 
     /// Notes an error that leaves the source up.

@@ -1,6 +1,7 @@
 //! What `/metrics` shows. Counters of our own deeds are handles; all else is made from the latest sample at each
 //! scrape, so that a cgroup that left is gone from the page.
 
+mod allocation;
 mod cgroup;
 mod class;
 mod container;

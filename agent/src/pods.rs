@@ -39,6 +39,11 @@ impl PodNames {
         self.0.get(cgroup_uid).map(Arc::as_ref)
     }
 
+    /// Whether there is a pod of this name.
+    pub fn contains(&self, namespace: &str, name: &str) -> bool {
+        self.0.values().any(|pod| pod.namespace == namespace && pod.name == name)
+    }
+
     #[cfg(test)]
     pub(crate) fn of<const N: usize>(pods: [(&str, PodName); N]) -> Self {
         Self(pods.into_iter().map(|(uid, name)| (uid.to_owned(), Arc::new(name))).collect())

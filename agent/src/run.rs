@@ -12,12 +12,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::args::{Args, Command};
+use crate::args::{Args, Command, SourceArg};
 use crate::clock::Clock;
 use crate::drain::Edge;
 use crate::metrics::{Dcgm, Metrics, Page};
 use crate::sampler::{Input, Sampler};
 use crate::server::Server;
+use crate::source::pod_resources::{self, PodResources};
 use crate::uplink::Uplink;
 use crate::{cluster, logging, once, pods, record};
 
@@ -59,8 +60,10 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let (policy_sender, policy) = watch::channel(IdlePolicy::default());
     let (stop_sampler, sampler_stop) = mpsc::channel();
     let (names_sender, names) = watch::channel(Arc::default());
+    let (devices_sender, devices) = watch::channel(PodResources::default());
     let sampler = Sampler::new(input, clock, IdlePolicy::default())
         .with_names(names)
+        .with_pod_resources(devices)
         .spawn(args.interval, policy, sample_sender, sampler_stop)
         .context("start the sampler's thread")?;
 
@@ -77,6 +80,10 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
         started: std::time::Instant::now(),
     };
     tasks.spawn(Arc::new(server).run(listener, stop.clone()));
+    // A recording is shown with nothing of this machine in it.
+    if args.source == SourceArg::Host {
+        tasks.spawn(pod_resources::run(args.pod_resources_socket, args.pod_interval, devices_sender, stop.clone()));
+    }
     if let Some(((client, node), metrics)) = client.zip(metrics) {
         let (uid_sender, node_uid) = watch::channel(None);
         tasks.spawn(pods::run(client.clone(), node.clone(), names_sender, stop.clone()));

@@ -18,6 +18,7 @@ use crate::pods::PodNames;
 use crate::reading::Reading;
 use crate::replay::{self, Replay};
 use crate::source::Source;
+use crate::source::pod_resources::{Allocation, PodResources};
 use crate::workload;
 
 /// Readers of small files and a few maps; the default of 2 MiB would be many times what is used.
@@ -32,6 +33,8 @@ pub struct Sample {
     /// The sample's before this one; `None`: this is the first.
     pub before: Option<Arc<Reading>>,
     pub names: Arc<PodNames>,
+    /// Which container was given which devices. `None`: the kubelet did not say.
+    pub allocations: Option<Arc<[Allocation]>>,
     /// Since the sample before.
     pub utilization: Utilization,
     pub verdict: Verdict,
@@ -66,6 +69,8 @@ pub struct Sampler {
     before: Option<Arc<Reading>>,
     /// `None`: nobody tells.
     names: Option<watch::Receiver<Arc<PodNames>>>,
+    /// `None`: nobody asks the kubelet.
+    pod_resources: Option<watch::Receiver<PodResources>>,
     /// Of a replay; a host keeps its own.
     healths: Healths,
 }
@@ -73,7 +78,7 @@ pub struct Sampler {
 impl Sampler {
     pub fn new(input: Input, clock: Clock, policy: IdlePolicy) -> Self {
         let classifier = Classifier::new(policy);
-        Self { input, classifier, clock, before: None, names: None, healths: Healths::default() }
+        Self { input, classifier, clock, before: None, names: None, pod_resources: None, healths: Healths::default() }
     }
 
     /// Takes the names of pods from there.
@@ -81,9 +86,14 @@ impl Sampler {
         Self { names: Some(names), ..self }
     }
 
+    /// Takes from there what the kubelet says.
+    pub fn with_pod_resources(self, pod_resources: watch::Receiver<PodResources>) -> Self {
+        Self { pod_resources: Some(pod_resources), ..self }
+    }
+
     pub fn sample(&mut self) -> Sample {
         let names = self.names.as_ref().map(|names| names.borrow().clone()).unwrap_or_default();
-        let (reading, healths, utilization) = match &mut self.input {
+        let (reading, mut healths, utilization) = match &mut self.input {
             Input::Host(host) => {
                 let reading = host.read();
                 // With nothing before it, a reading still knows what is no rate.
@@ -101,12 +111,15 @@ impl Sampler {
                 (reading, self.healths.clone(), utilization.unwrap_or(unknown))
             }
         };
+        let pod_resources = self.pod_resources.as_ref().map(|answers| answers.borrow().clone()).unwrap_or_default();
+        healths.extend(&pod_resources.healths);
+        let allocations = pod_resources.allocations;
         let at = self.clock.at(reading.at);
         let verdict = self.classifier.observe(at, utilization);
         let because = verdict.because(self.classifier.policy()).to_string();
         let reading = Arc::new(reading);
         let before = self.before.replace(reading.clone());
-        Sample { at, taken: reading.at, reading, before, names, utilization, verdict, because, healths }
+        Sample { at, taken: reading.at, reading, before, names, allocations, utilization, verdict, because, healths }
     }
 
     /// Samples until the other end of `stop` is dropped.

@@ -223,6 +223,7 @@ mod tests {
                 utilization: Utilization::default(),
                 verdict: Verdict { class, window: Utilization::default(), gpu_waste: None },
                 names: Arc::default(),
+                allocations: None,
                 because: String::new(),
                 healths: Healths::default(),
             };

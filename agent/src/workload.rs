@@ -7,6 +7,7 @@ use crate::pods::{PodName, PodNames};
 use crate::reading::Reading;
 use crate::source::cgroup::{Cgroup, Figures};
 use crate::source::ebpf::CgroupSchedule;
+use crate::source::pod_resources::Allocation;
 
 /// One pod with a cgroup on this node.
 #[derive(Debug)]
@@ -84,6 +85,21 @@ pub fn newest(reading: &Reading, names: &PodNames, now: Monotonic) -> Option<Dur
     appeared.map(|appeared| now.saturating_duration_since(appeared))
 }
 
+/// Allocations without those of pods that have ended: before Kubernetes 1.34 the kubelet lists these until their objects
+/// are deleted (kubernetes/kubernetes#119423), and others may have their devices by then. A pod that has a name but no
+/// cgroup has ended, or is about to start; where not all cgroups are known, none is left out.
+pub fn allocations<'a>(
+    allocations: &'a [Allocation],
+    reading: &Reading,
+    names: &PodNames,
+    pods: &BTreeMap<&str, Pod<'_>>,
+) -> Vec<&'a Allocation> {
+    let are_complete = reading.cgroups.as_ref().is_some_and(|cgroups| cgroups.complete);
+    let runs = |it: &Allocation| pods.values().any(|pod| (pod.namespace(), pod.name()) == (&*it.namespace, &*it.pod));
+    let has_ended = |it: &Allocation| are_complete && names.contains(&it.namespace, &it.pod) && !runs(it);
+    allocations.iter().filter(|it| !has_ended(it)).collect()
+}
+
 fn add(sum: &mut Option<CgroupSchedule>, part: Option<&CgroupSchedule>) {
     let Some(part) = part else { return };
     let sum = sum.get_or_insert(CgroupSchedule { id: part.id, ..CgroupSchedule::default() });
@@ -157,6 +173,28 @@ mod tests {
         let pod = &pods[UID];
         assert_eq!((pod.namespace(), pod.name(), pod.uid), ("", "", UID));
         assert_eq!(pod.containers.keys().copied().collect::<Vec<_>>(), [id('a'), id('b')]);
+    }
+
+    #[test]
+    fn devices_of_a_pod_that_has_ended_are_no_longer_its() {
+        let at = Monotonic::now();
+        let named = |name: &str| PodName { namespace: "ml".into(), name: name.into(), ..PodName::default() };
+        let names = PodNames::of([(UID, named("train")), ("ended", named("ended"))]);
+        let given = |pod: &str| Allocation {
+            namespace: "ml".into(),
+            pod: pod.into(),
+            container: "main".into(),
+            resource: "nvidia.com/gpu".into(),
+            device_ids: vec!["GPU-0".into()],
+        };
+        let all = ["train", "ended", "new"].map(given);
+        let check = |reading: &Reading, names: &PodNames, expected: &[&str]| {
+            let held = allocations(&all, reading, names, &pods(reading, names));
+            assert_eq!(held.iter().map(|it| &*it.pod).collect::<Vec<_>>(), expected);
+        };
+        check(&reading(at, &[]), &names, &["train", "new"]);
+        check(&reading(at, &[]), &PodNames::default(), &["train", "ended", "new"]);
+        check(&Reading::empty(at), &names, &["train", "ended", "new"]);
     }
 
     #[test]

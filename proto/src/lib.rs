@@ -1,5 +1,6 @@
 //! The gRPC stream between agent and coordinator, and the way between its messages and the core's types.
 //! A message that breaks the protocol is refused here; behind this no report needs checking.
+//! Beside it, as bare messages, what the agent asks of the kubelet.
 
 use std::time::Duration;
 
@@ -12,6 +13,12 @@ use ebb_core::units::Permille;
 #[expect(clippy::allow_attributes_without_reason, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("ebb.v1");
+}
+
+/// Generated from `kubelet/podresources/v1/api.proto`: the kubelet's word on who holds which device.
+#[expect(clippy::allow_attributes_without_reason, reason = "generated code")]
+pub mod podresources {
+    tonic::include_proto!("v1");
 }
 
 /// The audience of the tokens that agents show to the coordinator, so that one who steals such a token cannot use it

@@ -9,7 +9,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
 
 use super::write::Writer;
-use super::{cgroup, class, container, gpu, node, pod, source};
+use super::{allocation, cgroup, class, container, gpu, node, pod, source};
 use crate::sampler::Sample;
 use crate::workload;
 
@@ -32,6 +32,11 @@ impl Collector for Latest {
         cgroup::encode(&mut page, &sample.reading)?;
         if let Some(gpus) = &sample.reading.gpus {
             gpu::encode(&mut page, gpus, &sample.names)?;
+        }
+        if let Some(all) = &sample.allocations {
+            let held = workload::allocations(all, &sample.reading, &sample.names, &pods);
+            let gpus = sample.reading.gpus.as_ref().and_then(|reading| reading.gpus.as_deref());
+            allocation::encode(&mut page, &held, gpus)?;
         }
         sample.reading.bpf.map_or(Ok(()), |bpf| source::bpf(&mut page, bpf))
     }

@@ -6,6 +6,7 @@ pub mod ebpf;
 pub mod gpu;
 pub mod kmsg;
 pub mod kubepods;
+pub mod pod_resources;
 pub mod polled;
 pub mod pressure;
 pub mod proc;
@@ -23,6 +24,7 @@ pub enum Source {
     Gpu,
     Kmsg,
     Memory,
+    PodResources,
     Pressure,
     Replay,
     Schedstat,
@@ -37,6 +39,7 @@ impl Source {
             Self::Gpu => "gpu",
             Self::Kmsg => "kmsg",
             Self::Memory => "memory",
+            Self::PodResources => "pod_resources",
             Self::Pressure => "pressure",
             Self::Replay => "replay",
             Self::Schedstat => "schedstat",
@@ -59,6 +62,8 @@ pub enum Error {
     #[error("read {}: the kernel overwrote {count} times what was not read yet", path.display())]
     Overrun { path: PathBuf, count: u64 },
     #[error(transparent)]
+    PodResources(#[from] pod_resources::Error),
+    #[error(transparent)]
     Replay(#[from] crate::replay::Error),
 }
 
@@ -76,6 +81,7 @@ impl Error {
             Self::Ebpf(error) => error.kind(),
             Self::Gpu(error) => error.kind(),
             Self::Overrun { .. } => "overrun",
+            Self::PodResources(error) => error.kind(),
             Self::Replay(_) => "replay",
         }
     }
