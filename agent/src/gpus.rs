@@ -23,6 +23,9 @@ const LIBRARY: &str = "libnvidia-ml.so.1";
 /// wakes them up, it may take longer, and is unknown until then.
 const DEADLINE: Duration = Duration::from_millis(500);
 
+/// More than a machine has. A kernel's log that names yet others is not believed.
+const MOST: usize = 128;
+
 /// How the GPUs are asked.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -100,7 +103,10 @@ impl NodeGpus {
     /// Sends the question, whose answer [`Self::read`] takes: meanwhile others are read.
     pub fn ask(&mut self, healths: &mut Healths) {
         if self.on_bus.is_none() {
-            self.on_bus = healths.watch(Source::Gpu, || gpu::detect(&self.sys));
+            let detect = || gpu::detect(&self.sys);
+            // Who names the library knows that there are GPUs; then only NVML's word counts as the source's.
+            let asked_anyway = self.settings.library.is_some();
+            self.on_bus = if asked_anyway { detect().ok() } else { healths.watch(Source::Gpu, detect) };
         }
         if self.may_have_gpus() {
             self.nvml.ask(std::mem::take(&mut self.news));
@@ -170,6 +176,9 @@ impl NodeGpus {
             healths.count(Source::Kmsg, &self.kmsg.overrun(logged.overruns));
         }
         for xid in logged.xids {
+            if self.known.len() >= MOST && !self.known.contains_key(&xid.pci) {
+                continue;
+            }
             self.known.entry(xid.pci).or_default().history.record(now, xid.xid, Origin::KernelLog);
             self.news = true;
             let (pid, process) = (xid.pid, xid.process);

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -74,7 +75,10 @@ impl Machine {
         let mut command = agent();
         command.env("FAKE_NVML_SCRIPT", self.at("script"));
         let (sys, kmsg) = (self.at("sys"), self.at("kmsg"));
-        let args = ["--interval", "100ms", "--nvml-library", library, "--sys-root", &sys, "--kmsg", &kmsg];
+        let mut args = vec!["--nvml-library", library, "--sys-root", &sys, "--kmsg", &kmsg];
+        if !more.contains(&"--interval") {
+            args.extend(["--interval", "100ms"]);
+        }
         let serving = Serving::start_as(command, &[&args, more].concat());
         serving.wait_ready();
         serving
@@ -256,6 +260,23 @@ fn the_sampler_goes_on_while_the_driver_hangs_and_figures_come_back_by_themselve
     machine.change("/hang", json!([]));
     wait_until(&serving, "figures again", |page| page.is_up() && page.one("ebb_gpu_power_watts", &[]).is_some());
     assert_eq!(threads(&serving, "nvml"), 1);
+    machine.change("/hang", json!(["nvmlDeviceGetPowerUsage"]));
+    wait_until(&serving, "the driver hangs again", |page| !page.is_up());
+    assert_eq!(serving.stop(Signal::TERM).0, Some(0), "nobody waits for the driver at the end");
+}
+
+#[test]
+fn a_driver_that_is_slow_is_a_reading_late_and_not_unknown() {
+    let mut machine = Machine::of("t4");
+    // Longer than a reading waits, shorter than the time between two.
+    machine.change("/delays", json!({"nvmlDeviceGetPowerUsage": 0.7}));
+    let serving = machine.start(&["--interval", "1s"]);
+    wait_until(&serving, "figures", |page| page.is_up() && page.one("ebb_gpu_power_watts", &[]).is_some());
+    let errors = |page: &Page| page.one("ebb_source_errors_total", &[("source", "gpu"), ("kind", "deadline")]);
+    let before = errors(&Page::of(&serving));
+    machine.change("/devices/0/powerMilliwatts", json!(44_000));
+    let page = wait_until(&serving, "new figures", |page| page.one("ebb_gpu_power_watts", &[]) == Some(44.0));
+    assert_eq!(errors(&page), before, "only the first reading went without");
 }
 
 fn threads(serving: &Serving, name: &str) -> usize {

@@ -8,6 +8,7 @@ mod holders;
 use crate::gpus::GpuReading;
 use crate::sampler::Sample;
 use crate::source::gpu::{Gpu, Gpus, MigInstance};
+use crate::workload;
 
 use family::FAMILIES;
 use holders::Holders;
@@ -44,7 +45,10 @@ impl Dcgm {
         let mut page = String::new();
         let Some(reading) = &sample.reading.gpus else { return page };
         let Some(gpus) = &reading.gpus else { return page };
-        let holders = Holders::of(reading, gpus, &sample.names);
+        let pods = workload::pods(&sample.reading, &sample.names);
+        let allocations = sample.allocations.as_deref().unwrap_or_default();
+        let allocations = workload::allocations(allocations, &sample.reading, &sample.names, &pods);
+        let holders = Holders::of(&allocations, reading, gpus, &sample.names);
         let entities: Vec<_> = gpus.all.iter().flat_map(|gpu| self.entities(gpus, gpu, &holders, reading)).collect();
         for family in &FAMILIES {
             let mut rows = entities.iter().filter_map(|entity| Some((entity, (family.value)(entity)?))).peekable();

@@ -16,6 +16,9 @@ pub(crate) struct Script {
     /// Functions that do not return for as long as they are named here.
     #[serde(default)]
     pub(crate) hang: Vec<String>,
+    /// Seconds that functions take.
+    #[serde(default)]
+    pub(crate) delays: BTreeMap<String, f64>,
     /// What functions answer instead of what they would, `nvmlInit_v2` among them.
     #[serde(default)]
     pub(crate) faults: BTreeMap<String, Fault>,
@@ -224,8 +227,12 @@ pub(crate) fn current() -> Option<Arc<Script>> {
     script
 }
 
-pub(crate) fn wait_while_hung(function: &str) {
+/// Takes as long as the script has it for this function.
+pub(crate) fn wait(function: &str) {
     LazyLock::force(&LOADED);
+    if let Some(delay) = current().and_then(|script| script.delays.get(function).copied()) {
+        std::thread::sleep(Duration::from_secs_f64(delay));
+    }
     while current().is_some_and(|script| script.hang.iter().any(|name| name == function)) {
         std::thread::sleep(Duration::from_millis(10));
     }

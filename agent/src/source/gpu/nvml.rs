@@ -1,5 +1,6 @@
 //! The thread that asks NVML, and the deadline of those who ask it. A call may hang in the kernel: then the question
-//! stays open, nobody asks another beside it, and its late answer is thrown away.
+//! stays open, nobody asks another beside it, and what it answers in the end is of the past. An answer that is only
+//! late is the next reading's.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use super::processes::all_are_shown;
 const RETRY: Duration = Duration::from_secs(5);
 /// How often it is looked whether the GPUs are still the same: they seldom come and go.
 const RELIST: Duration = Duration::from_secs(30);
+/// An answer that took longer says nothing of now: its figures were read before and after whatever held it up.
+const TOO_LATE: Duration = Duration::from_secs(3);
 /// XIDs that wait to be read. A GPU in trouble makes dozens at once, and they are read with each sample.
 const XIDS: usize = 256;
 /// NVML is not known to need more than a few KiB; half the default leaves room.
@@ -34,6 +37,8 @@ pub struct NvmlThread {
     asked: Option<Monotonic>,
     /// Whether that was for this reading.
     asked_now: bool,
+    /// The answer to the reading before, which did not wait for it.
+    late: Option<Answer>,
     xids: (SyncSender<XidEvent>, Receiver<XidEvent>),
 }
 
@@ -66,16 +71,27 @@ impl From<Error> for Answer {
 
 impl NvmlThread {
     pub fn new(library: PathBuf, proc_root: PathBuf) -> Self {
-        Self { library, proc_root, thread: None, asked: None, asked_now: false, xids: mpsc::sync_channel(XIDS) }
+        Self {
+            library,
+            proc_root,
+            thread: None,
+            asked: None,
+            asked_now: false,
+            late: None,
+            xids: mpsc::sync_channel(XIDS),
+        }
     }
 
     /// Asks, unless the question before is still open. `at_once`: also for figures that are read now and then.
     pub fn ask(&mut self, at_once: bool) {
         self.asked_now = false;
+        self.late = None;
         if let Some(thread) = self.thread.as_ref().filter(|_| self.asked.is_some()) {
             match thread.answers.try_recv() {
-                // Late, and of a moment that is past.
-                Ok(_late) => self.asked = None,
+                Ok(late) => {
+                    self.asked = None;
+                    self.late = Some(late).filter(|late| late.took < TOO_LATE);
+                }
                 Err(TryRecvError::Empty) => return,
                 Err(TryRecvError::Disconnected) => self.thread = None,
             }
@@ -94,6 +110,9 @@ impl NvmlThread {
 
     /// The answer to [`Self::ask`], waited for until `deadline` after it.
     pub fn answer(&mut self, deadline: Duration) -> Answer {
+        if let Some(late) = self.late.take() {
+            return late;
+        }
         let Some((asked, thread)) = self.asked.zip(self.thread.as_ref()) else { return Error::Ended.into() };
         if !self.asked_now {
             return unanswered(asked);
