@@ -119,6 +119,10 @@ pub struct Args {
     )]
     pub dcgm_hostname_label: HostnameLabel,
 
+    /// Also serve /metrics/resource: CPU and memory of node, pods and containers, as the kubelet's endpoint of that name
+    #[arg(long, env = "EBB_SERVE_RESOURCE_METRICS")]
+    pub serve_resource_metrics: bool,
+
     /// How log lines look
     #[arg(long, global = true, env = "EBB_LOG", value_enum, default_value = "text")]
     pub log: Format,

@@ -20,6 +20,12 @@ impl Clock {
         Self { started: Monotonic::now(), wall }
     }
 
+    /// A clock that began at `started`, when it was `wall`.
+    #[cfg(test)]
+    pub(crate) fn set(started: Monotonic, wall: Instant) -> Self {
+        Self { started, wall }
+    }
+
     pub fn now(&self) -> Instant {
         self.at(Monotonic::now())
     }

@@ -11,6 +11,7 @@ mod gpu;
 mod node;
 mod pod;
 mod process;
+mod resource;
 mod sample;
 mod source;
 mod write;
@@ -28,6 +29,7 @@ use tokio::sync::watch;
 pub(crate) use class::levels;
 pub use dcgm::{Dcgm, HostnameLabel};
 pub use exposition::Exposition;
+pub use resource::ResourceMetrics;
 
 use crate::sampler::Sample;
 

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ebb_core::time::Instant;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1 as api;
 use kube::runtime::watcher::Event;
@@ -28,6 +29,8 @@ pub struct PodName {
     pub is_daemon: bool,
     /// Names of containers by their ids, the sandbox left out.
     pub containers: HashMap<String, String>,
+    /// When those that run were started, by their ids.
+    pub started: HashMap<String, Instant>,
 }
 
 /// By the UID in a pod's cgroup's name.
@@ -74,19 +77,28 @@ impl From<&api::Pod> for PodName {
             .iter()
             .chain(of(|status| &status.init_container_statuses))
             .chain(of(|status| &status.ephemeral_container_statuses));
-        let containers = all.filter_map(|container| {
+        let (mut containers, mut started) = (HashMap::new(), HashMap::new());
+        for container in all {
             // `containerd://<id>`
-            let (_, id) = container.container_id.as_deref()?.split_once("://")?;
-            Some((id.to_owned(), container.name.clone()))
-        });
+            let id = container.container_id.as_deref().and_then(|id| id.split_once("://"));
+            let Some((_, id)) = id else { continue };
+            containers.insert(id.to_owned(), container.name.clone());
+            started.extend(started_at(container).map(|at| (id.to_owned(), at)));
+        }
         Self {
             namespace: pod.namespace().unwrap_or_default(),
             name: pod.name_any(),
             uid: pod.uid().unwrap_or_default(),
             is_daemon: owned || pod.annotations().contains_key(CONFIG_HASH),
-            containers: containers.collect(),
+            containers,
+            started,
         }
     }
+}
+
+fn started_at(container: &api::ContainerStatus) -> Option<Instant> {
+    let time = container.state.as_ref()?.running.as_ref()?.started_at.as_ref()?;
+    u64::try_from(time.0.as_millisecond()).ok().map(Instant::from_millis)
 }
 
 /// Tells who is on the node, after each change, until `stop`.
@@ -128,7 +140,10 @@ mod tests {
             "metadata": {"namespace": "ml", "name": "train-0", "uid": "u-1"},
             "status": {
                 "containerStatuses": [
-                    {"name": "main", "containerID": "containerd://aa", "image": "", "imageID": "", "ready": true, "restartCount": 0},
+                    {
+                        "name": "main", "containerID": "containerd://aa", "image": "", "imageID": "", "ready": true,
+                        "restartCount": 0, "state": {"running": {"startedAt": "2026-11-24T10:00:00Z"}},
+                    },
                     {"name": "waiting", "image": "", "imageID": "", "ready": false, "restartCount": 0},
                 ],
                 "initContainerStatuses": [
@@ -147,6 +162,8 @@ mod tests {
         assert_eq!(found.containers.get("aa").map(String::as_str), Some("main"));
         assert_eq!(found.containers.get("bb").map(String::as_str), Some("setup"));
         assert_eq!(found.containers.len(), 2);
+        let at = Instant::from_millis(1_795_514_400_000);
+        assert_eq!(found.started, HashMap::from([("aa".to_owned(), at)]), "of what runs");
         names.remove(&worker());
         assert_eq!(names, PodNames::default());
     }

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::args::{Args, Command, SourceArg};
 use crate::clock::Clock;
 use crate::drain::Edge;
-use crate::metrics::{Dcgm, Metrics, Page};
+use crate::metrics::{Dcgm, Metrics, Page, ResourceMetrics};
 use crate::sampler::{Input, Sampler};
 use crate::server::Server;
 use crate::source::pod_resources::{self, PodResources};
@@ -74,6 +74,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
         page: Page::new(samples.clone(), metrics.as_ref()),
         samples: samples.clone(),
         dcgm: args.serve_dcgm.then(|| Dcgm { hostname_label: args.dcgm_hostname_label, hostname: hostname(&args) }),
+        resource: args.serve_resource_metrics.then_some(ResourceMetrics { clock }),
         node: args.node_name.clone(),
         interval: args.interval,
         log,

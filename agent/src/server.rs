@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::chain;
 use crate::logging;
-use crate::metrics::{Dcgm, Exposition, Page};
+use crate::metrics::{Dcgm, Exposition, Page, ResourceMetrics};
 use crate::sampler::Sample;
 use crate::snapshot::Snapshot;
 
@@ -37,6 +37,8 @@ pub struct Server {
     pub samples: watch::Receiver<Option<Arc<Sample>>>,
     /// `None`: not served.
     pub dcgm: Option<Dcgm>,
+    /// `None`: not served.
+    pub resource: Option<ResourceMetrics>,
     /// The name of this machine's Node object.
     pub node: Option<String>,
     pub interval: Duration,
@@ -91,13 +93,16 @@ impl Server {
             (&Method::GET | &Method::HEAD, "/metrics") => self.metrics(&request),
             (&Method::GET | &Method::HEAD, "/api/v1/node") => self.node(),
             (&Method::GET | &Method::HEAD, "/compat/dcgm") => self.dcgm(),
+            (&Method::GET | &Method::HEAD, "/metrics/resource") => self.resource(),
             (&Method::GET | &Method::HEAD, "/healthz") => self.alive(),
             (&Method::GET | &Method::HEAD, "/readyz") => self.ready(),
             (&Method::PUT, "/log-level") if peer.ip().to_canonical().is_loopback() => self.log_level(request).await,
             (&Method::PUT, "/log-level") => text(StatusCode::FORBIDDEN, "only from this machine\n"),
-            (_, "/metrics" | "/api/v1/node" | "/compat/dcgm" | "/healthz" | "/readyz" | "/log-level") => {
-                text(StatusCode::METHOD_NOT_ALLOWED, "GET, or PUT for /log-level\n")
-            }
+            (
+                _,
+                "/metrics" | "/api/v1/node" | "/compat/dcgm" | "/metrics/resource" | "/healthz" | "/readyz"
+                | "/log-level",
+            ) => text(StatusCode::METHOD_NOT_ALLOWED, "GET, or PUT for /log-level\n"),
             (_, "/") => text(StatusCode::OK, "ebb-agent: /metrics /api/v1/node /healthz /readyz, PUT /log-level\n"),
             _ => text(StatusCode::NOT_FOUND, "there are /metrics, /api/v1/node, /healthz, /readyz and /log-level\n"),
         }
@@ -118,13 +123,23 @@ impl Server {
     }
 
     fn dcgm(&self) -> Response<Full<Bytes>> {
-        let Some(dcgm) = &self.dcgm else {
-            return text(StatusCode::NOT_FOUND, "only with --serve-dcgm\n");
+        self.compatible(self.dcgm.as_ref().map(|page| |sample: &Sample| page.render(sample)), "--serve-dcgm")
+    }
+
+    fn resource(&self) -> Response<Full<Bytes>> {
+        let page = self.resource.as_ref().map(|page| |sample: &Sample| page.render(sample));
+        self.compatible(page, "--serve-resource-metrics")
+    }
+
+    /// A page of somebody else's form, in the classic format; only with its flag.
+    fn compatible(&self, page: Option<impl Fn(&Sample) -> String>, flag: &str) -> Response<Full<Bytes>> {
+        let Some(page) = page else {
+            return text(StatusCode::NOT_FOUND, format!("only with {flag}\n"));
         };
         let Some(sample) = self.samples.borrow().clone() else {
             return text(StatusCode::SERVICE_UNAVAILABLE, "no sample yet\n");
         };
-        let mut response = text(StatusCode::OK, dcgm.render(&sample));
+        let mut response = text(StatusCode::OK, page(&sample));
         let content_type = HeaderValue::from_static(Exposition::Classic.content_type());
         response.headers_mut().insert(CONTENT_TYPE, content_type);
         response

@@ -145,7 +145,14 @@ mod tests {
 
     fn names(containers: &[(String, &str)], is_daemon: bool) -> PodNames {
         let containers = containers.iter().map(|(id, name)| (id.clone(), (*name).to_owned())).collect();
-        let name = PodName { namespace: "ml".into(), name: "train".into(), uid: UID.into(), is_daemon, containers };
+        let name = PodName {
+            namespace: "ml".into(),
+            name: "train".into(),
+            uid: UID.into(),
+            is_daemon,
+            containers,
+            ..PodName::default()
+        };
         PodNames::of([(UID, name)])
     }
 

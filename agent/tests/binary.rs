@@ -155,3 +155,23 @@ fn bad_input_is_refused_before_anything_starts() {
     check(&["--standalone", "--listen", "203.0.113.1:1"], 1, "listen on 203.0.113.1:1");
     check(&["--node-name", "n", "--kubeconfig", "/nonexistent"], 1, "use the kubeconfig /nonexistent");
 }
+
+#[test]
+fn the_kubelets_resource_metrics_are_served_on_request() {
+    assert_eq!(Serving::start(&[]).get("/metrics/resource").0, 404);
+    let root = tempfile::tempdir().unwrap();
+    write_tree(root.path(), &[("cgroup.controllers", "cpu\n"), ("cpu.stat", "usage_usec 5\n")]);
+    let root = root.path().to_str().unwrap();
+    let serving = Serving::start(&["--serve-resource-metrics", "--interval", "100ms", "--cgroup-root", root]);
+    serving.wait_ready();
+    let (status, head, page) = serving.get("/metrics/resource");
+    assert_eq!(status, 200);
+    assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+    assert!(page.contains("# TYPE node_cpu_usage_seconds_total counter\n"), "{page}");
+    assert!(page.ends_with("\nresource_scrape_error 0\n"), "{page}");
+    let memory = page.lines().find_map(|line| line.strip_prefix("node_memory_working_set_bytes ")).unwrap();
+    let (bytes, millis) = memory.split_once(' ').unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let age = now.as_secs_f64() - millis.parse::<f64>().unwrap() / 1000.0;
+    assert!(bytes.parse::<f64>().unwrap() > 0.0 && (-1.0..30.0).contains(&age), "{memory}");
+}

@@ -5,6 +5,7 @@
 mod family;
 mod holders;
 
+use super::write::escaped;
 use crate::gpus::GpuReading;
 use crate::sampler::Sample;
 use crate::source::gpu::{Gpu, Gpus, MigInstance};
@@ -105,8 +106,4 @@ impl Dcgm {
         let labels = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value)));
         labels.collect::<Vec<_>>().join(",")
     }
-}
-
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

@@ -66,3 +66,8 @@ fn one(encoder: &mut MetricEncoder<'_>, kind: MetricType, value: f64) -> fmt::Re
         _ => encoder.encode_gauge(&value),
     }
 }
+
+/// A label's value as the text formats want it.
+pub(super) fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
