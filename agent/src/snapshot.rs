@@ -1,6 +1,8 @@
 //! The latest sample as a document, with the rates between it and the one before: what `--once` prints and
 //! `GET /api/v1/node` serves. Shapes and shares only; figures are read elsewhere, and judged in the core.
 
+mod gpu;
+
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -13,6 +15,8 @@ use crate::reading::{CpuShare, Reading};
 use crate::sampler::Sample;
 use crate::source::cgroup;
 use crate::source::proc::MODES;
+
+pub(crate) use gpu::Gpu;
 
 /// Its JSON is for programs of others: keys are only ever added. A figure that is missing is unknown.
 #[derive(Debug, Serialize)]
@@ -47,6 +51,8 @@ pub(crate) struct Snapshot {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<Memory>,
     pub(crate) pressure: BTreeMap<&'static str, Stalled>,
+    /// In NVML's order.
+    pub(crate) gpus: Vec<Gpu>,
     /// The busiest first.
     pub(crate) cgroups: Vec<Cgroup>,
 }
@@ -159,6 +165,7 @@ impl Snapshot {
                 swap_free_bytes: memory.swap_free,
             }),
             pressure: pressure(before, now, elapsed),
+            gpus: now.gpus.as_ref().map(|gpus| gpu::gpus(gpus, &sample.names)).unwrap_or_default(),
             cgroups,
         }
     }

@@ -7,6 +7,7 @@ use crate::pods::{PodName, PodNames};
 use crate::reading::Reading;
 use crate::source::cgroup::{Cgroup, Figures};
 use crate::source::ebpf::CgroupSchedule;
+use crate::source::kubepods::Owner;
 use crate::source::pod_resources::Allocation;
 
 /// One pod with a cgroup on this node.
@@ -98,6 +99,31 @@ pub fn allocations<'a>(
     let runs = |it: &Allocation| pods.values().any(|pod| (pod.namespace(), pod.name()) == (&*it.namespace, &*it.pod));
     let has_ended = |it: &Allocation| are_complete && names.contains(&it.namespace, &it.pod) && !runs(it);
     allocations.iter().filter(|it| !has_ended(it)).collect()
+}
+
+/// Whose a process is; all empty for one of no pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct User<'a> {
+    pub namespace: &'a str,
+    pub pod: &'a str,
+    /// Its id while nobody tells the name.
+    pub container: &'a str,
+    pub uid: &'a str,
+}
+
+impl<'a> User<'a> {
+    pub fn of(owner: &'a Owner, names: &'a PodNames) -> Self {
+        let id = owner.container_id.as_deref().unwrap_or_default();
+        match names.get(&owner.pod_uid) {
+            Some(name) => Self {
+                namespace: &name.namespace,
+                pod: &name.name,
+                container: name.containers.get(id).map_or(id, String::as_str),
+                uid: &name.uid,
+            },
+            None => Self { container: id, uid: &owner.pod_uid, ..Self::default() },
+        }
+    }
 }
 
 fn add(sum: &mut Option<CgroupSchedule>, part: Option<&CgroupSchedule>) {

@@ -454,6 +454,26 @@ fn a_bad_xid_policy_is_refused_with_its_line_and_a_good_one_is_followed() {
     });
 }
 
+#[test]
+fn the_node_s_document_shows_its_gpus() {
+    let machine = Machine::of("mig-h100");
+    let serving = machine.start(&[]);
+    wait_until(&serving, "activity", |page| page.all("ebb_gpu_sm_active_ratio", &[]).len() == 3);
+    let node: Value = serde_json::from_str(&serving.get("/api/v1/node").2).unwrap();
+    let gpu = &node["gpus"][0];
+    assert_eq!((&gpu["model"], &gpu["verdict"]), (&json!("NVIDIA H100 80GB HBM3"), &json!("healthy")));
+    assert!(gpu.get("busyPermille").is_none(), "not known in MIG mode: {gpu}");
+    let instance = &gpu["migInstances"][0];
+    assert_eq!((&instance["profile"], &instance["smActivePermille"]), (&json!("3g.40gb"), &json!(665)));
+    assert_eq!((&instance["processes"][0]["pid"], &instance["processes"][0]["pod"]), (&json!(5151), &json!("")));
+
+    let mut once = agent();
+    once.env("FAKE_NVML_SCRIPT", machine.at("script")).args(["--once", "--interval", "100ms"]);
+    let output = once.args(["--nvml-library", library().to_str().unwrap()]).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("SM ACTIVE") && table.contains("healthy"), "{table}");
+}
+
 /// Grafana's dashboard 12239, which dcgm-exporter ships, asks for these.
 const DASHBOARD_12239: [&str; 6] = [
     "DCGM_FI_DEV_GPU_TEMP",

@@ -54,6 +54,23 @@ fn write(out: &mut String, snapshot: &Snapshot) -> std::fmt::Result {
         row(out, resource, &[share(stalled.some_permille), share(stalled.full_permille)])?;
     }
 
+    if !snapshot.gpus.is_empty() {
+        let line = |columns: [&str; 6]| {
+            let [busy, highest, active, memory, power, verdict] = columns;
+            format!("{busy:>12}{highest:>12}{active:>12}{memory:>12}{power:>12}  {verdict}")
+        };
+        let columns = ["BUSY", "HIGHEST", "SM ACTIVE", "MEMORY", "POWER", "VERDICT"];
+        writeln!(out, "\n{:<10}{}", "GPU", line(columns))?;
+        for gpu in &snapshot.gpus {
+            let [busy, highest] = [gpu.busy_permille, gpu.busy_max_permille].map(share);
+            let (active, memory) = (share(gpu.part.sm_active_permille), size(gpu.part.memory_used_bytes));
+            let power = gpu.power_watts.map_or("-".to_owned(), |power| format!("{power:.0} W"));
+            let verdict = gpu.verdict.unwrap_or("-");
+            let columns = [&*busy, &highest, &active, &memory, &power, verdict];
+            writeln!(out, "{:<10}{}", gpu.index, line(columns))?;
+        }
+    }
+
     writeln!(out, "\n{:>8} {:>8} {:>10} {:>11}  CGROUP", "CPUS", "WAITING", "SWITCHES/S", "WORKING SET")?;
     for cgroup in snapshot.cgroups.iter().take(CGROUPS) {
         let number = |number: Option<f64>, digits| number.map_or("-".to_owned(), |number| format!("{number:.digits$}"));

@@ -9,17 +9,7 @@ use crate::gpus::GpuReading;
 use crate::metrics::write::{Labels, Writer};
 use crate::pods::PodNames;
 use crate::source::gpu::GpuProcess;
-use crate::source::kubepods::Owner;
-
-/// Whose processes they are; all empty for those of no pod.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct User<'a> {
-    namespace: &'a str,
-    pod: &'a str,
-    /// Its id while nobody tells the name.
-    container: &'a str,
-    uid: &'a str,
-}
+use crate::workload::User;
 
 /// `None` as soon as one of the processes does not say.
 #[derive(Clone, Copy)]
@@ -50,21 +40,6 @@ fn labels<'a>(subject: &'a Subject<'a>, user: &User<'a>) -> Labels<'a, 6> {
     let [uuid, index] = subject.labels();
     let User { namespace, pod, container, uid } = *user;
     [uuid, index, ("namespace", namespace), ("pod", pod), ("container", container), ("uid", uid)]
-}
-
-impl<'a> User<'a> {
-    fn of(owner: &'a Owner, names: &'a PodNames) -> Self {
-        let id = owner.container_id.as_deref().unwrap_or_default();
-        match names.get(&owner.pod_uid) {
-            Some(name) => Self {
-                namespace: &name.namespace,
-                pod: &name.name,
-                container: name.containers.get(id).map_or(id, String::as_str),
-                uid: &name.uid,
-            },
-            None => Self { container: id, uid: &owner.pod_uid, ..Self::default() },
-        }
-    }
 }
 
 fn uses<'a>(reading: &'a GpuReading, names: &'a PodNames, subject: &Subject<'a>) -> BTreeMap<User<'a>, Use> {
