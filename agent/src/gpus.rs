@@ -42,6 +42,8 @@ pub struct GpuReading {
     pub gpus: Option<Arc<Gpus>>,
     /// Of each GPU that NVML or the kernel's log ever named.
     pub health: Vec<GpuHealth>,
+    /// Of the policy behind the verdicts.
+    pub policy_version: Arc<str>,
     /// Of the GPUs' processes, those of pods.
     pub owners: BTreeMap<u32, Owner>,
 }
@@ -61,6 +63,7 @@ pub struct GpuHealth {
 pub struct NodeGpus {
     sys: PathBuf,
     settings: Settings,
+    policy_version: Arc<str>,
     clock: Clock,
     /// Once known it stays: devices are on the bus from the boot on.
     on_bus: Option<usize>,
@@ -96,6 +99,7 @@ impl NodeGpus {
             kmsg: Kmsg::new(&settings.kmsg),
             known: BTreeMap::new(),
             news: false,
+            policy_version: settings.policy.version().into(),
             settings,
         }
     }
@@ -134,7 +138,8 @@ impl NodeGpus {
         let health = self.known.iter_mut().map(|(pci, known)| known.judge(now, *pci, &self.settings.policy)).collect();
         let on_bus = self.on_bus.unwrap_or_default();
         let node_use = gpus.as_ref().map_or(GpuUse::Unknown, |gpus| gpus.node_use(on_bus));
-        (node_use, Some(Arc::new(GpuReading { gpus, health, owners: self.owners.clone() })))
+        let policy_version = Arc::clone(&self.policy_version);
+        (node_use, Some(Arc::new(GpuReading { gpus, health, policy_version, owners: self.owners.clone() })))
     }
 
     fn may_have_gpus(&self) -> bool {

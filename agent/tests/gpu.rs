@@ -449,9 +449,10 @@ fn a_bad_xid_policy_is_refused_with_its_line_and_a_good_one_is_followed() {
     std::fs::write(&policy, "version,mine\nxid,response,source\n31,drain_then_replace,me\n").unwrap();
     let serving = machine.start(&["--xid-policy", &policy]);
     machine.log("4,10,2,-;NVRM: Xid (PCI:0000:00:1e): 31, pid=1, name=x");
-    wait_until(&serving, "the verdict", |page| {
+    let page = wait_until(&serving, "the verdict", |page| {
         page.one("ebb_gpu_health", &[("verdict", "drain_then_replace")]) == Some(1.0)
     });
+    assert_eq!(page.one("ebb_gpu_xid_policy_info", &[("version", "mine")]), Some(1.0));
 }
 
 #[test]

@@ -63,14 +63,31 @@ pub enum RecoveryAction {
     DrainP2p,
     /// The GPU works, with less than all of it.
     DrainAndReset,
+    /// Of several nodes' NVLinks. Its number, 5, meant a reset of the bus in some releases of NVML, so it decides
+    /// nothing.
+    RecoverImexDomain,
+    BusReset,
+    SystemReboot,
+    /// Newer than this list.
+    Other,
 }
 
 impl RecoveryAction {
-    pub const ALL: [Self; 5] = [Self::None, Self::GpuReset, Self::NodeReboot, Self::DrainP2p, Self::DrainAndReset];
+    /// By NVML's numbers.
+    pub const ALL: [Self; 9] = [
+        Self::None,
+        Self::GpuReset,
+        Self::NodeReboot,
+        Self::DrainP2p,
+        Self::DrainAndReset,
+        Self::RecoverImexDomain,
+        Self::BusReset,
+        Self::SystemReboot,
+        Self::Other,
+    ];
 
-    /// `None`: newer than this list.
-    pub fn from_nvml(number: u64) -> Option<Self> {
-        Self::ALL.get(usize::try_from(number).ok()?).copied()
+    pub fn from_nvml(number: u64) -> Self {
+        usize::try_from(number).ok().and_then(|number| Self::ALL.get(number).copied()).unwrap_or(Self::Other)
     }
 
     /// The name in labels and messages.
@@ -81,15 +98,25 @@ impl RecoveryAction {
             Self::NodeReboot => "node_reboot",
             Self::DrainP2p => "drain_p2p",
             Self::DrainAndReset => "drain_and_reset",
+            Self::RecoverImexDomain => "recover_imex_domain",
+            Self::BusReset => "bus_reset",
+            Self::SystemReboot => "system_reboot",
+            Self::Other => "other",
         }
     }
 
     fn verdict(self) -> Verdict {
         match self {
             Self::None => Verdict::Healthy,
-            Self::GpuReset | Self::DrainP2p | Self::DrainAndReset => Verdict::DrainThenReset,
-            Self::NodeReboot => Verdict::DrainThenReboot,
+            Self::RecoverImexDomain | Self::Other => Verdict::Watch,
+            Self::GpuReset | Self::DrainP2p | Self::DrainAndReset | Self::BusReset => Verdict::DrainThenReset,
+            Self::NodeReboot | Self::SystemReboot => Verdict::DrainThenReboot,
         }
+    }
+
+    /// Whether it is known what is asked for, or that nothing is.
+    fn decides(self) -> bool {
+        !matches!(self, Self::RecoverImexDomain | Self::Other)
     }
 }
 
@@ -187,7 +214,7 @@ impl GpuVerdict {
 fn of_burst(policy: &Policy, burst: &Burst, recovery: Option<(Instant, RecoveryAction)>) -> (Verdict, u32) {
     let weights = burst.codes.keys().map(|xid| (Verdict::from(policy.response(*xid)), *xid));
     let (verdict, xid) = weights.max().unwrap_or((Verdict::Healthy, 0));
-    let told_since = recovery.is_some_and(|(read, _)| read > burst.last);
+    let told_since = recovery.is_some_and(|(read, action)| action.decides() && read > burst.last);
     (if told_since { verdict.min(Verdict::Watch) } else { verdict }, xid)
 }
 
@@ -233,6 +260,24 @@ mod tests {
         check(recovery(20, RecoveryAction::NodeReboot), Verdict::DrainThenReboot);
         check(recovery(20, RecoveryAction::DrainP2p), Verdict::DrainThenReset);
         check(recovery(5, RecoveryAction::None), Verdict::DrainThenReset);
+        check(recovery(20, RecoveryAction::Other), Verdict::DrainThenReset);
+    }
+
+    #[test]
+    fn an_action_that_is_not_known_is_a_reason_to_look() {
+        let check = |number, expected| {
+            let figures = recovery(20, RecoveryAction::from_nvml(number));
+            assert_eq!(verdict(60, &[], figures).verdict, expected, "{number}");
+        };
+        check(0, Verdict::Healthy);
+        check(1, Verdict::DrainThenReset);
+        check(2, Verdict::DrainThenReboot);
+        check(4, Verdict::DrainThenReset);
+        check(5, Verdict::Watch);
+        check(6, Verdict::DrainThenReset);
+        check(7, Verdict::DrainThenReboot);
+        check(8, Verdict::Watch);
+        check(u64::MAX, Verdict::Watch);
     }
 
     #[test]

@@ -82,7 +82,9 @@ pub(crate) extern "C" fn nvmlDeviceGetSamples(
             nvmlSample_t { timeStamp: time, sampleValue: nvmlValue_t { uiVal: value } }
         };
         put(value_type, nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT)?;
-        put_all(samples, count, &times.map(sample).collect::<Vec<_>>())
+        let all: Vec<_> = times.map(sample).collect();
+        // Unlike other calls, this one has asking for their number succeed.
+        if samples.is_null() { put(count, all.len() as c_uint) } else { put_all(samples, count, &all) }
     })
 }
 

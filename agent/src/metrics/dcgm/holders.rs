@@ -97,7 +97,12 @@ mod tests {
     fn holders(allocations: &[Allocation]) -> [Option<String>; 2] {
         let id = "a".repeat(64);
         let owner = kubepods::owner(&format!("/kubepods/pod{UID}/{id}")).unwrap();
-        let reading = GpuReading { gpus: None, health: Vec::new(), owners: BTreeMap::from([(7, owner)]) };
+        let reading = GpuReading {
+            gpus: None,
+            health: Vec::new(),
+            policy_version: "test".into(),
+            owners: BTreeMap::from([(7, owner)]),
+        };
         let name = PodName {
             namespace: "ml".into(),
             name: "reaches".into(),

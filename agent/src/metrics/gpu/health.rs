@@ -13,6 +13,8 @@ pub(super) fn encode(page: &mut Writer, reading: &GpuReading) -> fmt::Result {
     if let Some(gpus) = &reading.gpus {
         errors(page, gpus)?;
     }
+    let version = [("version", &*reading.policy_version)];
+    page.gauges("ebb_gpu_xid_policy_info", "The table of XIDs behind ebb_gpu_health.", [(version, 1.0)])?;
     let rows: Vec<_> = reading.health.iter().map(|health| (Name::of(health), health)).collect();
     let xids: Vec<_> = rows
         .iter()

@@ -52,7 +52,7 @@ pub(super) fn read(device: &Device<'_>, answers: &mut Answers) -> Slow {
         row_remap_failure: field(failure).map(|failure| failure != 0),
         nvlink_errors: nvlink.into_iter().filter_map(|row| Some((row.1, field(row)?))).collect(),
         pcie_replays: answers.ask("PCIe replays", || device.pcie_replay_counter()).map(u64::from),
-        recovery: field(recovery).and_then(RecoveryAction::from_nvml),
+        recovery: field(recovery).map(RecoveryAction::from_nvml),
         throttled: throttled(device, answers),
     }
 }
