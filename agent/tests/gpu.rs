@@ -192,6 +192,36 @@ fn what_an_old_gpu_does_not_have_is_not_there() {
 }
 
 #[test]
+fn each_reading_asks_only_what_is_cheap_and_there() {
+    let mut machine = Machine::of("t4");
+    let log = machine.at("calls");
+    machine.change("/log", json!(log));
+    let serving = machine.start(&[]);
+    let calls = |function: &str| {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.lines().filter(|call| *call == function).count()
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while calls("nvmlDeviceGetPowerUsage") < 10 {
+        assert!(Instant::now() < deadline, "not ten readings within 20 s");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(serving);
+    let check = |function: &str, most| assert!(calls(function) <= most, "{function}: {}", calls(function));
+    // Facts, once.
+    check("nvmlDeviceGetName", 1);
+    check("nvmlDeviceGetPciInfo_v3", 1);
+    check("nvmlGpmQueryDeviceSupport", 1);
+    // What this GPU does not have: once each, some together.
+    check("nvmlGpmSampleGet", 0);
+    check("nvmlDeviceGetFieldValues", 2);
+    check("nvmlDeviceGetMigDeviceHandleByIndex", 0);
+    // What changes slowly: every ten seconds, for the beginning and perhaps once more.
+    check("nvmlDeviceGetTotalEccErrors", 8);
+    check("nvmlDeviceGetViolationStatus", 8);
+}
+
+#[test]
 fn pods_that_share_a_gpu_in_time_slices_are_told_apart() {
     let machine = Machine::of("time-slicing");
     let (first, second) = ("8f5d2c4e-1b7a-4f0e-9c3d-5a6b7c8d9e0f", "0a1b2c3d-1b7a-4f0e-9c3d-5a6b7c8d9e0f");

@@ -26,7 +26,7 @@ const TOO_SMALL: nvmlReturn_t = nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE;
 
 /// Where every call goes through: takes its time, hangs and fails as the script has it for this function.
 fn call(function: &str, answer: impl FnOnce(&Script) -> Answer) -> nvmlReturn_t {
-    script::wait(function);
+    script::begin(function);
     let result = script::current().ok_or(nvmlReturn_enum_NVML_ERROR_UNKNOWN).and_then(|script| {
         match script.faults.get(function) {
             Some(fault) => Err(fault.code()),

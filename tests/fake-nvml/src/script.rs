@@ -2,6 +2,7 @@
 //! supported by it.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,6 +17,8 @@ pub(crate) struct Script {
     /// Functions that do not return for as long as they are named here.
     #[serde(default)]
     pub(crate) hang: Vec<String>,
+    /// A file that gets a line for each call.
+    pub(crate) log: Option<PathBuf>,
     /// Seconds that functions take.
     #[serde(default)]
     pub(crate) delays: BTreeMap<String, f64>,
@@ -227,10 +230,17 @@ pub(crate) fn current() -> Option<Arc<Script>> {
     script
 }
 
-/// Takes as long as the script has it for this function.
-pub(crate) fn wait(function: &str) {
+/// Writes the call down, and takes as long as the script has it for this function.
+pub(crate) fn begin(function: &str) {
     LazyLock::force(&LOADED);
-    if let Some(delay) = current().and_then(|script| script.delays.get(function).copied()) {
+    let script = current();
+    if let Some(path) = script.as_ref().and_then(|script| script.log.as_ref()) {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        if let Err(why) = log.and_then(|mut log| log.write_all(format!("{function}\n").as_bytes())) {
+            eprintln!("fake NVML: {}: {why}", path.display());
+        }
+    }
+    if let Some(delay) = script.and_then(|script| script.delays.get(function).copied()) {
         std::thread::sleep(Duration::from_secs_f64(delay));
     }
     while current().is_some_and(|script| script.hang.iter().any(|name| name == function)) {
