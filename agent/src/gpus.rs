@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ebb_core::classify::GpuUse;
 use ebb_core::time::Instant;
-use ebb_core::xid::{Figures, GpuVerdict, History, Origin, Policy};
+use ebb_core::xid::{Figures, GpuVerdict, History, Origin, Policy, Verdict};
 
 use crate::clock::Clock;
 use crate::health::Healths;
@@ -83,12 +83,16 @@ struct Known {
     identity: Option<Arc<Identity>>,
     history: History,
     figures: Figures,
-    verdict: Option<&'static str>,
+    verdict: Option<Verdict>,
 }
 
 impl NodeGpus {
     pub fn new(sys: PathBuf, proc_root: PathBuf, settings: Settings, clock: Clock) -> Self {
         let library = settings.library.clone().unwrap_or_else(|| LIBRARY.into());
+        let mut kmsg = Kmsg::new(&settings.kmsg);
+        if settings.library.is_some() || gpu::detect(&sys).is_ok_and(|count| count > 0) {
+            kmsg.open();
+        }
         Self {
             sys,
             clock,
@@ -96,7 +100,7 @@ impl NodeGpus {
             nvml: NvmlThread::new(library, proc_root.clone()),
             proc_root,
             owners: BTreeMap::new(),
-            kmsg: Kmsg::new(&settings.kmsg),
+            kmsg,
             known: BTreeMap::new(),
             news: false,
             policy_version: settings.policy.version().into(),
@@ -202,11 +206,14 @@ impl NodeGpus {
 impl Known {
     fn judge(&mut self, now: Instant, pci: PciAddress, policy: &Policy) -> GpuHealth {
         let verdict = GpuVerdict::of(now, policy, &self.history, self.figures);
-        let name = verdict.verdict.name();
-        if self.verdict.replace(name).is_some_and(|before| before != name) {
+        if self.verdict.replace(verdict.verdict).unwrap_or(Verdict::Healthy) != verdict.verdict {
             let uuid = self.identity.as_ref().map(|identity| identity.uuid.as_str());
             let because = verdict.reason.as_ref().map(ToString::to_string);
-            tracing::warn!(%pci, uuid, verdict = name, because, "GPU judged anew");
+            if verdict.verdict.drains() {
+                tracing::warn!(%pci, uuid, verdict = verdict.verdict.name(), because, "GPU judged anew");
+            } else {
+                tracing::info!(%pci, uuid, verdict = verdict.verdict.name(), because, "GPU judged anew");
+            }
         }
         GpuHealth {
             pci,

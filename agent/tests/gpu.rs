@@ -296,6 +296,19 @@ fn the_sampler_goes_on_while_the_driver_hangs_and_figures_come_back_by_themselve
 }
 
 #[test]
+fn a_driver_that_hangs_from_the_beginning_holds_nothing_up() {
+    let mut machine = Machine::of("hanging-driver");
+    machine.change("/hang", json!(["nvmlInit_v2"]));
+    let serving = machine.start(&[]);
+    wait_until(&serving, "the reason", |page| {
+        page.one("ebb_source_errors_total", &[("source", "gpu"), ("kind", "deadline")]) >= Some(3.0)
+    });
+    machine.change("/hang", json!(["nvmlEventSetWait_v2"]));
+    let page = wait_until(&serving, "figures", |page| page.is_up() && page.one("ebb_gpu_power_watts", &[]).is_some());
+    assert!(page.one("ebb_gpu_busy_ratio", &[]).is_some(), "events that hang have a thread of their own");
+}
+
+#[test]
 fn a_driver_that_is_slow_is_a_reading_late_and_not_unknown() {
     let mut machine = Machine::of("t4");
     // Longer than a reading waits, shorter than the time between two.

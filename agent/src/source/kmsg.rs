@@ -50,6 +50,14 @@ impl Kmsg {
         Self { path: path.into(), file: None, partial: Vec::new() }
     }
 
+    /// Opens the log while we may: rights to it are asked for then, and not with each read. A failure shows when it is
+    /// read.
+    pub fn open(&mut self) {
+        if self.file.is_none() {
+            self.file = open(&self.path).ok();
+        }
+    }
+
     /// Never waits. After a failure the log is opened anew next time.
     pub fn read(&mut self) -> Result<News, Error> {
         let mut news = News::default();
