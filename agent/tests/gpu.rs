@@ -246,13 +246,15 @@ fn pods_that_share_a_gpu_in_time_slices_are_told_apart() {
 fn mig_instances_of_a_hopper_have_activity_of_their_own() {
     let machine = Machine::of("mig-h100");
     let serving = machine.start(&[]);
-    let page = wait_until(&serving, "activity", |page| page.all("ebb_gpu_sm_active_ratio", &[]).len() == 3);
+    let page = wait_until(&serving, "activity", |page| page.all("ebb_gpu_sm_active_ratio", &[]).len() == 2);
     let (large, small) = ("MIG-0a1b2c3d-1111-5222-8333-444455556666", "MIG-0a1b2c3d-2222-5222-8333-444455556666");
     assert_eq!(page.one("ebb_gpu_info", &[("gpu_uuid", large), ("mig_profile", "3g.40gb")]), Some(1.0));
     assert_eq!(page.one("ebb_gpu_sm_active_ratio", &[("gpu_uuid", large)]), Some(0.665));
     assert_eq!(page.one("ebb_gpu_sm_active_ratio", &[("gpu_uuid", small)]), Some(0.0));
     assert_eq!(page.one("ebb_gpu_memory_total_bytes", &[("gpu_uuid", small)]), Some(9856.0 * 1_048_576.0));
     assert!(page.all("ebb_gpu_busy_ratio", &[]).is_empty(), "NVML does not know it in MIG mode");
+    assert_eq!(page.all("ebb_gpu_memory_used_bytes", &[]).len(), 2, "a sum counts nothing twice");
+    assert_eq!(page.all("ebb_gpu_power_watts", &[]).len(), 1, "of the whole GPU only");
     assert_eq!(page.one("ebb_node_utilization_ratio", &[("signal", "gpu")]), Some(0.74));
 }
 
@@ -502,7 +504,7 @@ fn a_bad_xid_policy_is_refused_with_its_line_and_a_good_one_is_followed() {
 fn the_node_s_document_shows_its_gpus() {
     let machine = Machine::of("mig-h100");
     let serving = machine.start(&[]);
-    wait_until(&serving, "activity", |page| page.all("ebb_gpu_sm_active_ratio", &[]).len() == 3);
+    wait_until(&serving, "activity", |page| page.all("ebb_gpu_sm_active_ratio", &[]).len() == 2);
     let node: Value = serde_json::from_str(&serving.get("/api/v1/node").2).unwrap();
     let gpu = &node["gpus"][0];
     assert_eq!((&gpu["model"], &gpu["verdict"]), (&json!("NVIDIA H100 80GB HBM3"), &json!("healthy")));

@@ -59,12 +59,18 @@ impl<'a> Subject<'a> {
         [uuid, index, (name, value)]
     }
 
+    /// Of a GPU in MIG mode its instances' only: sums over all series are to hold nothing twice.
     fn memory(&self) -> Option<GpuMemory> {
-        self.instance.map_or(self.gpu.now.memory, |instance| instance.memory)
+        self.instance.map_or(self.undivided()?.now.memory, |instance| instance.memory)
     }
 
     fn activity(&self) -> Option<Activity> {
-        self.instance.map_or(self.gpu.now.activity, |instance| instance.activity)
+        self.instance.map_or(self.undivided()?.now.activity, |instance| instance.activity)
+    }
+
+    /// `None` for a GPU in MIG mode itself.
+    fn undivided(&self) -> Option<&'a Gpu> {
+        (self.instance.is_some() || self.gpu.mig.is_none()).then_some(self.gpu)
     }
 
     /// `None` for an instance: these figures are the whole GPU's.

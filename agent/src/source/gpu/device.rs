@@ -12,7 +12,7 @@ use nvml_wrapper::{Device, Nvml};
 
 use super::Error;
 use super::answers::{Answers, State};
-use super::figures::{Busy, Gpu, GpuMemory, Now, Slow};
+use super::figures::{Busy, Gpu, GpuMemory, GpuProcess, Now, Slow};
 use super::gpm::Gpm;
 use super::identity::Identity;
 use super::instance::{self, InstanceReader};
@@ -93,15 +93,15 @@ impl<'nvml> DeviceReader<'nvml> {
             self.read_slow(nvml, device);
         }
         let now = self.now(nvml, device);
-        let mut processes = processes(device, &mut self.answers, all_shown);
-        if let Some(processes) = &mut processes {
-            self.shares.fill(device, &mut self.answers, processes);
-        }
+        let processes = if self.mig.is_none() { self.processes(device, all_shown) } else { None };
         let with_gpm = self.with_gpm;
         let mig = self.mig.as_mut().map(|instances| {
             instances.iter_mut().map(|instance| instance.read(nvml, device, with_gpm, all_shown)).collect()
         });
         if self.answers.state == State::Lost {
+            // Once it is back, nothing of before holds.
+            self.slow = Arc::default();
+            self.gpm.forget();
             return self.lost();
         }
         let identity = Arc::clone(&self.identity);
@@ -111,6 +111,12 @@ impl<'nvml> DeviceReader<'nvml> {
     fn lost(&self) -> Gpu {
         let identity = Arc::clone(&self.identity);
         Gpu { identity, lost: true, now: Now::default(), slow: Arc::default(), mig: None, processes: None }
+    }
+
+    fn processes(&mut self, device: &Device<'nvml>, all_shown: bool) -> Option<Vec<GpuProcess>> {
+        let mut processes = processes(device, &mut self.answers, all_shown)?;
+        self.shares.fill(device, &mut self.answers, &mut processes);
+        Some(processes)
     }
 
     fn read_slow(&mut self, nvml: &'nvml Nvml, device: &Device<'nvml>) {

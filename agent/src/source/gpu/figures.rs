@@ -42,7 +42,7 @@ pub struct Gpu {
     pub slow: Arc<Slow>,
     /// `None`: not in MIG mode.
     pub mig: Option<Vec<MigInstance>>,
-    /// Of the whole GPU; instances have their own.
+    /// `None` in MIG mode as well: instances have their own.
     pub processes: Option<Vec<GpuProcess>>,
 }
 

@@ -33,6 +33,8 @@ pub struct NvmlThread {
     library: PathBuf,
     proc_root: PathBuf,
     thread: Option<Thread>,
+    /// Why there is none.
+    not_started: Option<Arc<std::io::Error>>,
     /// Since when a question waits for its answer.
     asked: Option<Monotonic>,
     /// Whether that was for this reading.
@@ -75,6 +77,7 @@ impl NvmlThread {
             library,
             proc_root,
             thread: None,
+            not_started: None,
             asked: None,
             asked_now: false,
             late: None,
@@ -97,7 +100,9 @@ impl NvmlThread {
             }
         }
         if self.thread.is_none() {
-            self.thread = self.spawn().inspect_err(|error| tracing::debug!(%error, "no thread for NVML")).ok();
+            let started = self.spawn().map_err(Arc::new);
+            self.not_started = started.as_ref().err().cloned();
+            self.thread = started.ok();
         }
         let question = Question { at_once };
         self.asked = None;
@@ -113,7 +118,10 @@ impl NvmlThread {
         if let Some(late) = self.late.take() {
             return late;
         }
-        let Some((asked, thread)) = self.asked.zip(self.thread.as_ref()) else { return Error::Ended.into() };
+        let Some((asked, thread)) = self.asked.zip(self.thread.as_ref()) else {
+            let not_started = self.not_started.clone().map(|source| Error::Thread { source });
+            return not_started.unwrap_or(Error::Ended).into();
+        };
         if !self.asked_now {
             return unanswered(asked);
         }
