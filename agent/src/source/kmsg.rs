@@ -225,6 +225,29 @@ mod tests {
         }
 
         #[test]
+        fn it_does_not_matter_how_a_log_is_cut(
+            lines in prop::collection::vec(prop::option::of(any::<u32>()), 0..20),
+            cuts in prop::collection::vec(1..40_usize, 1..20),
+        ) {
+            let line = |xid: &Option<u32>| match xid {
+                Some(xid) => format!("4,1,2,-;NVRM: Xid (PCI:0000:3b:00): {xid}, pid=1\n"),
+                None => "6,1,2,-;something else\n SUBSYSTEM=pci\n".to_owned(),
+            };
+            let log: String = lines.iter().map(line).collect();
+            let (mut partial, mut xids, mut rest) = (Vec::new(), Vec::new(), log.as_bytes());
+            for cut in cuts.iter().cycle() {
+                let (piece, others) = rest.split_at((*cut).min(rest.len()));
+                take(&mut partial, piece, &mut xids);
+                rest = others;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            let found: Vec<_> = xids.iter().map(|found| found.xid).collect();
+            prop_assert_eq!(found, lines.into_iter().flatten().collect::<Vec<_>>());
+        }
+
+        #[test]
         fn what_is_written_is_what_is_read(domain: u16, bus: u8, device in 0..32_u8, xid: u32, pid: u32) {
             let record = format!("4,1,2,-;NVRM: Xid (PCI:{domain:04x}:{bus:02x}:{device:02x}): {xid}, pid={pid}, name=x y, z");
             let pci = PciAddress { domain: domain.into(), bus, device };

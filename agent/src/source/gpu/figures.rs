@@ -200,6 +200,8 @@ impl Gpus {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn permille(raw: u16) -> Permille {
@@ -244,6 +246,21 @@ mod tests {
         check(vec![gpu(Some(0)), gpu(None)], 2, GpuUse::Unknown);
         check(vec![gpu(Some(0))], 2, GpuUse::Unknown);
         check(vec![gpu(Some(0)), Gpu { lost: true, ..gpu(Some(0)) }], 2, GpuUse::Unknown);
+    }
+
+    proptest! {
+        #[test]
+        fn unknown_is_never_idle(levels in prop::collection::vec(prop::option::of(0..=1000_u16), 0..10), on_bus in 0..10_usize) {
+            let all: Vec<_> = levels.iter().map(|level| gpu(*level)).collect();
+            let found = Gpus { driver_version: String::new(), all }.node_use(on_bus);
+            let all_known = levels.len() >= on_bus && levels.iter().all(Option::is_some);
+            let expected = match levels.iter().flatten().max() {
+                None if levels.is_empty() && on_bus == 0 => GpuUse::Absent,
+                Some(max) if all_known => GpuUse::Busy(permille(*max)),
+                _ => GpuUse::Unknown,
+            };
+            prop_assert_eq!(found, expected);
+        }
     }
 
     #[test]
