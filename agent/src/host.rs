@@ -64,6 +64,11 @@ impl Host {
         }
     }
 
+    /// Whether the kernel program, if there is one, can be read.
+    pub fn works(&self) -> bool {
+        self.scheduler.as_ref().is_none_or(|scheduler| scheduler.dropped().is_ok())
+    }
+
     pub fn read(&mut self) -> Reading {
         let mut reading = Reading::empty(Monotonic::now());
         let Self { proc, pressure, scheduler, gpus, buffer, healths, .. } = self;

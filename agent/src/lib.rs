@@ -15,6 +15,7 @@ pub mod pods;
 pub mod reading;
 pub mod record;
 pub mod replay;
+pub mod rights;
 pub mod run;
 pub mod sampler;
 pub mod server;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use ebb_core::classify::IdlePolicy;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::thread::CapabilitySet;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -15,12 +16,13 @@ use tokio_util::task::TaskTracker;
 use crate::args::{Args, Command, SourceArg};
 use crate::clock::Clock;
 use crate::drain::Edge;
+use crate::health::chain;
 use crate::metrics::{Dcgm, Metrics, Page, ResourceMetrics};
 use crate::sampler::{Input, Sampler};
 use crate::server::Server;
 use crate::source::pod_resources::{self, PodResources};
 use crate::uplink::Uplink;
-use crate::{cluster, logging, once, pods, record};
+use crate::{cluster, logging, once, pods, record, rights};
 
 /// Less than the 30 s that Kubernetes gives a pod; no step of ours needs longer, and the Node tells where to go on.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -49,6 +51,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let mut interrupt = signal(interrupt).context("listen for SIGINT")?;
     let clock = Clock::start();
     let input = Input::open(&args, clock)?;
+    give_up_rights(&input);
     let client = match args.node_name.clone().filter(|_| !args.standalone) {
         Some(node) => Some((cluster::client(args.kubeconfig.as_deref(), &node).await?, node)),
         None => None,
@@ -126,6 +129,17 @@ async fn first(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
     tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+/// All that needs rights is open by now, and this is the only thread.
+fn give_up_rights(input: &Input) {
+    match rights::give_up(|| input.works()) {
+        Ok(rights::Rights { had, kept }) => {
+            let because = kept.contains(CapabilitySet::BPF).then_some("this kernel asks for it to read eBPF maps");
+            tracing::info!(had = rights::names(had), kept = rights::names(kept), because, "gave up capabilities");
+        }
+        Err(error) => tracing::warn!(kind = error.kind(), error = chain(&error), "capabilities not given up"),
     }
 }
 

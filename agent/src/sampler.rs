@@ -60,6 +60,14 @@ impl Input {
             SourceArg::Replay(file) => Self::Replay(Replay::open(file, args.interval)?),
         })
     }
+
+    /// Whether what it holds open can be read, with the rights of the present thread.
+    pub fn works(&self) -> bool {
+        match self {
+            Self::Host(host) => host.works(),
+            Self::Replay(_) => true,
+        }
+    }
 }
 
 pub struct Sampler {

@@ -14,8 +14,8 @@ use crate::{tools, vm};
 ///
 /// `lab`, `manifests`, `burst` and `fidelity` bring up control planes on loopback and build what those need (see `cargo
 /// xtask lab --help`); the first run on a machine takes about half an hour for that, later ones minutes. `bpf` and
-/// `deny` install tools into the cache, `vm` fetches kernels into it; `vm` and `browser` install Debian packages. Every
-/// group runs, also after one has failed; the last line counts.
+/// `deny` install tools into the cache, `vm` fetches kernels into it; `rights`, `vm` and `browser` install Debian
+/// packages. Every group runs, also after one has failed; the last line counts.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to run; nothing: everything, in this order.
@@ -35,6 +35,8 @@ enum Group {
     Soak,
     /// The committed kernel programs against a rebuild from source.
     Bpf,
+    /// The agent in a container with the least rights.
+    Rights,
     /// The agent on Debian's kernels, old and new, in virtual machines; counts kernels.
     Vm,
     /// The rendered manifests against the chart, and the rights they give against a real API server.
@@ -96,6 +98,10 @@ impl Group {
             Self::Unit => tests(&["--no-fail-fast"]),
             Self::Soak => check(&mut xtask(&["soak", "--seeds", "4000"])?),
             Self::Bpf => check(&mut xtask(&["ebpf", "--check"])?),
+            Self::Rights => {
+                tools::apt_install(&["runc"])?;
+                tests(&["--package", "ebb-agent", "--test", "rights"])
+            }
             Self::Vm => {
                 let (passed, failed) = vm::boot_all(&vm::Args::default())?;
                 Ok(Count { passed, failed })

@@ -62,7 +62,8 @@ pub enum Error {
     )]
     Rights { missing: &'static str },
     #[error(
-        "load the kernel program on Linux {kernel}: it needs 5.10 or later, and neither lockdown nor seccomp in its way"
+        "load the kernel program on Linux {kernel}: it needs 5.10 or later (before 5.11 with the \
+         capability SYS_RESOURCE, or room to lock memory), and neither lockdown nor seccomp in its way"
     )]
     Load { kernel: String, source: Box<EbpfError> },
     #[error("attach the kernel program {program}")]

@@ -39,6 +39,11 @@ impl Serving {
     /// With the surroundings that the command was given.
     pub(crate) fn start_as(mut command: Command, args: &[&str]) -> Self {
         command.args(["--standalone", "--listen", "127.0.0.1:0", "--log", "json"]).args(args);
+        Self::spawn(command)
+    }
+
+    /// Of a command that is complete.
+    pub(crate) fn spawn(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let started = until(&mut log, "started");
