@@ -23,8 +23,9 @@ use kernel::{Kernel, NEWEST};
 /// From the oldest kernel on which eBPF works to what will be in use next.
 const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", NEWEST];
 
-/// Test binaries of the agent that are worth running on other kernels.
-const TESTS: [&str; 1] = ["ebpf"];
+/// Test binaries of the agent that are worth running on other kernels, in this order: the last one's runc turns on the
+/// cpuset controller for all cgroups, and before 6.2 a task that enters one of those forgets the CPUs it was pinned to.
+const TESTS: [&str; 3] = ["ebpf", "node", "rights"];
 
 /// A VM that takes longer hangs: two minutes are several times what it needs on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -62,7 +63,7 @@ pub(crate) fn boot_all(args: &Args) -> Result<(u32, u32)> {
         [] => KERNELS.to_vec(),
         kernels => kernels.iter().map(String::as_str).collect(),
     };
-    tools::apt_install(&["busybox-static", "qemu-system-x86"])?;
+    tools::apt_install(&["busybox-static", "qemu-system-x86", "runc"])?;
     let work = root().join("target/vm");
     fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
     let image = work.join("initramfs");
@@ -95,10 +96,11 @@ fn initramfs() -> Result<Vec<u8>> {
     }
     image.copy(Path::new("/bin/busybox"))?;
     image.program(Path::new("/usr/bin/taskset"))?; // Busybox' has not all of its options.
-    for program in built.agent.iter().chain(&built.tests) {
+    image.program(Path::new("/usr/sbin/runc"))?;
+    for program in built.agent.iter().chain(built.tests.iter().map(|(_, path)| path)) {
         image.program(program)?;
     }
-    let tests = built.tests.iter().map(|test| format!(" {}", test.display())).collect::<String>();
+    let tests = built.tests.iter().map(|(_, path)| format!(" {}", path.display())).collect::<String>();
     image.file("/init", INIT.replace("{tests}", &tests).as_bytes(), 0o755);
     Ok(image.finish())
 }
@@ -126,7 +128,8 @@ reboot -f
 
 struct Built {
     agent: Option<PathBuf>,
-    tests: Vec<PathBuf>,
+    /// With their names.
+    tests: Vec<(String, PathBuf)>,
 }
 
 fn build() -> Result<Built> {
@@ -145,11 +148,12 @@ fn build() -> Result<Built> {
             continue;
         };
         if TESTS.contains(&name) {
-            built.tests.push(path.into());
+            built.tests.push((name.to_owned(), path.into()));
         } else if name == "ebb-agent" && message["profile"]["test"] == false {
             built.agent = Some(path.into());
         }
     }
+    built.tests.sort_by_key(|(name, _)| TESTS.iter().position(|test| test == name));
     Ok(built)
 }
 
