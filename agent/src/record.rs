@@ -13,12 +13,15 @@ use ebb_core::recording::Entry;
 
 use crate::args::{Args, Record};
 use crate::clock::Clock;
+use crate::run::give_up_rights;
 use crate::sampler::{Input, Sampler, after};
 
 pub(crate) fn run(args: &Args, record: &Record) -> Result<()> {
     let mut output = open(&record.output)?;
     let clock = Clock::start();
-    let mut sampler = Sampler::new(Input::open(args, clock)?, clock, IdlePolicy::default());
+    let input = Input::open(args, clock)?;
+    give_up_rights(&input);
+    let mut sampler = Sampler::new(input, clock, IdlePolicy::default());
     let begin = Monotonic::now();
     let mut before = sampler.sample();
     let mut next = begin;

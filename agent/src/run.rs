@@ -133,7 +133,7 @@ async fn first(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
 }
 
 /// All that needs rights is open by now, and this is the only thread.
-fn give_up_rights(input: &Input) {
+pub(crate) fn give_up_rights(input: &Input) {
     match rights::give_up(|| input.works()) {
         Ok(rights::Rights { had, kept }) => {
             let because = kept.contains(CapabilitySet::BPF).then_some("this kernel asks for it to read eBPF maps");

@@ -47,10 +47,7 @@ pub struct LoggedXid {
 
 impl Kmsg {
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
-        // Now, while we have the rights that the start has. A failure is told by the first reading, which tries again.
-        let file = open(&path).ok();
-        Self { path, file, partial: Vec::new() }
+        Self { path: path.into(), file: None, partial: Vec::new() }
     }
 
     /// Opens the log while we may: rights to it are asked for then, and not with each read. A failure shows when it is
