@@ -9,7 +9,7 @@ use crate::gpus::NodeGpus;
 use crate::health::Healths;
 use crate::reading::{Bpf, Reading, Waited};
 use crate::source::cgroup::{CgroupTree, Cgroups};
-use crate::source::ebpf::{CgroupSchedule, Scheduler};
+use crate::source::ebpf::{CgroupSchedule, Latency, Schedule, Scheduler};
 use crate::source::pressure::PressureFiles;
 use crate::source::proc::Proc;
 use crate::source::{Error, Source};
@@ -66,7 +66,7 @@ impl Host {
 
     /// Whether the kernel program, if there is one, can be read.
     pub fn works(&self) -> bool {
-        self.scheduler.as_ref().is_none_or(|scheduler| scheduler.dropped().is_ok())
+        self.scheduler.as_ref().is_none_or(|scheduler| scheduler.read().is_ok())
     }
 
     pub fn read(&mut self) -> Reading {
@@ -79,16 +79,21 @@ impl Host {
         // Before the cgroups: what is known here and not found there is gone, not new.
         let schedule = scheduler.as_ref().and_then(|scheduler| {
             healths.watch(Source::Ebpf, || {
-                let bpf = Bpf { dropped: scheduler.dropped()?, cost: scheduler.cost()? };
-                Ok((scheduler.read()?, bpf))
+                let schedule = scheduler.read()?;
+                let cost = scheduler.cost()?;
+                Ok((schedule, cost))
             })
         });
         let fresh = self.read_cgroups(reading.at);
         match schedule {
-            Some((schedule, bpf)) => {
-                reading.bpf = Some(bpf);
-                reading.waited = Some(Waited { by: Source::Ebpf, total: self.waits.add(&schedule) });
-                reading.schedule = self.living(schedule, fresh.as_deref());
+            Some((Schedule { cgroups, dropped, .. }, cost)) => {
+                self.waits.add(&cgroups);
+                reading.waited = Some(Waited { by: Source::Ebpf, total: self.waits.total });
+                reading.bpf = Some(Bpf { dropped, cost, cgroups: cgroups.len(), latency: self.waits.latency });
+                if let Some(fresh) = &fresh {
+                    self.tell_owners(fresh);
+                }
+                reading.schedule = self.living(cgroups, fresh.as_deref());
             }
             None => {
                 let waited = self.healths.watch(Source::Schedstat, || self.proc.waited(&mut self.buffer));
@@ -114,6 +119,20 @@ impl Host {
         self.cgroups_before = self.cgroups.take();
         self.cgroups = fresh.clone();
         fresh
+    }
+
+    /// Tells the kernel program which cgroups are one pod's, so that it knows who preempts whom. A pod goes by the id of
+    /// its own cgroup, or of the first of its cgroups if that is not followed.
+    fn tell_owners(&mut self, cgroups: &Cgroups) {
+        let Some(scheduler) = &self.scheduler else { return };
+        let mut pods: HashMap<&str, u64> = HashMap::new();
+        let owners = cgroups.all.iter().filter_map(|cgroup| {
+            let id = cgroup.id?;
+            Some((id, cgroup.owner.as_ref().map_or(0, |owner| *pods.entry(&*owner.pod_uid).or_insert(id))))
+        });
+        if let Err(error) = scheduler.set_owners(owners) {
+            self.healths.count(Source::Ebpf, &error.into());
+        }
     }
 
     /// Those cgroups that are still there, by id; the kernel program forgets the others. Who is there is only known
@@ -143,16 +162,17 @@ impl Host {
 #[derive(Debug, Default)]
 struct Waits {
     total: Duration,
-    last: HashMap<u64, Duration>,
+    latency: Latency,
+    last: HashMap<u64, (Duration, Latency)>,
 }
 
 impl Waits {
-    fn add(&mut self, schedule: &[CgroupSchedule]) -> Duration {
+    fn add(&mut self, schedule: &[CgroupSchedule]) {
         for cgroup in schedule {
-            let last = self.last.insert(cgroup.id, cgroup.wait).unwrap_or_default();
-            self.total += cgroup.wait.saturating_sub(last);
+            let (wait, latency) = self.last.insert(cgroup.id, (cgroup.wait, cgroup.latency)).unwrap_or_default();
+            self.total += cgroup.wait.saturating_sub(wait);
+            self.latency.add(&cgroup.latency.since(&latency));
         }
-        self.total
     }
 
     fn forget(&mut self, id: u64) {
@@ -166,13 +186,19 @@ mod tests {
 
     #[test]
     fn waiting_of_a_cgroup_that_left_still_counts() {
-        let row =
-            |id, seconds| CgroupSchedule { id, run: Duration::ZERO, wait: Duration::from_secs(seconds), switches: 1 };
+        let row = |id, seconds| {
+            let wait = Duration::from_secs(seconds);
+            CgroupSchedule { id, wait, latency: Latency::of([wait]), ..CgroupSchedule::default() }
+        };
         let mut waits = Waits::default();
-        assert_eq!(waits.add(&[row(1, 5), row(2, 10)]), Duration::from_secs(15));
-        assert_eq!(waits.add(&[row(1, 6), row(2, 10)]), Duration::from_secs(16));
-        waits.forget(2);
-        assert_eq!(waits.add(&[row(1, 8)]), Duration::from_secs(18));
-        assert_eq!(waits.add(&[row(1, 8), row(2, 1)]), Duration::from_secs(19));
+        let mut check = |rows: &[CgroupSchedule], gone: Option<u64>, seconds, count| {
+            gone.into_iter().for_each(|id| waits.forget(id));
+            waits.add(rows);
+            assert_eq!((waits.total, waits.latency.count()), (Duration::from_secs(seconds), count));
+        };
+        check(&[row(1, 5), row(2, 10)], None, 15, 2);
+        check(&[row(1, 6), row(2, 10)], None, 16, 2);
+        check(&[row(1, 8)], Some(2), 18, 2);
+        check(&[row(1, 8), row(2, 1)], None, 19, 3);
     }
 }

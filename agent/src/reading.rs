@@ -10,7 +10,7 @@ use ebb_core::units::Permille;
 use crate::gpus::GpuReading;
 use crate::source::Source;
 use crate::source::cgroup::{Cgroup, Cgroups};
-use crate::source::ebpf::{CgroupSchedule, Cost, Dropped};
+use crate::source::ebpf::{CgroupSchedule, Cost, Dropped, Latency};
 use crate::source::pressure::Pressures;
 use crate::source::proc::{CpuTicks, Memory, Stat};
 
@@ -46,6 +46,10 @@ pub struct Bpf {
     pub dropped: Dropped,
     /// `None` while the kernel does not measure it.
     pub cost: Option<Cost>,
+    /// How many it knows.
+    pub cgroups: usize,
+    /// Of all cgroups, those that are gone too. The sum of these waits is in [`Reading::waited`].
+    pub latency: Latency,
 }
 
 impl Reading {

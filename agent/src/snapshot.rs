@@ -238,7 +238,7 @@ fn cgroups(before: &Reading, now: &Reading) -> Vec<Cgroup> {
             cpu_cores: cpu.and_then(|(now, then)| cores(now, then, between)),
             run_queue_cores: scheduled.and_then(|(now, then)| cores(now.wait, then.wait, elapsed)),
             switches_per_second: scheduled
-                .and_then(|(now, then)| Some(now.switches.checked_sub(then.switches)? as f64 / elapsed)),
+                .and_then(|(now, then)| Some(now.latency.count().checked_sub(then.latency.count())? as f64 / elapsed)),
             memory_bytes: figures.memory.total,
             memory_working_set_bytes: figures.memory.working_set(),
         }

@@ -128,10 +128,7 @@ impl<'a> User<'a> {
 
 fn add(sum: &mut Option<CgroupSchedule>, part: Option<&CgroupSchedule>) {
     let Some(part) = part else { return };
-    let sum = sum.get_or_insert(CgroupSchedule { id: part.id, ..CgroupSchedule::default() });
-    sum.run += part.run;
-    sum.wait += part.wait;
-    sum.switches += part.switches;
+    sum.get_or_insert(CgroupSchedule { id: part.id, ..CgroupSchedule::default() }).add(part);
 }
 
 #[cfg(test)]
@@ -162,7 +159,7 @@ mod tests {
         let all: Vec<_> = (1..).zip(paths).map(cgroup).collect();
         let run = |cgroup: &Cgroup| {
             let (id, run) = (cgroup.id?, cgroup.figures.cpu?);
-            Some((id, CgroupSchedule { id, run, switches: 1, ..CgroupSchedule::default() }))
+            Some((id, CgroupSchedule { id, run, ..CgroupSchedule::default() }))
         };
         let schedule = all.iter().filter_map(run).collect();
         let cgroups = Cgroups { at, all, complete: true, errors: Vec::new() };

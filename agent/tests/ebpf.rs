@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use aya::sys::{Stats, enable_stats};
-use ebb_agent::source::ebpf::{CgroupSchedule, Scheduler};
+use ebb_agent::source::ebpf::{CgroupSchedule, Preemptions, Schedule, Scheduler};
 
 const SPAN: Duration = Duration::from_secs(1);
 
@@ -33,8 +33,8 @@ fn a_busy_process_is_charged_to_its_cgroup() {
         charged.run < run.mul_f64(1.03) + stolen,
         "charged {charged:?}, by the kernel's account {run:?} + {stolen:?}"
     );
-    let (switches, missed) = (after.switches - before.switches, scheduler.dropped().unwrap().missed);
-    assert!(charged.switches.abs_diff(switches) <= missed, "charged {charged:?} of {switches}, {missed} missed");
+    let (switches, missed) = (after.switches - before.switches, scheduler.read().unwrap().dropped.missed);
+    assert!(charged.latency.count().abs_diff(switches) <= missed, "charged {charged:?} of {switches}, {missed} missed");
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn the_idle_task_is_charged_to_nobody() {
         let (idle_before, start) = (idle(), Instant::now());
         let Some(scheduler) = attach(4096) else { return };
         thread::sleep(SPAN / 2);
-        let cgroups = scheduler.read().unwrap();
+        let cgroups = scheduler.read().unwrap().cgroups;
         let (wall, idle) = (start.elapsed(), idle() - idle_before);
 
         let room = wall * thread::available_parallelism().unwrap().get() as u32;
@@ -71,7 +71,7 @@ fn the_idle_task_is_charged_to_nobody() {
             // The idle task never queues: taken for one that does, it would wait a negative time, which is centuries.
             assert!(cgroup.wait < wall * 1_000, "{cgroup:?} waited longer than all tasks of this machine could");
         }
-        let dropped = scheduler.dropped().unwrap();
+        let dropped = scheduler.read().unwrap().dropped;
         assert!(dropped.full == 0 && dropped.clock == 0, "{dropped:?}");
         if idle > room / 5 {
             return;
@@ -88,7 +88,7 @@ fn a_full_table_counts_what_it_drops_and_forgetting_makes_room() {
     };
     let busy = [first.spawn_busy(), second.spawn_busy()];
     busy.iter().for_each(|busy| busy.run_for(SPAN / 10));
-    let (held, dropped) = (scheduler.read().unwrap(), scheduler.dropped().unwrap());
+    let (held, dropped) = (scheduler.read().unwrap().cgroups, scheduler.read().unwrap().dropped);
     assert_eq!(held.len(), 1, "{held:?}");
     assert!(dropped.full > 0 && dropped.clock == 0, "{dropped:?}");
 
@@ -96,7 +96,7 @@ fn a_full_table_counts_what_it_drops_and_forgetting_makes_room() {
     scheduler.forget(held[0].id).unwrap();
     scheduler.forget(u64::MAX).unwrap();
     busy.iter().for_each(|busy| busy.run_for(SPAN / 10));
-    let refilled = scheduler.read().unwrap();
+    let refilled = scheduler.read().unwrap().cgroups;
     assert_eq!(refilled.len(), 1, "{refilled:?}");
     assert!(refilled[0].run < held[0].run + SPAN, "{refilled:?} goes on from {held:?}");
 }
@@ -110,7 +110,7 @@ fn a_forgotten_cgroup_is_gone_until_it_runs_again() {
     assert!(cgroup.read(&scheduler).run > SPAN / 20);
 
     scheduler.forget(cgroup.id).unwrap();
-    let cgroups = scheduler.read().unwrap();
+    let cgroups = scheduler.read().unwrap().cgroups;
     assert!(cgroups.iter().all(|found| found.id != cgroup.id), "{cgroups:?}");
     assert!(cgroups.is_sorted_by_key(|found| found.id), "{cgroups:?}");
 
@@ -130,6 +130,184 @@ fn the_kernel_tells_the_cost_once_asked_to_measure() {
     thread::sleep(SPAN / 5);
     let cost = scheduler.cost().unwrap().expect("measured since it was asked to");
     assert!(cost.run_time > Duration::ZERO && cost.run_count > 0, "{cost:?}");
+}
+
+#[test]
+fn every_cpus_time_is_charged_idle_or_dropped_and_none_of_it_twice() {
+    let _alone = alone();
+    let attached = Instant::now();
+    let Some((scheduler, cgroup)) = attach(4096).zip(Cgroup::new("sum")) else { return };
+    let busy = [cgroup.spawn_busy(), cgroup.spawn_busy()];
+    busy.iter().for_each(Busy::resume);
+    switch_once_on_each_cpu();
+    let told = |schedule: &Schedule| {
+        schedule.cgroups.iter().map(|cgroup| cgroup.run).sum::<Duration>() + schedule.idle + schedule.dropped.time
+    };
+    let cpus = thread::available_parallelism().unwrap().get() as u32;
+    let (start, first) = (Instant::now(), told(&scheduler.read().unwrap()));
+    let before_first = start.elapsed();
+    let mut last = first;
+    while start.elapsed() < SPAN {
+        let next = told(&scheduler.read().unwrap());
+        assert!(next >= last, "{last:?} fell to {next:?}");
+        assert!(next <= attached.elapsed() * cpus, "{next:?} in {:?} of {cpus} CPUs", attached.elapsed());
+        last = next;
+    }
+    let before_last = start.elapsed();
+    last = told(&scheduler.read().unwrap());
+    let (short, long) = (before_last - before_first, start.elapsed());
+    let told = last - first;
+    assert!(told >= short.mul_f64(0.99) * cpus && told <= long.mul_f64(1.01) * cpus, "{told:?}, {short:?} to {long:?}");
+}
+
+#[test]
+fn a_task_that_never_leaves_its_cpu_is_charged_all_the_same() {
+    let _alone = alone();
+    let Some((scheduler, cgroup)) = attach(4096).zip(Cgroup::new("fixed")) else { return };
+    let busy = cgroup.spawn_busy();
+    let chrt = Command::new("chrt").args(["--fifo", "--pid", "50", &busy.child.id().to_string()]).output();
+    if !chrt.as_ref().is_ok_and(|chrt| chrt.status.success()) {
+        return eprintln!("not run: no real-time priority: {chrt:?}");
+    }
+    let of = |schedule: Schedule| schedule.cgroups.into_iter().find(|found| found.id == cgroup.id).unwrap_or_default();
+    let deadline = Instant::now() + 10 * SPAN;
+    busy.resume();
+    // Even it may be interrupted by the kernel's own threads: until there was a while in which it was not.
+    loop {
+        let (start, before) = (Instant::now(), of(scheduler.read().unwrap()));
+        thread::sleep(SPAN / 5);
+        let (after, span) = (of(scheduler.read().unwrap()), start.elapsed());
+        if after.latency.count() == before.latency.count() && after.run > before.run {
+            let run = after.run - before.run;
+            assert!(run > (SPAN / 5).mul_f64(0.95) && run <= span, "{run:?} in {span:?}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "{before:?}, then {after:?}");
+    }
+    busy.stop();
+}
+
+#[test]
+fn a_wait_that_ends_on_another_cpu_counts_from_its_beginning() {
+    let _alone = alone();
+    let Some((scheduler, cgroup)) = attach(4096).zip(Cgroup::new("moved")) else { return };
+    let cpus = thread::available_parallelism().unwrap().get();
+    let busy: Vec<_> = (0..2 * cpus + 1).map(|_| cgroup.spawn_busy_on(&format!("0-{}", cpus - 1))).collect();
+    let before: Vec<_> = busy.iter().map(Busy::account).collect();
+    busy.iter().for_each(Busy::resume);
+    thread::sleep(2 * SPAN);
+    busy.iter().for_each(Busy::stop);
+    let wait: Duration = busy.iter().zip(before).map(|(busy, before)| busy.account().wait - before.wait).sum();
+    let charged = cgroup.read(&scheduler);
+    assert!(charged.wait.abs_diff(wait) < wait.mul_f64(0.02), "charged {charged:?}, by the kernel's account {wait:?}");
+}
+
+#[test]
+fn preemptions_are_as_many_as_the_kernel_counts_and_by_whose_task_came() {
+    let _alone = alone();
+    let Some(((scheduler, victim), other)) = attach(4096).zip(Cgroup::new("victim")).zip(Cgroup::new("other")) else {
+        return;
+    };
+    let (busy, rival) = (victim.spawn_busy(), other.spawn_busy());
+    let mut last = Preemptions::default();
+    let mut round = |owners: &[(u64, u64)], by: fn(&Preemptions) -> u64| {
+        scheduler.set_owners(owners.iter().copied()).unwrap();
+        let (counted, missed) = (busy.preempted(), scheduler.read().unwrap().dropped.missed);
+        [&busy, &rival].into_iter().for_each(Busy::resume);
+        thread::sleep(SPAN / 2);
+        [&busy, &rival].into_iter().for_each(Busy::stop);
+        let counted = busy.preempted() - counted;
+        let schedule = scheduler.read().unwrap();
+        let now = schedule.cgroups.iter().find(|found| found.id == victim.id).unwrap().preemptions;
+        let all = |it: Preemptions| it.by().map(|(_, count)| count).iter().sum::<u64>();
+        let missed = schedule.dropped.missed - missed;
+        // The last switch, to stop, may be counted either way: a signal makes a task runnable while it leaves.
+        assert!((all(now) - all(last)).abs_diff(counted) <= missed + 2, "{now:?} after {last:?}, counted {counted}");
+        let (of_these, before) = (by(&now), by(&last));
+        assert!(of_these - before > counted / 2, "{now:?} after {last:?}, counted {counted}");
+        last = now;
+    };
+    let (victim, other) = (victim.id, other.id);
+    round(&[], |it| it.unknown);
+    round(&[(victim, 7), (other, 7)], |it| it.same_pod);
+    round(&[(victim, 7), (other, 8)], |it| it.other_pod);
+    round(&[(victim, 7), (other, 0)], |it| it.system);
+}
+
+#[test]
+fn waits_fall_into_buckets_that_hold_their_sum() {
+    let _alone = alone();
+    let Some((scheduler, cgroup)) = attach(4096).zip(Cgroup::new("buckets")) else { return };
+    let pair = [cgroup.spawn_busy(), cgroup.spawn_busy()];
+    pair.iter().for_each(Busy::resume);
+    thread::sleep(SPAN);
+    pair.iter().for_each(Busy::stop);
+    let charged = cgroup.read(&scheduler);
+    let (mut least, mut most, mut lower) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+    for (bound, count) in charged.latency.buckets() {
+        let count = u32::try_from(count).unwrap();
+        least += lower * count;
+        lower = bound.unwrap_or(lower);
+        most += bound.unwrap_or(10 * SPAN) * count;
+    }
+    assert!(least <= charged.wait && charged.wait <= most, "{least:?} to {most:?}: {charged:?}");
+    assert!(least > SPAN / 10, "two processes on one CPU waited for whole slices of each other: {charged:?}");
+}
+
+#[test]
+fn ten_thousand_cgroups_that_come_and_go_leave_nothing_behind() {
+    const BATCH: u32 = 500;
+    let _alone = alone();
+    let Some((scheduler, parent)) = attach(64 + BATCH).zip(Cgroup::new("many")) else { return };
+    let runner = parent.spawn_busy();
+    let pid = runner.child.id().to_string();
+    let mut seen = 0;
+    for batch in 0..10_000 / BATCH {
+        let children: Vec<_> = (0..BATCH).map(|child| parent.path.join(format!("{batch}-{child}"))).collect();
+        for child in &children {
+            fs::create_dir(child).unwrap();
+            fs::write(child.join("cgroup.procs"), &pid).unwrap();
+            runner.resume_unwatched();
+        }
+        runner.stop();
+        let ids: Vec<_> = children.iter().map(|child| fs::metadata(child).unwrap().ino()).collect();
+        fs::write(parent.path.join("cgroup.procs"), &pid).unwrap();
+        let schedule = scheduler.read().unwrap();
+        seen += schedule.cgroups.iter().filter(|cgroup| ids.contains(&cgroup.id)).count();
+        children.iter().for_each(|child| fs::remove_dir(child).unwrap());
+        ids.iter().for_each(|id| scheduler.forget(*id).unwrap());
+        let left = scheduler.read().unwrap().cgroups;
+        assert!(left.iter().all(|cgroup| !ids.contains(&cgroup.id)), "of batch {batch}: {left:?}");
+    }
+    let dropped = scheduler.read().unwrap().dropped;
+    assert_eq!((dropped.full, dropped.clock), (0, 0), "{dropped:?}");
+    assert!(seen > 100, "only {seen} cgroups were seen to run");
+}
+
+#[test]
+fn four_thousand_threads_are_charged_what_they_ran_and_waited() {
+    let _alone = alone();
+    let Some((scheduler, cgroup)) = attach(4096).zip(Cgroup::new("threads")) else { return };
+    let home = cgroup.enter();
+    let work = || {
+        for _ in 0..5 {
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_micros(20) {}
+            thread::sleep(Duration::from_micros(100));
+        }
+        Account::of("/proc/thread-self/schedstat")
+    };
+    let threads: Vec<_> = (0..4096).map(|_| thread::Builder::new().stack_size(64 << 10).spawn(work).unwrap()).collect();
+    let accounts: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    drop(home);
+    let charged = cgroup.read(&scheduler);
+    let (run, wait): (Duration, Duration) =
+        (accounts.iter().map(|it| it.run).sum(), accounts.iter().map(|it| it.wait).sum());
+    let switches: u64 = accounts.iter().map(|it| it.switches).sum();
+    // The thread that starts them is charged too, and so is what each does after it read its account.
+    assert!(charged.run > run.mul_f64(0.97), "charged {charged:?}, by the kernel's account {run:?}");
+    assert!(charged.wait > wait.mul_f64(0.97), "charged {charged:?}, by the kernel's account {wait:?}");
+    assert!(charged.latency.count() >= switches - scheduler.read().unwrap().dropped.missed, "{charged:?}, {switches}");
 }
 
 /// One test at a time: each would be the load that disturbs the others.
@@ -176,17 +354,40 @@ impl Cgroup {
 
     /// A process of this cgroup that wants the first CPU as soon as it is resumed.
     fn spawn_busy(&self) -> Busy<'_> {
+        self.spawn_busy_on("0")
+    }
+
+    fn spawn_busy_on(&self, cpus: &str) -> Busy<'_> {
         let mut command = Command::new("taskset");
-        command.args(["--cpu-list", "0", "sh", "-c", "kill -STOP $$; while :; do :; done"]).stdin(Stdio::null());
+        command.args(["--cpu-list", cpus, "sh", "-c", "kill -STOP $$; while :; do :; done"]).stdin(Stdio::null());
         let busy = Busy { child: command.spawn().expect("taskset (util-linux) starts"), cgroup: self };
         busy.wait_until_stopped();
         fs::write(self.path.join("cgroup.procs"), busy.child.id().to_string()).unwrap();
         busy
     }
 
+    /// This process, until what is returned is dropped.
+    fn enter(&self) -> Home {
+        let root = self.path.parent().unwrap().to_owned();
+        let pid = std::process::id().to_string();
+        fs::write(self.path.join("cgroup.procs"), &pid).unwrap();
+        Home { root, pid }
+    }
+
     fn read(&self, scheduler: &Scheduler) -> CgroupSchedule {
-        let cgroups = scheduler.read().unwrap();
+        let cgroups = scheduler.read().unwrap().cgroups;
         *cgroups.iter().find(|found| found.id == self.id).unwrap_or_else(|| panic!("{} is not in {cgroups:?}", self.id))
+    }
+}
+
+struct Home {
+    root: PathBuf,
+    pid: String,
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = fs::write(self.root.join("cgroup.procs"), &self.pid);
     }
 }
 
@@ -246,9 +447,28 @@ impl Busy<'_> {
     }
 
     fn account(&self) -> Account {
-        let fields = fs::read_to_string(format!("/proc/{}/schedstat", self.child.id())).unwrap();
+        Account::of(&format!("/proc/{}/schedstat", self.child.id()))
+    }
+
+    /// How often its task left a CPU though it could have gone on.
+    fn preempted(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let count = status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
+        count.unwrap().trim().parse().unwrap()
+    }
+
+    /// Without a shell, which would take most of the time.
+    fn resume_unwatched(&self) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    }
+}
+
+impl Account {
+    fn of(file: &str) -> Self {
+        let fields = fs::read_to_string(file).unwrap();
         let fields: Vec<u64> = fields.split_whitespace().map(|field| field.parse().unwrap()).collect();
-        Account { run: Duration::from_nanos(fields[0]), wait: Duration::from_nanos(fields[1]), switches: fields[2] }
+        Self { run: Duration::from_nanos(fields[0]), wait: Duration::from_nanos(fields[1]), switches: fields[2] }
     }
 }
 
@@ -256,6 +476,14 @@ impl Drop for Busy<'_> {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// The program knows nothing of a CPU before its first switch.
+fn switch_once_on_each_cpu() {
+    for cpu in 0..thread::available_parallelism().unwrap().get() {
+        let taskset = Command::new("taskset").args(["--cpu-list", &cpu.to_string(), "sleep", "0.01"]).status();
+        assert!(taskset.is_ok_and(|status| status.success()), "taskset runs on CPU {cpu}");
     }
 }
 

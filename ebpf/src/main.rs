@@ -1,22 +1,41 @@
-//! Charges every stint on a CPU to a cgroup: how long it ran, and how long it had waited for its turn.
+//! Charges every stint on a CPU to a cgroup: how long it ran, how long it had waited for its turn, and who ended it.
 //! Rates, windows and classes belong to user space.
 
 #![no_std]
 #![no_main]
 
+use core::ptr;
+
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_ANY;
-use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_ktime_get_ns};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_tracepoint, map};
-use aya_ebpf::maps::{PerCpuArray, PerCpuHashMap};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::programs::BtfTracePointContext;
-use ebb_abi::{Cpu, Usage};
+use ebb_abi::{Cpu, Preemptor, Usage, bucket, departed};
 
-/// Byte offsets in the running kernel's `task_struct`, set by the loader: rustc emits no CO-RE relocations.
+// Byte offsets in the running kernel's structs, set by the loader: rustc emits no CO-RE relocations.
+/// In `task_struct`.
 #[unsafe(no_mangle)]
 static PID: Global<u64> = Global::new(0);
+/// In `task_struct`.
 #[unsafe(no_mangle)]
 static RUN_DELAY: Global<u64> = Global::new(0);
+/// In `task_struct`; `__state`, or `state` before Linux 5.14.
+#[unsafe(no_mangle)]
+static STATE: Global<u64> = Global::new(0);
+/// In `task_struct`.
+#[unsafe(no_mangle)]
+static CGROUPS: Global<u64> = Global::new(0);
+/// In `css_set`.
+#[unsafe(no_mangle)]
+static DFL_CGRP: Global<u64> = Global::new(0);
+/// In `cgroup`.
+#[unsafe(no_mangle)]
+static KN: Global<u64> = Global::new(0);
+/// In `kernfs_node`.
+#[unsafe(no_mangle)]
+static ID: Global<u64> = Global::new(0);
 
 #[map]
 static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
@@ -25,51 +44,122 @@ static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static USAGE: PerCpuHashMap<u64, Usage> = PerCpuHashMap::with_max_entries(1, 0);
 
+/// Each task's `run_delay` when it last left a CPU. The kernel adds to it also while the task waits, when it moves from
+/// one CPU's queue to another's: without this, a wait that ended on another CPU would count from the move only.
+#[map]
+static DEPARTED: Array<u64> = Array::with_max_entries(departed::PLACES, 0);
+
+/// The pod of a cgroup, 0 for none, by cgroup id. User space writes it; the loader sets the size.
+#[map]
+static OWNER: HashMap<u64, u64> = HashMap::with_max_entries(1, 0);
+
+/// Read-only memory of the program: on its stack, it would have to be cleared byte by byte.
+static EMPTY: Usage = Usage { run_ns: 0, wait_ns: 0, preemptions: [0; _], latency: [0; _] };
+
 /// Opaque: only the offsets above say what is where.
 enum Task {}
 
 /// The kernel calls this with `(preempt, prev, next, ..)`, interrupts off, while `prev` is still current.
 #[btf_tracepoint(function = "sched_switch")]
 pub fn ebb_schedule(ctx: BtfTracePointContext) -> i32 {
-    let (prev, next): (*const Task, *const Task) = (ctx.arg(1), ctx.arg(2));
+    let (preempt, prev, next): (u64, *const Task, *const Task) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
     let Some(cpu) = CPU.get_ptr_mut(0) else { return 0 };
     // SAFETY: the value is this CPU's alone, and nothing interrupts a switch.
     let cpu = unsafe { &mut *cpu };
     let now = unsafe { bpf_ktime_get_ns() };
-
-    // The idle task never waits and its time is nobody's, so after it there is nothing to charge.
-    if cpu.pid != 0 {
-        // The kernel may leave out a switch. Better to lose that stint than to give it to whoever ran next.
-        if cpu.pid == pid(prev) {
-            charge(cpu, now, run_delay(prev));
-        } else {
-            cpu.missed += 1;
-        }
+    let since = cpu.since_ns;
+    // Readers rely on these stores being where they are: see `Cpu::since_ns`.
+    unsafe { ptr::write_volatile(&mut cpu.since_ns, 0) };
+    let (next_pid, cgroup) = (pid(next), cgroup_id(next));
+    // The first switch that the program sees ends a stint of which it knows nothing.
+    if since != 0 {
+        leave(cpu, prev, now - since, if next_pid == 0 { None } else { Some(cgroup) }, preempt != 0);
     }
-    cpu.pid = pid(next);
-    if cpu.pid != 0 {
-        cpu.since_ns = now;
-        cpu.run_delay_ns = run_delay(next);
+    cpu.pid = next_pid;
+    cpu.cgroup = cgroup;
+    if next_pid != 0 {
+        cpu.run_delay_ns = departed_run_delay(next, next_pid);
     }
+    unsafe { ptr::write_volatile(&mut cpu.since_ns, now) };
     0
 }
 
+/// `preemptor`: the cgroup of the task that comes, unless that is the idle task.
 #[inline(always)]
-fn charge(cpu: &mut Cpu, now: u64, run_delay: u64) {
-    if now < cpu.since_ns || run_delay < cpu.run_delay_ns {
-        cpu.backwards += 1;
+fn leave(cpu: &mut Cpu, prev: *const Task, ran_ns: u64, preemptor: Option<u64>, preempt: bool) {
+    let left = pid(prev);
+    // The kernel may leave out a switch. Better to lose that stint than to give it to whoever ran next.
+    if cpu.pid != left {
+        cpu.missed += 1;
+        cpu.lost_ns += ran_ns;
         return;
     }
-    let (run_ns, wait_ns) = (now - cpu.since_ns, run_delay - cpu.run_delay_ns);
-    let cgroup = unsafe { bpf_get_current_cgroup_id() };
-    if let Some(usage) = USAGE.get_ptr_mut(cgroup) {
-        // SAFETY: the value is this CPU's alone, as above.
-        let usage = unsafe { &mut *usage };
-        usage.run_ns += run_ns;
-        usage.wait_ns += wait_ns;
-        usage.switches += 1;
-    } else if USAGE.insert(cgroup, Usage { run_ns, wait_ns, switches: 1 }, BPF_ANY.into()).is_err() {
+    // The idle task never waits, nobody takes its CPU away, and its time is nobody's.
+    if left == 0 {
+        cpu.idle_ns += ran_ns;
+        return;
+    }
+    let delay = run_delay(prev);
+    if let Some(place) = DEPARTED.get_ptr_mut(departed::place(left)) {
+        // SAFETY: one aligned word. Two CPUs may write here at once; either word is a whole one.
+        unsafe { ptr::write_volatile(place, departed::word(left, delay)) };
+    }
+    if delay < cpu.run_delay_ns {
+        cpu.backwards += 1;
+        cpu.lost_ns += ran_ns;
+        return;
+    }
+    let Some(usage) = usage(cpu.cgroup) else {
         cpu.full += 1;
+        cpu.lost_ns += ran_ns;
+        return;
+    };
+    let wait_ns = delay - cpu.run_delay_ns;
+    usage.run_ns += ran_ns;
+    usage.wait_ns += wait_ns;
+    usage.latency[bucket(wait_ns)] += 1;
+    if let Some(preemptor) = preemptor
+        && (preempt || state(prev) == RUNNING)
+    {
+        usage.preemptions[preempted_by(cpu.cgroup, preemptor) as usize] += 1;
+    }
+}
+
+/// `None`: no room for one more cgroup.
+#[inline(always)]
+fn usage<'a>(cgroup: u64) -> Option<&'a mut Usage> {
+    let found = match USAGE.get_ptr_mut(cgroup) {
+        Some(found) => found,
+        None => {
+            USAGE.insert(cgroup, &EMPTY, BPF_ANY.into()).ok()?;
+            USAGE.get_ptr_mut(cgroup)?
+        }
+    };
+    // SAFETY: the value is this CPU's alone, and nothing interrupts a switch.
+    Some(unsafe { &mut *found })
+}
+
+#[inline(always)]
+fn preempted_by(victim: u64, preemptor: u64) -> Preemptor {
+    // SAFETY: a word, read whole.
+    let owner = |cgroup| unsafe { OWNER.get(cgroup) }.copied();
+    match owner(preemptor) {
+        None => Preemptor::Unknown,
+        Some(0) => Preemptor::System,
+        Some(pod) if owner(victim) == Some(pod) => Preemptor::SamePod,
+        Some(_) => Preemptor::OtherPod,
+    }
+}
+
+/// `run_delay` when the task last left a CPU, or now if that is not known.
+#[inline(always)]
+fn departed_run_delay(task: *const Task, pid: u64) -> u64 {
+    let now = run_delay(task);
+    let Some(place) = DEPARTED.get_ptr(departed::place(pid)) else { return now };
+    match departed::run_delay_ns(unsafe { ptr::read_volatile(place) }, pid) {
+        // More than now: an earlier task had the same pid.
+        Some(then) if then <= now => then,
+        _ => now,
     }
 }
 
@@ -77,13 +167,38 @@ fn charge(cpu: &mut Cpu, now: u64, run_delay: u64) {
 // fields that it knows. With `bpf_probe_read_kernel` in their place the whole program took twice as long over the clock.
 // Volatile, so that rustc does not move them past the checks that the verifier follows.
 #[inline(always)]
+fn field<T: Copy, S>(of: *const S, offset: &Global<u64>) -> T {
+    unsafe { of.byte_add(offset.load() as usize).cast::<T>().read_volatile() }
+}
+
+#[inline(always)]
 fn pid(task: *const Task) -> u64 {
-    unsafe { task.byte_add(PID.load() as usize).cast::<u32>().read_volatile() }.into()
+    field::<u32, _>(task, &PID).into()
 }
 
 #[inline(always)]
 fn run_delay(task: *const Task) -> u64 {
-    unsafe { task.byte_add(RUN_DELAY.load() as usize).cast::<u64>().read_volatile() }
+    field(task, &RUN_DELAY)
+}
+
+/// `TASK_RUNNING`: could have gone on. The low half of what was a `long` before Linux 5.14.
+const RUNNING: u32 = 0;
+
+#[inline(always)]
+fn state(task: *const Task) -> u32 {
+    field(task, &STATE)
+}
+
+/// As `bpf_get_current_cgroup_id`, but of any task: the id of its cgroup in the version 2 hierarchy.
+#[inline(always)]
+fn cgroup_id(task: *const Task) -> u64 {
+    enum CssSet {}
+    enum Cgroup {}
+    enum KernfsNode {}
+    let css_set: *const CssSet = field(task, &CGROUPS);
+    let cgroup: *const Cgroup = field(css_set, &DFL_CGRP);
+    let node: *const KernfsNode = field(cgroup, &KN);
+    field(node, &ID)
 }
 
 /// The yardstick of the bench: the least that a program with a clock can cost on this tracepoint.

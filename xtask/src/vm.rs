@@ -95,7 +95,9 @@ fn initramfs() -> Result<Vec<u8>> {
         image.folder(folder);
     }
     image.copy(Path::new("/bin/busybox"))?;
-    image.program(Path::new("/usr/bin/taskset"))?; // Busybox' has not all of its options.
+    // Busybox' have not all of their options.
+    image.program(Path::new("/usr/bin/chrt"))?;
+    image.program(Path::new("/usr/bin/taskset"))?;
     image.program(Path::new("/usr/sbin/runc"))?;
     for program in built.agent.iter().chain(built.tests.iter().map(|(_, path)| path)) {
         image.program(program)?;

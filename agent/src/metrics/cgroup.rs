@@ -38,5 +38,9 @@ pub(super) fn encode(page: &mut Writer, reading: &Reading) -> fmt::Result {
     page.counters("ebb_cgroup_cpu_scheduled_seconds", help, rows(|cgroup| cgroup.run.as_secs_f64()))?;
     let help = "Time that the cgroup's tasks were ready and waited for a CPU, by eBPF.";
     page.counters("ebb_cgroup_cpu_run_queue_seconds", help, rows(|cgroup| cgroup.wait.as_secs_f64()))?;
-    page.counters("ebb_cgroup_switches", "Stints on a CPU that ended, by eBPF.", rows(|cgroup| cgroup.switches as f64))
+    page.counters(
+        "ebb_cgroup_switches",
+        "Stints on a CPU that ended, by eBPF.",
+        rows(|cgroup| cgroup.latency.count() as f64),
+    )
 }

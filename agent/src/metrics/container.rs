@@ -28,7 +28,20 @@ pub(super) fn encode(page: &mut Writer, pods: &BTreeMap<&str, Pod<'_>>) -> fmt::
     let help = "Time that the container's tasks were ready and waited for a CPU, by eBPF.";
     page.counters("ebb_container_cpu_run_queue_seconds", help, rows(|it| Some(it.schedule?.wait.as_secs_f64())))?;
     let help = "Stints on a CPU that ended, by eBPF.";
-    page.counters("ebb_container_switches", help, rows(|it| Some(it.schedule?.switches as f64)))?;
+    page.counters("ebb_container_switches", help, rows(|it| Some(it.schedule?.latency.count() as f64)))?;
+    page.counters(
+        "ebb_container_preemptions",
+        "Stints that ended though their task could have gone on, by whose task came next, by eBPF.",
+        pods.values().flat_map(|pod| {
+            pod.containers.iter().flat_map(move |(name, container)| {
+                let [namespace, pod, container_name, uid] = labels(pod, name);
+                let by = container.schedule.map(|schedule| schedule.preemptions.by());
+                by.into_iter()
+                    .flatten()
+                    .map(move |(by, count)| ([namespace, pod, container_name, uid, ("by", by)], count as f64))
+            })
+        }),
+    )?;
 
     fn throttling(container: &Container<'_>) -> Option<Throttling> {
         container.figures?.throttling

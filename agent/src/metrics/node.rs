@@ -46,5 +46,10 @@ pub(super) fn encode(page: &mut Writer, reading: &Reading) -> fmt::Result {
         )?;
     }
     let waited = reading.waited.map(|waited| waited.total.as_secs_f64());
-    page.counter("ebb_node_cpu_run_queue_seconds", "Time that tasks were ready and waited for a CPU.", waited)
+    page.counter("ebb_node_cpu_run_queue_seconds", "Time that tasks were ready and waited for a CPU.", waited)?;
+    page.histograms(
+        "ebb_node_run_queue_latency_seconds",
+        "How long tasks waited for each of their stints on a CPU, by eBPF.",
+        reading.bpf.as_ref().zip(reading.waited).map(|(bpf, waited)| ([], &bpf.latency, waited.total)),
+    )
 }

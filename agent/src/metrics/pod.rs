@@ -20,6 +20,14 @@ pub(super) fn encode(page: &mut Writer, pods: &BTreeMap<&str, Pod<'_>>) -> fmt::
     let working_set: Value = |pod| pod.figures?.memory.working_set().map(|bytes| bytes as f64);
     let help = "Memory without the page cache that was not touched lately, as the kubelet has it.";
     page.gauges("ebb_pod_memory_working_set_bytes", help, rows(working_set))?;
+    page.histograms(
+        "ebb_pod_run_queue_latency_seconds",
+        "How long the pod's tasks waited for each of their stints on a CPU, by eBPF.",
+        pods.values().filter_map(|pod| {
+            let schedule = pod.schedule.as_ref()?;
+            Some((labels(pod), &schedule.latency, schedule.wait))
+        }),
+    )?;
     page.counters(
         "ebb_pod_pressure_seconds",
         "Time in which some task of the pod, or all of them, could not go on for want of the resource.",

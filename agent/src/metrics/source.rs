@@ -32,12 +32,18 @@ pub(super) fn encode(page: &mut Writer, sample: &Sample) -> fmt::Result {
 }
 
 pub(super) fn bpf(page: &mut Writer, bpf: Bpf) -> fmt::Result {
-    let Dropped { full, clock, missed } = bpf.dropped;
+    let Dropped { full, clock, missed, time } = bpf.dropped;
     let dropped = [("full", full), ("clock", clock), ("missed", missed)];
     page.counters(
         "ebb_bpf_dropped",
         "Stints charged to no cgroup: no room for one more, a clock that went back, or an end that was not shown.",
         dropped.map(|(reason, count)| ([("reason", reason)], count as f64)),
+    )?;
+    page.counter("ebb_bpf_dropped_seconds", "How long these stints were.", time.as_secs_f64())?;
+    page.gauges(
+        "ebb_bpf_map_entries",
+        "Cgroups that the kernel program counts for; --max-cgroups bounds them.",
+        [([("map", "usage")], bpf.cgroups as f64)],
     )?;
     let run = bpf.cost.map(|cost| cost.run_time.as_secs_f64());
     page.counter(

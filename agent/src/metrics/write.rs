@@ -1,9 +1,12 @@
 //! Writes families of metrics, one row each; a family without rows is left out.
 
 use std::fmt;
+use std::time::Duration;
 
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
+
+use crate::source::ebpf::Latency;
 
 pub(super) type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 
@@ -35,6 +38,36 @@ impl Writer<'_> {
 
     pub(super) fn gauge(&mut self, name: &str, help: &str, value: impl Into<Option<f64>>) -> fmt::Result {
         self.rows(name, help, MetricType::Gauge, value.into().map(|value| ([], value)))
+    }
+
+    /// With the sum of what was observed.
+    pub(super) fn histograms<'r, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl IntoIterator<Item = (Labels<'r, N>, &'r Latency, Duration)>,
+    ) -> fmt::Result {
+        let mut rows = rows.into_iter().peekable();
+        if rows.peek().is_none() {
+            return Ok(());
+        }
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, latency, sum) in rows {
+            // The encoder adds them up, and writes the greatest number as infinity.
+            let bucket =
+                |(bound, count): (Option<Duration>, u64)| (bound.map_or(f64::MAX, |it| it.as_secs_f64()), count);
+            let buckets: Vec<_> = latency.buckets().map(bucket).collect();
+            let write = |mut encoder: MetricEncoder<'_>| {
+                encoder.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), latency.count(), &buckets, None)
+            };
+            if N == 0 {
+                write(family)?;
+                return Ok(());
+            } else {
+                write(family.encode_family(&labels)?)?
+            }
+        }
+        Ok(())
     }
 
     fn rows<'r, const N: usize>(

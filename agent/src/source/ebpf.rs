@@ -2,30 +2,135 @@
 //! Totals since attaching, no more: rates, windows and whose cgroup it is belong to the caller.
 
 mod btf;
+mod load;
+mod ongoing;
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use std::{fs, io};
 
-use aya::maps::{MapData, MapError, PerCpuArray, PerCpuHashMap};
-use aya::programs::{BtfTracePoint, ProgramError};
-use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness};
+use aya::Ebpf;
+use aya::maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuArray, PerCpuHashMap};
+use aya::programs::BtfTracePoint;
+use ebb_abi::{Cpu, Preemptor, Usage};
+use rustix::time::{ClockId, clock_gettime};
 
-/// Rebuilt and compared by `cargo xtask ebpf`.
-const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/ebb.bpf.o");
+pub use load::Error;
+use load::load;
+use ongoing::Ongoing;
+
 const SCHEDULE: &str = "ebb_schedule";
 const CLOCK: &str = "ebb_clock";
+
+/// How often to look again at cgroups whose tasks left a CPU while they were read.
+const ROUNDS: usize = 4;
+
+/// Totals since the program was attached.
+#[derive(Clone, Debug, Default)]
+pub struct Schedule {
+    /// Every cgroup that has run, ordered by id.
+    pub cgroups: Vec<CgroupSchedule>,
+    /// Of all CPUs, in the idle task.
+    pub idle: Duration,
+    pub dropped: Dropped,
+}
 
 /// What one cgroup did since the program was attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CgroupSchedule {
-    /// As in `bpf_get_current_cgroup_id`: the inode of the cgroup's folder in the version 2 hierarchy.
+    /// The inode of the cgroup's folder in the version 2 hierarchy.
     pub id: u64,
+    /// On a CPU, until now: stints that go on are in it, and it never falls.
     pub run: Duration,
-    /// Time spent ready to run, waiting for a CPU.
+    /// Ready to run and waiting for a CPU, before stints which have ended.
     pub wait: Duration,
-    /// Stints on a CPU which have ended.
-    pub switches: u64,
+    pub preemptions: Preemptions,
+    pub latency: Latency,
+}
+
+impl CgroupSchedule {
+    /// The id stays.
+    pub fn add(&mut self, other: &Self) {
+        self.run += other.run;
+        self.wait += other.wait;
+        self.preemptions.same_pod += other.preemptions.same_pod;
+        self.preemptions.other_pod += other.preemptions.other_pod;
+        self.preemptions.system += other.preemptions.system;
+        self.preemptions.unknown += other.preemptions.unknown;
+        self.latency.add(&other.latency);
+    }
+
+    fn new(id: u64, usage: &Usage) -> Self {
+        let by = |preemptor: Preemptor| usage.preemptions[preemptor as usize];
+        Self {
+            id,
+            run: Duration::from_nanos(usage.run_ns),
+            wait: Duration::from_nanos(usage.wait_ns),
+            preemptions: Preemptions {
+                same_pod: by(Preemptor::SamePod),
+                other_pod: by(Preemptor::OtherPod),
+                system: by(Preemptor::System),
+                unknown: by(Preemptor::Unknown),
+            },
+            latency: Latency(usage.latency),
+        }
+    }
+}
+
+/// Stints that ended though their task could have gone on, by whose task came next. A task that yields is among them,
+/// as in the kernel's own `nonvoluntary_ctxt_switches`; one that its quota takes off an otherwise idle CPU is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Preemptions {
+    pub same_pod: u64,
+    pub other_pod: u64,
+    /// A task of no pod.
+    pub system: u64,
+    /// A task of a cgroup that [`Scheduler::set_owners`] was not told about.
+    pub unknown: u64,
+}
+
+/// Stints that ended, by how long their task had waited for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Latency([u64; ebb_abi::BUCKETS]);
+
+impl Preemptions {
+    /// With the name of each preemptor.
+    pub fn by(&self) -> [(&'static str, u64); 4] {
+        let Self { same_pod, other_pod, system, unknown } = *self;
+        [("same_pod", same_pod), ("other_pod", other_pod), ("system", system), ("unknown", unknown)]
+    }
+}
+
+impl Latency {
+    /// The longest wait that belongs to each bucket, and how many did; the last has no bound. Not cumulated.
+    pub fn buckets(&self) -> impl Iterator<Item = (Option<Duration>, u64)> {
+        let bound = |bucket| ebb_abi::bound_ns(bucket).map(Duration::from_nanos);
+        self.0.iter().enumerate().map(move |(bucket, count)| (bound(bucket), *count))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(waits: impl IntoIterator<Item = Duration>) -> Self {
+        let mut latency = Self::default();
+        for wait in waits {
+            latency.0[ebb_abi::bucket(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))] += 1;
+        }
+        latency
+    }
+
+    /// All stints on a CPU which have ended.
+    pub fn count(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(sum, count)| *sum += count);
+    }
+
+    /// What came since `before`; of a bucket that has fewer now, nothing.
+    pub fn since(&self, before: &Self) -> Self {
+        Self(std::array::from_fn(|bucket| self.0[bucket].saturating_sub(before.0[bucket])))
+    }
 }
 
 /// Stints that no cgroup was charged for, since the program was attached.
@@ -37,6 +142,8 @@ pub struct Dropped {
     pub clock: u64,
     /// The kernel did not show the program their end.
     pub missed: u64,
+    /// How long they all were.
+    pub time: Duration,
 }
 
 /// What the kernel itself spent in the program while its `bpf_stats` were on.
@@ -46,103 +153,144 @@ pub struct Cost {
     pub run_count: u64,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(
-        "read the kernel's types from {}: eBPF needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys mounted",
-        btf::PATH
-    )]
-    Types(#[source] io::Error),
-    #[error("parse the kernel's types in {}", btf::PATH)]
-    Parse(#[source] BtfError),
-    #[error("find {of}.{member} in the kernel's types: eBPF needs a kernel with CONFIG_SCHED_INFO")]
-    Field { of: &'static str, member: &'static str },
-    #[error(
-        "load a kernel program without {missing}: grant the capabilities BPF and PERFMON (before Linux 5.8: SYS_ADMIN)"
-    )]
-    Rights { missing: &'static str },
-    #[error(
-        "load the kernel program on Linux {kernel}: it needs 5.10 or later (before 5.11 with the \
-         capability SYS_RESOURCE, or room to lock memory), and neither lockdown nor seccomp in its way"
-    )]
-    Load { kernel: String, source: Box<EbpfError> },
-    #[error("attach the kernel program {program}")]
-    Attach { program: &'static str, source: Box<ProgramError> },
-    #[error("read or change the kernel program's {map}")]
-    Map { map: &'static str, source: MapError },
-    #[error("ask the kernel what its program costs")]
-    Cost(#[source] Box<ProgramError>),
-}
-
-impl Error {
-    /// A label for metrics, from a closed set.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Types(_) | Self::Parse(_) => "btf",
-            Self::Field { .. } => "field",
-            Self::Rights { .. } => "rights",
-            Self::Load { .. } => "load",
-            Self::Attach { .. } => "attach",
-            Self::Map { .. } => "map",
-            Self::Cost(_) => "cost",
-        }
-    }
-}
-
 /// Counts while it lives; dropping it takes the program out of the kernel.
 pub struct Scheduler {
     programs: Ebpf,
-    cpus: PerCpuArray<MapData, Plain<ebb_abi::Cpu>>,
-    /// Locked also to read: a key which goes away under an iteration makes the kernel start again at the first.
-    usage: Mutex<PerCpuHashMap<MapData, u64, Plain<ebb_abi::Usage>>>,
+    cpus: PerCpuArray<MapData, Plain<Cpu>>,
+    tables: Mutex<Tables>,
+}
+
+/// Locked also to read: a key which goes away under an iteration makes the kernel start again at the first.
+struct Tables {
+    usage: PerCpuHashMap<MapData, u64, Plain<Usage>>,
+    owner: BpfHashMap<MapData, u64, u64>,
+    /// What `owner` holds.
+    owners: HashMap<u64, u64>,
+    /// The time on CPUs that was last told of each cgroup: see [`Scheduler::read`].
+    told: HashMap<u64, u64>,
+    told_idle: u64,
 }
 
 impl Scheduler {
-    /// Counts up to `max_cgroups` cgroups from now on; what goes on in any more is in [`Scheduler::dropped`].
+    /// Counts up to `max_cgroups` cgroups from now on; what goes on in any more is in [`Schedule::dropped`].
+    /// The kernel sets aside 144 bytes for each cgroup and possible CPU, and half a MiB to remember tasks by.
     /// While it reads the kernel's types, for some 50 ms, this takes 40 MiB of memory: call it once, at the start.
     pub fn attach(max_cgroups: u32) -> Result<Self, Error> {
         let mut programs = load(SCHEDULE, max_cgroups)?;
         let of = |map| move |source| Error::Map { map, source };
         let mut take = |name| programs.take_map(name).expect("the object defines this map");
         let cpus = take("CPU").try_into().map_err(of("CPU"))?;
-        let usage = Mutex::new(take("USAGE").try_into().map_err(of("USAGE"))?);
-        Ok(Self { programs, cpus, usage })
+        let usage = take("USAGE").try_into().map_err(of("USAGE"))?;
+        let owner = take("OWNER").try_into().map_err(of("OWNER"))?;
+        let tables = Tables { usage, owner, owners: HashMap::new(), told: HashMap::new(), told_idle: 0 };
+        Ok(Self { programs, cpus, tables: Mutex::new(tables) })
     }
 
-    /// Every cgroup that has run, ordered by id. A stint counts when it ends, so a task alone on its CPU comes late by
-    /// as long as nothing else wants that CPU: `cpu.stat` is the truth about one cgroup's use.
-    pub fn read(&self) -> Result<Vec<CgroupSchedule>, Error> {
-        let usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut cgroups = usage
-            .iter()
-            .map(|entry| entry.map(|(id, cpus)| total(id, cpus.iter().map(|Plain(usage)| usage))))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|source| Error::Map { map: "USAGE", source })?;
-        cgroups.sort_unstable_by_key(|cgroup| cgroup.id);
-        Ok(cgroups)
+    /// Everything up to now. The kernel goes on counting meanwhile, and this is the order that keeps time from being
+    /// told twice: what runs on each CPU, then the counters, then again what runs. A stint seen both times was open all
+    /// the while and is in no counter, so its length is added. One that ended in between may or may not be in a counter:
+    /// it is left out, and its cgroup is read again if it was long, a few times at most. So each figure is at most the
+    /// truth, what is missing is in the next reading, and where a total would fall for it, the last is told again.
+    pub fn read(&self) -> Result<Schedule, Error> {
+        let mut tables = self.tables();
+        let mut before = self.slots()?;
+        let mut schedule = Schedule::default();
+        let mut cgroups = BTreeMap::new();
+        let mut again: Option<BTreeSet<u64>> = None;
+        for _ in 0..ROUNDS {
+            let mut counted = match &again {
+                None => tables.all()?,
+                Some(ids) => tables.some(ids)?,
+            };
+            let now = now_ns();
+            let after = self.slots()?;
+            let ongoing = Ongoing::between(&before, &after, now);
+            for (&id, &run_ns) in &ongoing.run_ns {
+                if again.as_ref().is_none_or(|ids| ids.contains(&id)) {
+                    counted.entry(id).or_default().run_ns += run_ns;
+                }
+            }
+            cgroups.append(&mut counted);
+            schedule.idle = Duration::from_nanos(ongoing.idle_ns.max(tables.told_idle));
+            schedule.dropped = dropped(&after);
+            before = after;
+            if ongoing.ended.is_empty() {
+                break;
+            }
+            again = Some(ongoing.ended);
+        }
+        tables.told_idle = tables.told_idle.max(u64::try_from(schedule.idle.as_nanos()).unwrap_or(u64::MAX));
+        schedule.cgroups = tables.tell(cgroups);
+        Ok(schedule)
+    }
+
+    /// Says which pod each cgroup belongs to: any number but 0 that is the pod's own; 0 for a cgroup of no pod. Cgroups
+    /// that are not named belong to nobody knows whom. At most `max_cgroups` of them.
+    pub fn set_owners(&self, owners: impl IntoIterator<Item = (u64, u64)>) -> Result<(), Error> {
+        let owners: HashMap<u64, u64> = owners.into_iter().collect();
+        let tables = &mut *self.tables();
+        let failed = |source| Error::Map { map: "OWNER", source };
+        // First those that go, so that there is room.
+        for id in tables.owners.keys().filter(|id| !owners.contains_key(id)) {
+            absent_is_fine(tables.owner.remove(id)).map_err(failed)?;
+        }
+        tables.owners.retain(|id, _| owners.contains_key(id));
+        for (id, pod) in owners {
+            if tables.owners.get(&id) != Some(&pod) {
+                tables.owner.insert(id, pod, 0).map_err(failed)?;
+                tables.owners.insert(id, pod);
+            }
+        }
+        Ok(())
     }
 
     /// Gives back the room of a cgroup that is gone; forgetting one that was never seen is no error. One with tasks
     /// could be written to at this moment, after its room went to another.
     pub fn forget(&self, id: u64) -> Result<(), Error> {
-        match self.usage.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.map_err(|source| Error::Map { map: "USAGE", source }),
-        }
-    }
-
-    pub fn dropped(&self) -> Result<Dropped, Error> {
-        let cpus = self.cpus.get(&0, 0).map_err(|source| Error::Map { map: "CPU", source })?;
-        Ok(cpus.iter().fold(Dropped::default(), |sum, Plain(cpu)| Dropped {
-            full: sum.full + cpu.full,
-            clock: sum.clock + cpu.backwards,
-            missed: sum.missed + cpu.missed,
-        }))
+        let mut tables = self.tables();
+        tables.told.remove(&id);
+        absent_is_fine(tables.usage.remove(&id)).map_err(|source| Error::Map { map: "USAGE", source })
     }
 
     /// `None` while the kernel has not measured: `bpf_stats` are off unless someone asks for them.
     pub fn cost(&self) -> Result<Option<Cost>, Error> {
         cost(&self.programs, SCHEDULE)
+    }
+
+    fn slots(&self) -> Result<Vec<Cpu>, Error> {
+        let slots = self.cpus.get(&0, 0).map_err(|source| Error::Map { map: "CPU", source })?;
+        Ok(slots.iter().map(|Plain(cpu)| *cpu).collect())
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tables {
+    fn all(&self) -> Result<BTreeMap<u64, Usage>, Error> {
+        let entries = self.usage.iter().map(|entry| entry.map(|(id, cpus)| (id, total(cpus.iter()))));
+        entries.collect::<Result<_, _>>().map_err(|source| Error::Map { map: "USAGE", source })
+    }
+
+    fn some(&self, ids: &BTreeSet<u64>) -> Result<BTreeMap<u64, Usage>, Error> {
+        let entries = ids.iter().filter_map(|id| match self.usage.get(id, 0) {
+            Ok(cpus) => Some(Ok((*id, total(cpus.iter())))),
+            Err(MapError::KeyNotFound) => None,
+            Err(source) => Some(Err(Error::Map { map: "USAGE", source })),
+        });
+        entries.collect()
+    }
+
+    /// A cgroup's time on CPUs is not told to have fallen. One that is no longer there is forgotten.
+    fn tell(&mut self, cgroups: BTreeMap<u64, Usage>) -> Vec<CgroupSchedule> {
+        let last = std::mem::take(&mut self.told);
+        let mut tell = |(id, mut usage): (u64, Usage)| {
+            usage.run_ns = usage.run_ns.max(last.get(&id).copied().unwrap_or(0));
+            self.told.insert(id, usage.run_ns);
+            CgroupSchedule::new(id, &usage)
+        };
+        cgroups.into_iter().map(&mut tell).collect()
     }
 }
 
@@ -160,60 +308,38 @@ impl Clock {
     }
 }
 
-fn load(program: &'static str, max_cgroups: u32) -> Result<Ebpf, Error> {
-    let types = fs::read(btf::PATH).map_err(Error::Types)?;
-    let offset = |of, member| btf::offset(&types, of, member).ok_or(Error::Field { of, member });
-    let pid = offset("task_struct", "pid")?;
-    let run_delay = offset("task_struct", "sched_info")? + offset("sched_info", "run_delay")?;
-    let types = Btf::parse(&types, Endianness::default()).map_err(Error::Parse)?;
-    if let Some(missing) = fs::read_to_string("/proc/self/status").ok().and_then(|status| missing_rights(&status)) {
-        return Err(Error::Rights { missing });
-    }
-
-    let mut programs = EbpfLoader::new()
-        .btf(None) // Nothing in the object is relocated by BTF.
-        .override_global("PID", &pid, true)
-        .override_global("RUN_DELAY", &run_delay, true)
-        .map_max_entries("USAGE", max_cgroups)
-        .load(OBJECT)
-        .map_err(refused)?;
-    let tracepoint: &mut BtfTracePoint =
-        programs.program_mut(program).expect("the object holds this program").try_into().expect("on a tracepoint");
-    tracepoint.load("sched_switch", &types).map_err(|source| refused(source.into()))?;
-    tracepoint.attach().map_err(|source| Error::Attach { program, source: source.into() })?;
-    Ok(programs)
+/// The programs' clock (`bpf_ktime_get_ns`).
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // Neither part of a monotonic time is negative.
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
-fn refused(source: EbpfError) -> Error {
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "of unknown release".into());
-    Error::Load { kernel: kernel.trim_end().into(), source: source.into() }
-}
-
-/// Which of the needed rights the effective set in `/proc/<pid>/status` lacks. `None` also when it does not say.
-fn missing_rights(status: &str) -> Option<&'static str> {
-    const SYS_ADMIN: u64 = 1 << 21;
-    const PERFMON: u64 = 1 << 38;
-    const BPF: u64 = 1 << 39;
-    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    let set = u64::from_str_radix(set.trim(), 16).ok()?;
-    // SYS_ADMIN stands for both.
-    match (set & (SYS_ADMIN | BPF) != 0, set & (SYS_ADMIN | PERFMON) != 0) {
-        (true, true) => None,
-        (true, false) => Some("CAP_PERFMON"),
-        (false, true) => Some("CAP_BPF"),
-        (false, false) => Some("CAP_BPF and CAP_PERFMON"),
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 
-fn total<'a>(id: u64, cpus: impl Iterator<Item = &'a ebb_abi::Usage>) -> CgroupSchedule {
-    let mut sum = ebb_abi::Usage::default();
-    for cpu in cpus {
+fn total<'a>(cpus: impl Iterator<Item = &'a Plain<Usage>>) -> Usage {
+    let mut sum = Usage::default();
+    for Plain(cpu) in cpus {
         sum.run_ns += cpu.run_ns;
         sum.wait_ns += cpu.wait_ns;
-        sum.switches += cpu.switches;
+        sum.preemptions.iter_mut().zip(cpu.preemptions).for_each(|(sum, count)| *sum += count);
+        sum.latency.iter_mut().zip(cpu.latency).for_each(|(sum, count)| *sum += count);
     }
-    let (run, wait) = (Duration::from_nanos(sum.run_ns), Duration::from_nanos(sum.wait_ns));
-    CgroupSchedule { id, run, wait, switches: sum.switches }
+    sum
+}
+
+fn dropped(cpus: &[Cpu]) -> Dropped {
+    cpus.iter().fold(Dropped::default(), |sum, cpu| Dropped {
+        full: sum.full + cpu.full,
+        clock: sum.clock + cpu.backwards,
+        missed: sum.missed + cpu.missed,
+        time: sum.time + Duration::from_nanos(cpu.lost_ns),
+    })
 }
 
 fn cost(programs: &Ebpf, program: &str) -> Result<Option<Cost>, Error> {
@@ -230,35 +356,24 @@ fn cost(programs: &Ebpf, program: &str) -> Result<Option<Cost>, Error> {
 struct Plain<T>(T);
 
 // SAFETY: `ebb-abi` lays both out in C's way, as `u64`s without padding.
-unsafe impl aya::Pod for Plain<ebb_abi::Cpu> {}
-unsafe impl aya::Pod for Plain<ebb_abi::Usage> {}
+unsafe impl aya::Pod for Plain<Cpu> {}
+unsafe impl aya::Pod for Plain<Usage> {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn missing_rights_are_named() {
-        let check = |set: &str, missing| {
-            assert_eq!(missing_rights(&format!("Name:\tebb-agent\nCapEff:\t{set}\nCapBnd:\t0\n")), missing, "{set}")
-        };
-        check("0000000000000000", Some("CAP_BPF and CAP_PERFMON"));
-        check("0000008000000000", Some("CAP_PERFMON"));
-        check("0000004000000000", Some("CAP_BPF"));
-        check("000000c000000000", None);
-        check("0000000000200000", None);
-        check("000001ffffffffff", None);
-        assert_eq!(missing_rights("Name:\tebb-agent\n"), None);
-    }
-
-    #[test]
     fn a_cgroup_is_the_sum_of_its_cpus() {
-        let cpus = [
-            ebb_abi::Usage { run_ns: 1_000_000_000, wait_ns: 5, switches: 2 },
-            ebb_abi::Usage { run_ns: 500_000_000, wait_ns: 0, switches: 1 },
-        ];
-        let expected =
-            CgroupSchedule { id: 7, run: Duration::from_millis(1_500), wait: Duration::from_nanos(5), switches: 3 };
-        assert_eq!(total(7, cpus.iter()), expected);
+        let cpu = |run_ns, wait_ns, bucket: usize, preemptor: Preemptor| {
+            let mut usage = Usage { run_ns, wait_ns, ..Usage::default() };
+            usage.latency[bucket] += 1;
+            usage.preemptions[preemptor as usize] += 1;
+            Plain(usage)
+        };
+        let cpus = [cpu(1_000, 5, 0, Preemptor::System), cpu(500, 0, 11, Preemptor::System)];
+        let Usage { run_ns, wait_ns, preemptions, latency } = total(cpus.iter());
+        assert_eq!((run_ns, wait_ns, preemptions), (1_500, 5, [0, 0, 2, 0]));
+        assert_eq!(latency, [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     }
 }
