@@ -53,9 +53,9 @@ impl Writer<'_> {
         }
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (labels, latency, sum) in rows {
-            // The encoder adds them up, and writes the greatest number as infinity.
+            // The encoder adds them up.
             let bucket =
-                |(bound, count): (Option<Duration>, u64)| (bound.map_or(f64::MAX, |it| it.as_secs_f64()), count);
+                |(bound, count): (Option<Duration>, u64)| (bound.map_or(f64::INFINITY, |it| it.as_secs_f64()), count);
             let buckets: Vec<_> = latency.buckets().map(bucket).collect();
             let write = |mut encoder: MetricEncoder<'_>| {
                 encoder.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), latency.count(), &buckets, None)
@@ -103,4 +103,39 @@ fn one(encoder: &mut MetricEncoder<'_>, kind: MetricType, value: f64) -> fmt::Re
 /// A label's value as the text formats want it.
 pub(super) fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::collector::Collector;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::metrics::exposition::classic;
+
+    #[derive(Debug)]
+    struct Waits;
+
+    impl Collector for Waits {
+        fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+            let waits = [Duration::from_micros(3), Duration::from_secs(2)];
+            let latency = Latency::of(waits);
+            Writer(encoder).histograms("waits_seconds", "Waits.", [([("pod", "a")], &latency, waits.iter().sum())])
+        }
+    }
+
+    #[test]
+    fn a_histogram_ends_with_a_bucket_for_everything() {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Waits));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for text in [classic(&text), text] {
+            let mut buckets = text.lines().filter(|line| line.contains("_bucket{"));
+            assert_eq!(buckets.next(), Some("waits_seconds_bucket{le=\"0.000001\",pod=\"a\"} 0"));
+            assert_eq!(buckets.next(), Some("waits_seconds_bucket{le=\"0.000004\",pod=\"a\"} 1"));
+            assert_eq!(buckets.next_back(), Some("waits_seconds_bucket{le=\"+Inf\",pod=\"a\"} 2"));
+            assert!(text.contains("waits_seconds_sum{pod=\"a\"} 2.000003\n"), "{text}");
+        }
+    }
 }
