@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: figures, each beside a peer or a limit on the same machine in the same run.
 
-mod agent;
+pub(crate) mod agent;
 
 use std::process::Command;
 
@@ -12,9 +12,9 @@ use crate::process::{capture, root, run as run_command};
 
 /// Measures Ebb, and prints figures and their ratios to a peer or a limit in the same run.
 ///
-/// Builds release binaries first: minutes, the first time. `agent` and `ebpf` need root. `agent` takes a minute and a
-/// half and needs prometheus-node-exporter, which it installs from Debian's packages; for its last ten seconds it sets
-/// the sysctl kernel.bpf_stats_enabled. `ebpf` takes 40 seconds. `burst` brings up a lab (see `cargo xtask lab
+/// Builds release binaries first: minutes, the first time. `agent` and `ebpf` need root. `agent` takes two
+/// minutes and needs prometheus-node-exporter, which it installs from Debian's packages, and cAdvisor, which it builds
+/// with Go; it makes cgroups, and for ten seconds it sets the sysctl kernel.bpf_stats_enabled. `ebpf` takes 40 seconds. `burst` brings up a lab (see `cargo xtask lab
 /// --help`) and takes about five seconds a trial. `sim` takes minutes. Nothing is left running. Progress goes to standard error. A busy
 /// machine makes all figures worse. Aims are printed beside the figures; nothing fails when one is missed.
 #[derive(clap::Args)]
@@ -24,8 +24,8 @@ pub(crate) struct Args {
     groups: Vec<Group>,
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
-    /// How long `agent` measures.
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=3600))]
+    /// How long `agent` measures, idle and under load.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(5..=3600))]
     seconds: u64,
     /// How often `burst` measures.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=90))]
@@ -34,7 +34,7 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
-    /// CPU and memory of the agent at one sample and one scrape a second, beside prometheus-node-exporter.
+    /// CPU, memory and scrapes of the agent with 110 pods, idle and under load, beside node_exporter and cAdvisor.
     Agent,
     /// What the kernel program costs at each switch, over one that only reads the clock.
     Ebpf,

@@ -24,6 +24,8 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     Bench(bench::Args),
+    #[command(hide = true)]
+    BenchLoad(bench::agent::LoadArgs),
     Ebpf(ebpf::Args),
     #[command(subcommand)]
     Lab(lab::Command),
@@ -36,6 +38,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Bench(args) => bench::run(&args),
+        Command::BenchLoad(args) => bench::agent::run_load(&args),
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Lab(command) => lab::run(command),
         Command::Manifests(args) => manifests::run(&args),

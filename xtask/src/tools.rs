@@ -7,8 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::process::{cache, capture, run};
+use crate::process::{cache, capture, root, run};
 
+const CADVISOR: &str = "0.56.2";
 const CARGO_DENY: &str = "0.20.2";
 const HELM: &str = "v4.3.1";
 const MOTO: &str = "5.2.5";
@@ -28,6 +29,21 @@ pub(crate) fn helm() -> Result<PathBuf> {
             .env("GOWORK", "off"))
     })
     .map(|folder| folder.join("helm"))
+}
+
+/// The path of cAdvisor; builds it from the main in `xtask/cadvisor` when it is not in the cache.
+pub(crate) fn cadvisor() -> Result<PathBuf> {
+    // Go's own cache makes a build of what did not change a matter of a second; the stamp would hide a changed main.
+    let program = cache()?.join("tools").join(format!("cadvisor-{CADVISOR}"));
+    eprintln!("building cAdvisor {CADVISOR} with Go");
+    run(Command::new("go")
+        .args(["build", "-trimpath", "-ldflags", "-s -w", "-o"])
+        .args([program.as_os_str(), ".".as_ref()])
+        .current_dir(root().join("xtask/cadvisor"))
+        .env("CGO_ENABLED", "0")
+        .env("GOFLAGS", "")
+        .env("GOWORK", "off"))?;
+    Ok(program)
 }
 
 /// The path of cargo-deny; builds it when it is not in the cache.

@@ -1,98 +1,191 @@
-//! The agent beside Debian's prometheus-node-exporter: both sampled and scraped once a second in the same minute.
+//! The agent beside what it stands in for on a node: Debian's prometheus-node-exporter and cAdvisor together. All three
+//! watch the same 110 pods in the same time, first idle, then while the machine switches tasks 50 000 times a second.
+
+mod load;
+mod pods;
+mod watched;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::{Row, build};
 use crate::process::root;
 use crate::tools;
 
-const PEER: &str = "prometheus-node-exporter";
+pub(crate) use load::{Args as LoadArgs, run as run_load};
+
+use load::{Load, switches};
+use pods::Pods;
+use watched::{Watched, free_port};
+
+const NODE_EXPORTER: &str = "prometheus-node-exporter";
+const BOTH: &str = "node_exporter + cAdvisor";
+/// The kubelet's own limit.
+const PODS: usize = 110;
+const SWITCHES_PER_SECOND: f64 = 50_000.0;
 const SECOND: Duration = Duration::from_secs(1);
+/// Often, for a Prometheus: it asks every 15 to 60 s.
+const SCRAPE_EVERY: u32 = 5;
+/// In a row, after the windows.
+const SCRAPES: u32 = 200;
 /// Before the window opens: loading the kernel program and first scrapes are no part of a day's work.
-const WARM_UP: u32 = 5;
-/// `USER_HZ`, the unit of /proc/PID/stat.
-const TICKS_PER_SECOND: f64 = 100.0;
+const WARM_UP: u32 = 12;
+/// The kernel's account of its programs costs time at each switch, so it is no part of the windows.
+const KERNEL_WINDOW: u32 = 8;
+
+struct Programs {
+    ours: Watched,
+    node_exporter: Watched,
+    cadvisor: Watched,
+}
+
+/// CPU time in one window, and the switches in it a second.
+struct Window {
+    ours: f64,
+    theirs: f64,
+    switches: f64,
+}
 
 pub(super) fn measure(seconds: u64) -> Result<Vec<Row>> {
-    tools::apt_install(&[PEER])?;
-    build(&["ebb-agent"])?;
-    let port = free_port()?;
-    let mut ours = Command::new(root().join("target/release/ebb-agent"));
-    ours.args(["--standalone", "--listen", &format!("127.0.0.1:{port}"), "--log-level", "warn"]);
-    let mut ours = Watched::start(&mut ours, port)?;
-    let port = free_port()?;
-    let mut peer = Command::new(PEER);
-    let mut peer = Watched::start(peer.arg(format!("--web.listen-address=127.0.0.1:{port}")), port)?;
-
+    tools::apt_install(&[NODE_EXPORTER])?;
+    let cadvisor = tools::cadvisor()?;
+    build(&["ebb-agent", "--package", "fake-nvml"])?;
+    let pods = Pods::make(PODS)?;
+    let mut programs = start(&cadvisor)?;
     for _ in 0..WARM_UP {
         thread::sleep(SECOND);
-        ours.scrape()?;
-        peer.scrape()?;
+        programs.scrape()?;
     }
-    let before = (ours.cpu_seconds()?, peer.cpu_seconds()?);
-    ours.scrapes.clear();
-    peer.scrapes.clear();
-    let start = Instant::now();
-    for second in 1..=seconds {
-        thread::sleep((start + SECOND * u32::try_from(second)?).saturating_duration_since(Instant::now()));
-        ours.scrape()?;
-        peer.scrape()?;
-        if second % 10 == 0 {
-            eprintln!("{second} of {seconds} s");
-        }
-    }
-    let row = |what, unit, of: &dyn Fn(&Watched) -> Result<f64>, aim| {
-        anyhow::Ok(Row { what, unit, ours: of(&ours)?, theirs: Some((of(&peer)?, PEER)), aim })
-    };
-    let cpu = Row {
-        what: "CPU time in the window",
-        unit: "s",
-        ours: ours.cpu_seconds()? - before.0,
-        theirs: Some((peer.cpu_seconds()? - before.1, PEER)),
-        aim: "below the peer's",
-    };
+    eprintln!("{PODS} idle pods: {seconds} s");
+    let idle = programs.window(seconds)?;
+    let load = Load::start(&pods, SWITCHES_PER_SECOND)?;
+    thread::sleep(5 * SECOND);
+    eprintln!("{SWITCHES_PER_SECOND} switches a second: {seconds} s");
+    let loaded = programs.window(seconds)?;
+    let kernel = kernel_share(&mut programs.ours)?;
+    eprintln!("{SCRAPES} scrapes in a row");
     let mut rows = vec![
-        cpu,
-        row("resident memory", "MiB", &|program| program.mib("status", "VmRSS"), "below 20 MiB")?,
-        row("of that anonymous", "MiB", &|program| program.mib("status", "RssAnon"), "")?,
-        row("of that pages of files", "MiB", &|program| program.mib("status", "RssFile"), "")?,
-        row("its proportional share (Pss)", "MiB", &|program| program.mib("smaps_rollup", "Pss"), "")?,
-        row("peak resident memory, since the start", "MiB", &|program| program.mib("status", "VmHWM"), "")?,
-        row("scrape, p50", "ms", &|program| Ok(program.scrape_ms(50)), "")?,
-        row("scrape, p99", "ms", &|program| Ok(program.scrape_ms(99)), "")?,
-        row("scrape", "KiB", &|program| Ok(program.bytes as f64 / 1024.0), "")?,
+        cpu("CPU, idle pods", idle.ours / seconds as f64, Some(idle.theirs / seconds as f64), "below a fifth"),
+        cpu("CPU, many switches", loaded.ours / seconds as f64, Some(loaded.theirs / seconds as f64), "below a fifth"),
     ];
-    if let Some(share) = kernel_share(&mut ours)? {
-        // The peer has no part in the kernel. Ours is charged to whatever task was switched out.
-        rows.insert(
-            1,
-            Row {
-                what: "and in its kernel program, to scale",
-                unit: "s",
-                ours: share * seconds as f64,
-                theirs: None,
-                aim: "",
-            },
-        );
+    if let Some(kernel) = kernel {
+        rows.push(cpu("its kernel program, as the kernel counts", kernel, None, ""));
+        rows.push(cpu("both, many switches", loaded.ours / seconds as f64 + kernel, None, "below 1"));
     }
+    rows.push(Row { what: "switches in that window", unit: "1/s", ours: loaded.switches, theirs: None, aim: "" });
+    rows.extend(programs.memory()?);
+    rows.extend(programs.scrapes()?);
+    drop(load);
     Ok(rows)
 }
 
-/// CPU time per second in the agent's kernel program, by the kernel's own account. That account costs time at each
-/// switch and is kept only while its sysctl is set, so this is no part of the window. `None`: nothing was counted.
+/// In percent of one core.
+fn cpu(what: &'static str, ours: f64, theirs: Option<f64>, aim: &'static str) -> Row {
+    Row { what, unit: "% of a core", ours: ours * 100.0, theirs: theirs.map(|theirs| (theirs * 100.0, BOTH)), aim }
+}
+
+/// All watch the machine as their careful operators would have them: cAdvisor every 10 s, as the kubelet has it, and
+/// without what it would count besides; the agent with eight fake GPUs.
+fn start(cadvisor: &std::path::Path) -> Result<Programs> {
+    let release = root().join("target/release");
+    let port = free_port()?;
+    let mut ours = Command::new(release.join("ebb-agent"));
+    ours.args(["--standalone", "--listen", &format!("127.0.0.1:{port}"), "--log-level", "warn", "--nvml-library"])
+        .arg(release.join("libfake_nvml.so"))
+        .env("FAKE_NVML_SCRIPT", root().join("tests/fake-nvml/scenarios/8xh100.json"));
+    let ours = Watched::start(&mut ours, port)?;
+    let port = free_port()?;
+    let mut command = Command::new(NODE_EXPORTER);
+    let node_exporter = Watched::start(command.arg(format!("--web.listen-address=127.0.0.1:{port}")), port)?;
+    let port = free_port()?;
+    let mut command = Command::new(cadvisor);
+    command.arg(format!("--listen=127.0.0.1:{port}")).args([
+        "--housekeeping_interval=10s",
+        "--max_housekeeping_interval=15s",
+        "--allow_dynamic_housekeeping=true",
+        "--store_container_labels=false",
+    ]);
+    Ok(Programs { ours, node_exporter, cadvisor: Watched::start(&mut command, port)? })
+}
+
+impl Programs {
+    fn scrape(&mut self) -> Result<()> {
+        self.ours.scrape()?;
+        self.node_exporter.scrape()?;
+        self.cadvisor.scrape().map(drop)
+    }
+
+    fn cpu_seconds(&self) -> Result<(f64, f64)> {
+        Ok((self.ours.cpu_seconds()?, self.node_exporter.cpu_seconds()? + self.cadvisor.cpu_seconds()?))
+    }
+
+    fn window(&mut self, seconds: u64) -> Result<Window> {
+        let (before, counted, start) = (self.cpu_seconds()?, switches()?, Instant::now());
+        for second in 1..=u32::try_from(seconds)? {
+            thread::sleep((start + SECOND * second).saturating_duration_since(Instant::now()));
+            if second.is_multiple_of(SCRAPE_EVERY) {
+                self.scrape()?;
+            }
+        }
+        let (after, switches) = (self.cpu_seconds()?, switches()? - counted);
+        let switches = switches as f64 / start.elapsed().as_secs_f64();
+        Ok(Window { ours: after.0 - before.0, theirs: after.1 - before.1, switches })
+    }
+
+    fn memory(&self) -> Result<Vec<Row>> {
+        let row = |what, field: &str, aim| {
+            let theirs = self.node_exporter.mib("status", field)? + self.cadvisor.mib("status", field)?;
+            anyhow::Ok(Row {
+                what,
+                unit: "MiB",
+                ours: self.ours.mib("status", field)?,
+                theirs: Some((theirs, BOTH)),
+                aim,
+            })
+        };
+        Ok(vec![
+            row("resident memory", "VmRSS", "below 30 MiB")?,
+            row("of that anonymous", "RssAnon", "")?,
+            row("peak resident memory, since the start", "VmHWM", "")?,
+        ])
+    }
+
+    fn scrapes(&mut self) -> Result<Vec<Row>> {
+        for program in [&mut self.ours, &mut self.node_exporter, &mut self.cadvisor] {
+            program.scrapes.clear();
+            for _ in 0..SCRAPES {
+                program.scrape()?;
+            }
+        }
+        let (ours, one, other) = (&self.ours, &self.node_exporter, &self.cadvisor);
+        let row = |what, unit, of: &dyn Fn(&Watched) -> f64, aim| Row {
+            what,
+            unit,
+            ours: of(ours),
+            theirs: Some((of(one) + of(other), BOTH)),
+            aim,
+        };
+        Ok(vec![
+            row("scrape, p50", "ms", &|program| program.scrape_ms(50), ""),
+            row("scrape, p99", "ms", &|program| program.scrape_ms(99), "below 5 ms"),
+            row("scrape", "KiB", &|program| program.bytes as f64 / 1024.0, ""),
+            row("scrape", "series", &|program| program.series as f64, ""),
+        ])
+    }
+}
+
+/// CPU time per second in the agent's kernel program, by the kernel's own account, which counts its own two looks at
+/// the clock for each run. It is charged to whatever task was switched out. `None`: nothing was counted.
 fn kernel_share(ours: &mut Watched) -> Result<Option<f64>> {
     let _stats = BpfStats::on()?;
     thread::sleep(2 * SECOND);
     let Some(before) = ours.metric("ebb_bpf_run_seconds_total")? else { return Ok(None) };
     let start = Instant::now();
-    thread::sleep(8 * SECOND);
+    thread::sleep(KERNEL_WINDOW * SECOND);
     let after = ours.metric("ebb_bpf_run_seconds_total")?;
     Ok(after.map(|after| (after - before) / start.elapsed().as_secs_f64()))
 }
@@ -118,89 +211,4 @@ impl Drop for BpfStats {
             eprintln!("{} was not put back to {}: {error}", Self::FILE, self.before.trim());
         }
     }
-}
-
-/// A program that serves metrics. Killed on drop.
-struct Watched {
-    child: Child,
-    port: u16,
-    scrapes: Vec<Duration>,
-    /// Of the last scrape.
-    bytes: usize,
-}
-
-impl Watched {
-    fn start(command: &mut Command, port: u16) -> Result<Self> {
-        let name = command.get_program().display().to_string();
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let mut program =
-            Self { child: child.with_context(|| format!("start {name}"))?, port, scrapes: Vec::new(), bytes: 0 };
-        let deadline = Instant::now() + 20 * SECOND;
-        while program.scrape().is_err() {
-            if Instant::now() > deadline || program.child.try_wait()?.is_some() {
-                bail!("{name} serves no metrics on port {port}");
-            }
-            thread::sleep(SECOND / 10);
-        }
-        Ok(program)
-    }
-
-    fn scrape(&mut self) -> Result<String> {
-        let start = Instant::now();
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).context("connect")?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-        let mut reply = Vec::new();
-        stream.read_to_end(&mut reply)?;
-        if !reply.windows(7).take(20).any(|window| window == b" 200 OK") {
-            bail!("no metrics from port {}: {}", self.port, String::from_utf8_lossy(&reply[..reply.len().min(200)]));
-        }
-        self.scrapes.push(start.elapsed());
-        self.bytes = reply.len();
-        String::from_utf8(reply).context("read metrics as text")
-    }
-
-    /// A metric without labels.
-    fn metric(&mut self, name: &str) -> Result<Option<f64>> {
-        let page = self.scrape()?;
-        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.map(str::parse).transpose().with_context(|| format!("read {name}"))
-    }
-
-    /// By nearest rank.
-    fn scrape_ms(&self, percent: usize) -> f64 {
-        let mut sorted = self.scrapes.clone();
-        sorted.sort_unstable();
-        sorted[(sorted.len() * percent).div_ceil(100) - 1].as_secs_f64() * 1000.0
-    }
-
-    /// User and system time of all threads, and of children waited for, since the start.
-    fn cpu_seconds(&self) -> Result<f64> {
-        let path = format!("/proc/{}/stat", self.child.id());
-        let stat = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        // The name, in brackets, may hold anything; utime, stime, cutime and cstime are the 12th field behind it and on.
-        let (_, fields) = stat.rsplit_once(')').with_context(|| format!("understand {path}"))?;
-        let ticks = fields.split_whitespace().skip(11).take(4).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
-        Ok(ticks / TICKS_PER_SECOND)
-    }
-
-    fn mib(&self, file: &str, field: &str) -> Result<f64> {
-        let path = format!("/proc/{}/{file}", self.child.id());
-        let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        let kib = line.and_then(|line| line.split_whitespace().next()).with_context(|| format!("find {field}"))?;
-        Ok(kib.parse::<f64>()? / 1024.0)
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        // It may have ended by itself; either way nothing is left after the wait.
-        let _ended = self.child.kill();
-        let _status = self.child.wait();
-    }
-}
-
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
-    Ok(listener.local_addr()?.port())
 }
