@@ -6,7 +6,7 @@ mod common;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use common::{Serving, run, samples, until, write_tree};
+use common::{Serving, assert_documented, run, samples, until, write_tree};
 
 #[test]
 fn metrics_are_served_in_both_formats() {
@@ -37,6 +37,14 @@ fn metrics_are_served_in_both_formats() {
     assert!(node["memory"]["totalBytes"].as_u64() > Some(0) && node["class"]["class"] == "unknown", "{body}");
     assert_eq!(serving.get("/nothing").0, 404);
     assert_eq!(serving.ask("DELETE /metrics HTTP/1.1", "").0, 405);
+}
+
+/// Names and what they mean, of the families that a plain machine has; those of GPUs are held against in `gpu.rs`.
+#[test]
+fn the_page_is_documented() {
+    let serving = Serving::start(&["--interval", "100ms"]);
+    serving.wait_ready();
+    assert_documented(&serving.get("/metrics").2);
 }
 
 #[test]
@@ -111,7 +119,8 @@ fn a_recording_of_this_machine_can_be_played() {
     let record = ["record", "--output", file, "--for", "300ms", "--interval", "100ms"];
     assert_eq!(run(&record).status.code(), Some(0));
     let lines = std::fs::read_to_string(file).unwrap();
-    assert_eq!(lines.lines().count(), 3, "{lines}");
+    // Fewer than three where the machine was too busy for one in time.
+    assert!((1..=3).contains(&lines.lines().count()), "{lines}");
     let serving = Serving::start(&["--interval", "100ms", "--source", &format!("replay:{file}")]);
     serving.wait_ready();
     assert!(serving.get("/metrics").2.contains("ebb_node_utilization_ratio{signal=\"memory\"}"));

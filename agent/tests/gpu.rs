@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{Serving, agent, run, samples, write_tree};
+use common::{Serving, agent, assert_documented, run, samples, write_tree};
 
 /// Beside the tests, where cargo puts what they depend on.
 fn library() -> PathBuf {
@@ -139,6 +139,7 @@ fn eight_gpus_are_shown_with_all_their_figures() {
     let machine = Machine::of("8xh100");
     let serving = machine.start(&[]);
     let page = wait_until(&serving, "activity by GPM", |page| page.all("ebb_gpu_sm_active_ratio", &[]).len() == 8);
+    assert_documented(&serving.get("/metrics").2);
     assert_eq!(
         page.all("ebb_gpu_info", &[("model", "NVIDIA H100 80GB HBM3"), ("driver_version", "580.95.05")]).len(),
         8

@@ -123,3 +123,19 @@ pub(crate) fn write_tree(root: &Path, files: &[(&str, &str)]) {
         std::fs::write(path, content).unwrap();
     }
 }
+
+/// Panics on a family that docs/metrics.md does not have, with its type and what it means.
+pub(crate) fn assert_documented(page: &str) {
+    let documentation = include_str!("../../../docs/metrics.md");
+    let mut help = ("", "");
+    for line in page.lines() {
+        if let Some(found) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
+            help = found;
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+            assert_eq!(help.0, name, "each family has a text");
+            let row = documentation.lines().find(|row| row.starts_with(&format!("| `{name}` | {kind} |")));
+            let row = row.unwrap_or_else(|| panic!("docs/metrics.md does not have the {kind} {name}: {}", help.1));
+            assert!(row.contains(help.1.trim_end_matches('.')), "docs/metrics.md: {row}\nthe page: {}", help.1);
+        }
+    }
+}
