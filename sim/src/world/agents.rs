@@ -1,7 +1,6 @@
 //! The agents: each measures its machine, reports, and drains its node, late and over wires that can fail.
 //!
-//! They measure GPUs as an agent with NVML does. The real agent does not yet (see the README's limits): on a real
-//! cluster of today a GPU node is unknown, and stays.
+//! They measure GPUs as an agent with NVML does.
 
 use std::time::Duration;
 
