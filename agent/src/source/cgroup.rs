@@ -5,7 +5,8 @@
 mod figures;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant as Monotonic;
@@ -70,8 +71,22 @@ struct Entry {
     id: Option<u64>,
     owner: Option<Arc<Owner>>,
     appeared: Option<Monotonic>,
-    files: Vec<(FigureFile, PathBuf)>,
+    /// In the order of the hierarchies that have it.
+    folders: Vec<Folder>,
     /// The last round in which it was there.
+    seen: u64,
+}
+
+/// A cgroup's folder in one hierarchy. It is held open, which is half the way to each of its files; the files are not,
+/// since the kernel keeps a page of memory for each open file that was read, in our name.
+#[derive(Debug)]
+struct Folder {
+    hierarchy: usize,
+    /// Tells it from one that was made after it under the same name.
+    inode: u64,
+    file: File,
+    path: PathBuf,
+    figures: Vec<FigureFile>,
     seen: u64,
 }
 
@@ -100,10 +115,13 @@ impl CgroupTree {
         self.round += 1;
         let round = Round { number: self.round, appeared: (self.round > 1).then_some(now), max: self.max };
         let mut complete = true;
-        for hierarchy in &self.hierarchies {
-            complete &= walk(hierarchy, &mut self.entries, &round)?;
+        for number in 0..self.hierarchies.len() {
+            complete &= walk((number, &self.hierarchies[number]), &mut self.entries, &round)?;
         }
-        self.entries.retain(|_, entry| entry.seen == self.round);
+        self.entries.retain(|_, entry| {
+            entry.folders.retain(|folder| folder.seen == self.round);
+            entry.seen == self.round
+        });
         let mut errors = Vec::new();
         let all = self.entries.iter().map(|(path, entry)| entry.read(path, buffer, &mut errors)).collect();
         Ok(Cgroups { at: now, all, complete, errors })
@@ -111,13 +129,26 @@ impl CgroupTree {
 }
 
 impl Entry {
+    fn folder(&mut self, hierarchy: usize, inode: u64) -> Option<&mut Folder> {
+        self.folders.iter_mut().find(|folder| folder.hierarchy == hierarchy && folder.inode == inode)
+    }
+
+    /// Whether it is a pod's own cgroup.
+    fn is_pods(&self) -> bool {
+        self.owner.as_ref().is_some_and(|owner| owner.is_own && owner.container_id.is_none())
+    }
+
     fn read(&self, path: &Arc<str>, buffer: &mut Vec<u8>, errors: &mut Vec<Error>) -> Cgroup {
         let mut figures = Figures::default();
-        for (kind, file) in &self.files {
-            if let Err(error) = read_once(file, buffer, |text| kind.add(text, &mut figures))
-                && !error.is_gone()
-            {
-                errors.push(error);
+        for folder in &self.folders {
+            for kind in &folder.figures {
+                let read =
+                    read_once(&folder.file, &folder.path, kind.name(), buffer, |text| kind.add(text, &mut figures));
+                if let Err(error) = read
+                    && !error.is_gone()
+                {
+                    errors.push(error);
+                }
             }
         }
         Cgroup { path: path.clone(), id: self.id, owner: self.owner.clone(), appeared: self.appeared, figures }
@@ -154,52 +185,72 @@ struct Round {
 }
 
 /// Marks what is there now; says whether none was left out. Breadth first, so that what is left out lies deep.
-fn walk(hierarchy: &Hierarchy, entries: &mut BTreeMap<Arc<str>, Entry>, round: &Round) -> Result<bool, Error> {
+fn walk(
+    (number, hierarchy): (usize, &Hierarchy),
+    entries: &mut BTreeMap<Arc<str>, Entry>,
+    round: &Round,
+) -> Result<bool, Error> {
     let mut complete = true;
-    let mut queue = VecDeque::from([String::from("/")]);
-    while let Some(path) = queue.pop_front() {
-        let folder = hierarchy.root.join(&path[1..]);
-        let metadata = match fs::metadata(&folder) {
-            Ok(metadata) => metadata,
-            Err(source) if path == "/" => return Err(Error::Read { path: folder, source }),
-            Err(error) => {
-                // Gone since its parent was listed; or there, and not to be seen.
-                complete &= error.kind() == io::ErrorKind::NotFound;
-                continue;
-            }
-        };
+    let root = fs::metadata(&hierarchy.root).map_err(|source| Error::Read { path: hierarchy.root.clone(), source })?;
+    let mut queue = VecDeque::from([(String::from("/"), root.ino())]);
+    while let Some((path, inode)) = queue.pop_front() {
         let is_new = !entries.contains_key(path.as_str());
         if is_new && entries.len() >= round.max {
             complete = false;
             continue;
         }
-        // A folder has a link from each folder in it: two links mean that there is none, which saves listing it.
-        if metadata.nlink() != 2 {
-            match fs::read_dir(&folder) {
-                Ok(children) => {
-                    let folders = children.flatten().filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()));
-                    let parent = path.trim_end_matches('/');
-                    queue.extend(folders.map(|child| format!("{parent}/{}", child.file_name().to_string_lossy())));
+        let known = entries.get_mut(path.as_str()).and_then(|entry| entry.folder(number, inode));
+        let opened = match known {
+            Some(_) => None,
+            None => match Folder::open(number, hierarchy, &path, inode) {
+                Ok(folder) => Some(folder),
+                Err(error) => {
+                    // Gone since its parent was listed; or there, and not to be seen.
+                    complete &= error.kind() == io::ErrorKind::NotFound;
+                    continue;
                 }
-                Err(error) => complete &= error.kind() == io::ErrorKind::NotFound,
-            }
-        }
-        let owner = if is_new { kubepods::owner(&path).map(Arc::new) } else { None };
-        let entry =
-            entries.entry(path.into()).or_insert_with(|| Entry { owner, appeared: round.appeared, ..Entry::default() });
+            },
+        };
+        let entry = entries.entry(path.as_str().into()).or_insert_with(|| Entry {
+            owner: kubepods::owner(&path).map(Arc::new),
+            appeared: round.appeared,
+            ..Entry::default()
+        });
         entry.seen = round.number;
         if hierarchy.identifies {
-            entry.id = Some(metadata.ino());
+            entry.id = Some(inode);
         }
-        let is_pods = entry.owner.as_ref().is_some_and(|owner| owner.is_own && owner.container_id.is_none());
-        let of_pods = if is_pods { hierarchy.of_pods } else { &[] };
-        for file in hierarchy.files.iter().chain(of_pods) {
-            if !entry.files.iter().any(|(known, _)| known == file) {
-                entry.files.push((*file, folder.join(file.name())));
+        let of_pods = if entry.is_pods() { hierarchy.of_pods } else { &[] };
+        if let Some(mut folder) = opened {
+            folder.figures = hierarchy.files.iter().chain(of_pods).copied().collect();
+            entry.folders.retain(|former| former.hierarchy != number);
+            entry.folders.push(folder);
+        }
+        let Some(folder) = entry.folder(number, inode) else { continue };
+        folder.seen = round.number;
+        // A folder has a link from each folder in it: two links mean that there is none, which saves listing it.
+        if folder.file.metadata().is_ok_and(|metadata| metadata.nlink() == 2) {
+            continue;
+        }
+        match fs::read_dir(&folder.path) {
+            Ok(children) => {
+                let folders = children.flatten().filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()));
+                let parent = path.trim_end_matches('/');
+                let name = |child: &fs::DirEntry| format!("{parent}/{}", child.file_name().to_string_lossy());
+                queue.extend(folders.map(|child| (name(&child), child.ino())));
             }
+            Err(error) => complete &= error.kind() == io::ErrorKind::NotFound,
         }
     }
     Ok(complete)
+}
+
+impl Folder {
+    fn open(number: usize, hierarchy: &Hierarchy, path: &str, inode: u64) -> io::Result<Self> {
+        let path = hierarchy.root.join(&path[1..]);
+        let file = File::open(&path)?;
+        Ok(Self { hierarchy: number, inode, file, path, figures: Vec::new(), seen: 0 })
+    }
 }
 
 #[cfg(test)]

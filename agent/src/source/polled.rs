@@ -3,15 +3,20 @@
 //! is not held open all the same: the kernel keeps a page of memory for each open file that was read, in our name.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 use super::{Error, Malformed};
 
 /// The longest file that is read. `/proc/stat` holds a number per interrupt line and CPU; this is many times more than
 /// the largest machines show.
 const LONGEST: usize = 4 << 20;
+
+/// Many times as long as any file of a cgroup that is read.
+const PIECE: usize = 16 << 10;
 
 #[derive(Debug)]
 pub struct Polled {
@@ -39,7 +44,8 @@ impl Polled {
             self.file = None;
             return Err(Error::Read { path: self.path.clone(), source });
         }
-        parsed(&self.path, buffer, parse)
+        let parsed = str::from_utf8(buffer).map_err(|_| Malformed("UTF-8")).and_then(parse);
+        parsed.map_err(|malformed| Error::Malformed { path: self.path.clone(), malformed })
     }
 
     fn fill(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
@@ -51,20 +57,24 @@ impl Polled {
     }
 }
 
-/// Reads a whole file once and parses it, as [`Polled::read`] does.
+/// Reads a file of a cgroup's open folder once and parses it. The kernel gives such a file in one piece.
 pub(super) fn read_once<T>(
+    folder: &File,
     path: &Path,
+    name: &'static str,
     buffer: &mut Vec<u8>,
     parse: impl FnOnce(&str) -> Result<T, Malformed>,
 ) -> Result<T, Error> {
-    let filled = File::open(path).and_then(|file| fill(&file, buffer));
-    filled.map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    parsed(path, buffer, parse)
-}
-
-fn parsed<T>(path: &Path, text: &[u8], parse: impl FnOnce(&str) -> Result<T, Malformed>) -> Result<T, Error> {
-    let parsed = str::from_utf8(text).map_err(|_| Malformed("UTF-8")).and_then(parse);
-    parsed.map_err(|malformed| Error::Malformed { path: path.to_owned(), malformed })
+    // Not cut back after it was used, so that only the first of many files pays for clearing it.
+    if buffer.len() < PIECE {
+        buffer.resize(PIECE, 0);
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(folder, name, flags, Mode::empty()).map_err(io::Error::from);
+    let length = file.and_then(|file| File::from(file).read(buffer));
+    let length = length.map_err(|source| Error::Read { path: path.join(name), source })?;
+    let parsed = str::from_utf8(&buffer[..length]).map_err(|_| Malformed("UTF-8")).and_then(parse);
+    parsed.map_err(|malformed| Error::Malformed { path: path.join(name), malformed })
 }
 
 fn fill(file: &File, buffer: &mut Vec<u8>) -> io::Result<()> {
