@@ -11,9 +11,11 @@ use ebb_core::time::Instant;
 use ebb_core::units::Permille;
 use serde::Serialize;
 
+use crate::pods::PodNames;
 use crate::reading::{CpuShare, Reading};
 use crate::sampler::Sample;
 use crate::source::cgroup;
+use crate::source::kubepods::Owner;
 use crate::source::proc::MODES;
 
 pub(crate) use gpu::Gpu;
@@ -117,6 +119,12 @@ pub(crate) struct Stalled {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Cgroup {
     pub(crate) path: String,
+    /// `NAMESPACE/NAME` of the pod it belongs to; the pod's UID while nobody tells its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pod: Option<String>,
+    /// The container whose own cgroup it is, by its name, or by its id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) container: Option<String>,
     /// CPUs' worth of time that was used, and that was waited for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cpu_cores: Option<f64>,
@@ -124,6 +132,9 @@ pub(crate) struct Cgroup {
     pub(crate) run_queue_cores: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) switches_per_second: Option<f64>,
+    /// CPUs' worth of time that its CPU limit held it back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) throttled_cores: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,7 +148,7 @@ impl Snapshot {
         let nothing = Reading::empty(now.at);
         let before = sample.before.as_deref().unwrap_or(&nothing);
         let elapsed = now.at.saturating_duration_since(before.at).as_secs_f64();
-        let mut cgroups = cgroups(before, now);
+        let mut cgroups = cgroups(before, now, &sample.names);
         let weight = |cgroup: &Cgroup| cgroup.cpu_cores.unwrap_or(0.0) + cgroup.run_queue_cores.unwrap_or(0.0);
         cgroups.sort_by(|a, b| weight(b).total_cmp(&weight(a)).then_with(|| a.path.cmp(&b.path)));
         Self {
@@ -220,7 +231,7 @@ fn pressure(before: &Reading, now: &Reading, elapsed: f64) -> BTreeMap<&'static 
 }
 
 /// The cgroups' own figures are read more seldom than the kernel program's: each rate is over its own time.
-fn cgroups(before: &Reading, now: &Reading) -> Vec<Cgroup> {
+fn cgroups(before: &Reading, now: &Reading, names: &PodNames) -> Vec<Cgroup> {
     let Some(latest) = &now.cgroups else { return Vec::new() };
     let cores = |now: Duration, then: Duration, elapsed: f64| Some(now.checked_sub(then)?.as_secs_f64() / elapsed);
     let elapsed = now.at.saturating_duration_since(before.at).as_secs_f64();
@@ -235,15 +246,34 @@ fn cgroups(before: &Reading, now: &Reading) -> Vec<Cgroup> {
         let scheduled = cgroup.id.and_then(|id| now.schedule.get(&id).zip(before.schedule.get(&id)));
         Cgroup {
             path: cgroup.path.to_string(),
+            pod: cgroup.owner.as_ref().map(|owner| pod_of(owner, names)),
+            container: cgroup.owner.as_ref().and_then(|owner| container_of(owner, names)),
             cpu_cores: cpu.and_then(|(now, then)| cores(now, then, between)),
             run_queue_cores: scheduled.and_then(|(now, then)| cores(now.wait, then.wait, elapsed)),
             switches_per_second: scheduled
                 .and_then(|(now, then)| Some(now.latency.count().checked_sub(then.latency.count())? as f64 / elapsed)),
+            throttled_cores: figures
+                .throttling
+                .zip(then.and_then(|then| then.throttling))
+                .and_then(|(now, then)| cores(now.throttled, then.throttled, between)),
             memory_bytes: figures.memory.total,
             memory_working_set_bytes: figures.memory.working_set(),
         }
     };
     latest.all.iter().map(row).collect()
+}
+
+fn pod_of(owner: &Owner, names: &PodNames) -> String {
+    let name = names.get(&owner.pod_uid);
+    name.map_or_else(|| owner.pod_uid.clone(), |name| format!("{}/{}", name.namespace, name.name))
+}
+
+fn container_of(owner: &Owner, names: &PodNames) -> Option<String> {
+    let id = owner.container_id.as_ref().filter(|_| owner.is_own)?;
+    match names.get(&owner.pod_uid) {
+        Some(pod) => pod.containers.get(id).cloned(),
+        None => Some(id.clone()),
+    }
 }
 
 #[cfg(test)]
@@ -275,12 +305,13 @@ mod tests {
         let start = Monotonic::now();
         let (then, now) = (reading(start, 0, 5, 10), reading(start + Duration::from_secs(2), 100, 25, 3010));
         let elapsed = 2.0;
+        let nobody = PodNames::default();
         assert_eq!(switches(&then, &now, elapsed), Some(10.0));
         assert_eq!(switches(&now, &then, elapsed), None, "set back");
         assert_eq!(node_cpu(&then, &now).unwrap().busy_permille, 1000);
-        assert_eq!(cgroups(&then, &now)[0].cpu_cores, None, "read once: no rate yet");
+        assert_eq!(cgroups(&then, &now, &nobody)[0].cpu_cores, None, "read once: no rate yet");
         let later =
             Reading { at: now.at + Duration::from_secs(1), cgroups_before: then.cgroups.clone(), ..now.clone() };
-        assert_eq!(cgroups(&now, &later)[0].cpu_cores, Some(0.5), "over the time between their own readings");
+        assert_eq!(cgroups(&now, &later, &nobody)[0].cpu_cores, Some(0.5), "over the time between their own readings");
     }
 }

@@ -7,6 +7,7 @@ mod serve;
 mod show;
 mod simulate;
 mod tables;
+mod top;
 
 use clap::{Parser, Subcommand};
 
@@ -23,6 +24,7 @@ enum Command {
     Classify(classify::Args),
     Demo(demo::Args),
     Simulate(simulate::Args),
+    Top(top::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -30,5 +32,6 @@ fn main() -> anyhow::Result<()> {
         Command::Classify(args) => classify::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Top(args) => top::run(&args),
     }
 }

@@ -85,3 +85,12 @@ fn a_recording_is_judged_with_reasons() {
     assert!(!output.status.success());
     assert!(text(output.stderr).contains("understand line 2 of "));
 }
+
+#[test]
+fn top_says_whom_it_could_not_reach() {
+    // Nobody listens at the port of a listener that has gone.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let output = ebb(&["top", "--once", &format!("http://127.0.0.1:{port}")]);
+    let error = text(output.stderr);
+    assert!(!output.status.success() && error.contains(&format!("127.0.0.1:{port}")), "{error}");
+}

@@ -1,0 +1,141 @@
+//! Whole frames, and what must hold whatever comes and whatever is pressed. `UPDATE_GOLDEN=1 cargo test --package ebb top`
+//! writes the frames anew.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use ratatui::buffer::Buffer;
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use ratatui::layout::Rect;
+
+use super::app::{App, News};
+use super::draw::draw;
+use super::plain;
+
+const CLUSTER: &str = include_str!("../../tests/top/cluster.json");
+const GPUS: &str = include_str!("../../tests/top/gpus.json");
+const MIG: &str = include_str!("../../tests/top/mig.json");
+const BROKEN: &str = include_str!("../../tests/top/broken.json");
+
+fn news(json: &str) -> News {
+    if json == CLUSTER {
+        return News::Cluster(Box::new(serde_json::from_str(json).unwrap()));
+    }
+    News::Node(Box::new(serde_json::from_str(json).unwrap()))
+}
+
+fn frame(app: &mut App, columns: u16, rows: u16) -> Buffer {
+    let mut buffer = Buffer::empty(Rect::new(0, 0, columns, rows));
+    draw(app, &mut buffer, Duration::from_secs(5));
+    buffer
+}
+
+/// Compares with what was drawn before.
+fn check(name: &str, json: &str, keys: &[KeyCode], columns: u16, rows: u16) {
+    let mut app = App::new("http://127.0.0.1:9482");
+    app.take(news(json), Duration::ZERO);
+    for key in keys {
+        // Keys move in what was drawn last.
+        frame(&mut app, columns, rows);
+        app.key(KeyEvent::new(*key, KeyModifiers::NONE));
+    }
+    let drawn = plain::text(&frame(&mut app, columns, rows), false);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/top-{name}-{columns}x{rows}.txt"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&golden, &drawn).unwrap();
+    }
+    assert_eq!(drawn, fs::read_to_string(&golden).unwrap(), "{name}");
+}
+
+#[test]
+fn a_node_with_its_gpus_and_who_uses_them() {
+    check("gpus", GPUS, &[], 80, 24);
+    check("gpus", GPUS, &[], 140, 45);
+    check("mig", MIG, &[], 140, 45);
+}
+
+#[test]
+fn what_is_not_known_is_a_dash_and_its_source_is_named() {
+    check("broken", BROKEN, &[], 80, 24);
+}
+
+#[test]
+fn a_cluster_with_what_is_used_and_what_is_requested() {
+    check("cluster", CLUSTER, &[], 80, 24);
+    check("cluster", CLUSTER, &[], 140, 45);
+    check("cluster-pods", CLUSTER, &[KeyCode::Down, KeyCode::Enter], 80, 24);
+}
+
+#[test]
+fn a_peer_that_went_away_is_said_to_be_away_over_its_last_figures() {
+    let mut app = App::new("http://127.0.0.1:9482");
+    app.take(news(GPUS), Duration::ZERO);
+    app.take(News::Away("connection refused".into()), Duration::from_secs(1));
+    let drawn = plain::text(&frame(&mut app, 100, 30), false);
+    assert!(drawn.contains("No answer for 4s, trying on: connection refused"), "{drawn}");
+    assert!(drawn.contains("ip-10-0-0-7"), "{drawn}");
+}
+
+/// A document in which something is something else.
+fn mutated(json: &str, at: usize, with: &serde_json::Value) -> String {
+    fn walk(value: &mut serde_json::Value, left: &mut usize, with: &serde_json::Value) {
+        if *left == 0 {
+            *value = with.clone();
+        }
+        *left = left.wrapping_sub(1);
+        match value {
+            serde_json::Value::Array(items) => items.iter_mut().for_each(|item| walk(item, left, with)),
+            serde_json::Value::Object(items) => items.values_mut().for_each(|item| walk(item, left, with)),
+            _ => {}
+        }
+    }
+    let mut value = serde_json::from_str(json).unwrap();
+    walk(&mut value, &mut { at }, with);
+    value.to_string()
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_comes_or_is_pressed_makes_it_panic(
+        which in 0..4_usize,
+        at in 0..400_usize,
+        with in prop::sample::select(vec![
+            serde_json::json!(null),
+            serde_json::json!(-1.0),
+            serde_json::json!(1e300),
+            serde_json::json!(""),
+            serde_json::json!("\u{1b}[2J\u{202e}\u{4e2d}\u{6587}"),
+            serde_json::json!([]),
+            serde_json::json!({}),
+        ]),
+        columns in 0..200_u16,
+        rows in 0..60_u16,
+        keys in prop::collection::vec(
+            prop::sample::select(vec![
+                KeyCode::Up, KeyCode::Down, KeyCode::PageDown, KeyCode::End, KeyCode::Enter, KeyCode::Esc,
+                KeyCode::Char('/'), KeyCode::Char('m'), KeyCode::Char('w'), KeyCode::Char('g'), KeyCode::Char('?'),
+                KeyCode::Char('x'), KeyCode::Backspace,
+            ]),
+            0..12,
+        ),
+    ) {
+        let json = mutated([CLUSTER, GPUS, MIG, BROKEN][which], at, &with);
+        let mut app = App::new("http://127.0.0.1:9482");
+        // What is no such document is refused before it comes here.
+        if which == 0 {
+            if let Ok(update) = serde_json::from_str(&json) {
+                app.take(News::Cluster(Box::new(update)), Duration::ZERO);
+            }
+        } else if let Ok(node) = serde_json::from_str(&json) {
+            app.take(News::Node(Box::new(node)), Duration::ZERO);
+        }
+        for key in keys {
+            frame(&mut app, columns, rows);
+            app.key(KeyEvent::new(key, KeyModifiers::NONE));
+        }
+        let drawn = plain::text(&frame(&mut app, columns, rows), false);
+        prop_assert!(!drawn.contains(['\u{1b}', '\u{202e}']), "control characters");
+    }
+}
