@@ -19,7 +19,8 @@ pub struct Program {
 }
 
 impl Program {
-    pub(crate) fn start(name: &str, mut command: Command, log: PathBuf) -> Self {
+    /// What it prints is added to the log.
+    pub fn start(name: &str, mut command: Command, log: PathBuf) -> Self {
         let file = File::options().create(true).append(true).open(&log).expect("the lab's folder takes a log");
         let output = file.try_clone().expect("a file can be shared");
         let child = command.stdin(Stdio::null()).stdout(output).stderr(file).spawn();
