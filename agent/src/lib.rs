@@ -5,6 +5,8 @@ pub mod args;
 pub mod clock;
 pub mod cluster;
 pub mod drain;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gpus;
 pub mod health;
 pub mod host;

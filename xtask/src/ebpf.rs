@@ -45,6 +45,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// The target of this machine, as the pinned compiler calls it.
+pub(crate) fn host() -> Result<String> {
+    Toolchain::find().map(|rust| rust.host)
+}
+
 /// The path of a fresh object. Its bytes depend on the source, the compiler and the linker only: no path of this
 /// machine and no name of its processor goes in.
 fn build() -> Result<PathBuf> {

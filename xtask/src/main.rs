@@ -3,6 +3,7 @@
 mod apt;
 mod bench;
 mod ebpf;
+mod fuzz;
 mod lab;
 mod manifests;
 mod process;
@@ -27,6 +28,7 @@ enum Command {
     #[command(hide = true)]
     BenchLoad(bench::agent::LoadArgs),
     Ebpf(ebpf::Args),
+    Fuzz(fuzz::Args),
     #[command(subcommand)]
     Lab(lab::Command),
     Manifests(manifests::Args),
@@ -40,6 +42,7 @@ fn main() -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::BenchLoad(args) => bench::agent::run_load(&args),
         Command::Ebpf(args) => ebpf::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Lab(command) => lab::run(command),
         Command::Manifests(args) => manifests::run(&args),
         Command::Soak(args) => soak::run(&args),

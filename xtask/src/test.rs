@@ -14,8 +14,8 @@ use crate::{tools, vm};
 ///
 /// `lab`, `manifests`, `burst` and `fidelity` bring up control planes on loopback and build what those need (see `cargo
 /// xtask lab --help`); the first run on a machine takes about half an hour for that, later ones minutes. `bpf` and
-/// `deny` install tools into the cache, `vm` fetches kernels into it; `rights`, `vm` and `browser` install Debian
-/// packages. Every group runs, also after one has failed; the last line counts.
+/// `deny` and `fuzz` install tools into the cache, `vm` fetches kernels into it; `rights`, `vm`, `prometheus` and
+/// `browser` install Debian packages. Every group runs, also after one has failed; the last line counts.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to run; nothing: everything, in this order.
@@ -49,6 +49,10 @@ enum Group {
     Fidelity,
     /// The live page in a real Chromium.
     Browser,
+    /// The metrics under a real Prometheus and its linter.
+    Prometheus,
+    /// The readers of outside text, fuzzed for a minute.
+    Fuzz,
     /// Licences, sources and duplicates of all dependencies.
     Deny,
 }
@@ -119,6 +123,11 @@ impl Group {
                 // It prints how smooth a thousand nodes are, which it can say only while nothing else runs.
                 tests(&["--package", "ebb-tests", "--test", "browser", "--", "--show-output", "--test-threads=1"])
             }
+            Self::Prometheus => {
+                tools::apt_install(&["prometheus"])?;
+                tests(&["--package", "ebb-tests", "--test", "prometheus"])
+            }
+            Self::Fuzz => check(&mut xtask(&["fuzz", "--seconds", "60"])?),
             Self::Fidelity => tests(&[
                 "--package",
                 "ebb-tests",

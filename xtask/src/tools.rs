@@ -11,6 +11,7 @@ use crate::process::{cache, capture, root, run};
 
 const CADVISOR: &str = "0.56.2";
 const CARGO_DENY: &str = "0.20.2";
+const CARGO_FUZZ: &str = "0.13.2";
 const HELM: &str = "v4.3.1";
 const MOTO: &str = "5.2.5";
 
@@ -48,15 +49,22 @@ pub(crate) fn cadvisor() -> Result<PathBuf> {
 
 /// The path of cargo-deny; builds it when it is not in the cache.
 pub(crate) fn cargo_deny() -> Result<PathBuf> {
-    once(&format!("cargo-deny-{CARGO_DENY}"), |folder| {
-        eprintln!("building cargo-deny {CARGO_DENY}");
-        run(Command::new("cargo").args(["install", "--locked", "--quiet", "--no-track", "--root"]).arg(folder).args([
-            "cargo-deny",
-            "--version",
-            CARGO_DENY,
-        ]))
+    cargo_install("cargo-deny", CARGO_DENY)
+}
+
+/// The path of cargo-fuzz; builds it when it is not in the cache.
+pub(crate) fn cargo_fuzz() -> Result<PathBuf> {
+    cargo_install("cargo-fuzz", CARGO_FUZZ)
+}
+
+fn cargo_install(name: &str, version: &str) -> Result<PathBuf> {
+    once(&format!("{name}-{version}"), |folder| {
+        eprintln!("building {name} {version}");
+        let mut cargo = Command::new("cargo");
+        cargo.args(["install", "--locked", "--quiet", "--no-track", "--root"]).arg(folder);
+        run(cargo.args([name, "--version", version]))
     })
-    .map(|folder| folder.join("bin/cargo-deny"))
+    .map(|folder| folder.join("bin").join(name))
 }
 
 /// The Python of an environment that has moto, on which the fake AWS stands; makes it when it is not in the cache.

@@ -1,7 +1,7 @@
 //! What each cgroup did on the CPUs, counted by the kernel program in `ebpf/` at every switch.
 //! Totals since attaching, no more: rates, windows and whose cgroup it is belong to the caller.
 
-mod btf;
+pub(crate) mod btf;
 mod load;
 mod ongoing;
 

@@ -74,7 +74,7 @@ impl Proc {
 }
 
 /// `proc_stat(5)`.
-fn parse_stat(text: &str) -> Result<Stat, Malformed> {
+pub(crate) fn parse_stat(text: &str) -> Result<Stat, Malformed> {
     let mut node = None;
     let mut cpus = Vec::new();
     let mut context_switches = None;
@@ -109,7 +109,7 @@ fn parse_ticks(text: &str) -> Result<CpuTicks, Malformed> {
 }
 
 /// `proc_meminfo(5)`. Its `kB` are 1024 bytes.
-fn parse_meminfo(text: &str) -> Result<Memory, Malformed> {
+pub(crate) fn parse_meminfo(text: &str) -> Result<Memory, Malformed> {
     let bytes = |name: &'static str| {
         let rest = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).ok_or(Malformed(name))?;
         let kib = rest.trim().strip_suffix(" kB").and_then(|kib| kib.parse::<u64>().ok());
@@ -136,7 +136,7 @@ fn parse_meminfo(text: &str) -> Result<Memory, Malformed> {
 
 /// `Documentation/scheduler/sched-stats.rst`: the eighth figure of a CPU is the time its tasks have waited to run.
 /// The format's version changes what domains show, not this; in nanoseconds since version 15 (Linux 2.6.30).
-fn parse_schedstat(text: &str) -> Result<Duration, Malformed> {
+pub(crate) fn parse_schedstat(text: &str) -> Result<Duration, Malformed> {
     let waited = text.lines().filter(|line| line.starts_with("cpu")).map(|line| {
         let nanos = line.split_ascii_whitespace().nth(8).and_then(|word| word.parse::<u64>().ok());
         nanos.ok_or(Malformed("time waited for a CPU"))

@@ -28,7 +28,7 @@ pub(super) fn once(target: &Target, every: Duration, columns: u16) -> Result<Buf
         let seen = async {
             while let Some(news) = news.recv().await {
                 app.take(news, Duration::ZERO);
-                if !matches!(app.subject, Subject::Unknown) {
+                if app.away.is_some() || !matches!(app.subject, Subject::Unknown) {
                     break;
                 }
             }

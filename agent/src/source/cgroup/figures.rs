@@ -74,8 +74,7 @@ pub(crate) enum FigureFile {
 }
 
 impl FigureFile {
-    #[cfg(test)]
-    const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::CpuStat,
         Self::MemoryCurrent,
         Self::MemoryStat,

@@ -8,7 +8,7 @@ const MAGIC: u16 = 0xeb9f;
 const STRUCT: u32 = 4;
 
 /// The byte offset of `member` in the struct `of`. `None` also for a bit field, and for bytes that are not BTF.
-pub(super) fn offset(btf: &[u8], of: &str, member: &str) -> Option<u64> {
+pub(crate) fn offset(btf: &[u8], of: &str, member: &str) -> Option<u64> {
     let header = Header::read(btf)?;
     let mut types = header.types;
     while !types.is_empty() {
