@@ -3,8 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn ebb(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ebb")).args(words).output().unwrap()
@@ -93,4 +94,35 @@ fn top_says_whom_it_could_not_reach() {
     let output = ebb(&["top", "--once", &format!("http://127.0.0.1:{port}")]);
     let error = text(output.stderr);
     assert!(!output.status.success() && error.contains(&format!("127.0.0.1:{port}")), "{error}");
+}
+
+/// A week of a node that is idle at night, a sample a second: what it takes at the end of the first day is all it takes.
+#[test]
+fn a_week_takes_no_more_memory_than_a_day() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ebb"))
+        .args(["classify", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut day = || {
+        for ten_seconds in 0..8640 {
+            let cpu = if ten_seconds < 2880 { 20 } else { 900 };
+            writeln!(stdin, "{{\"for\": \"10s\", \"utilization\": {{\"cpu\": {cpu}, \"gpu\": \"absent\"}}}}").unwrap();
+        }
+    };
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    day();
+    let after_a_day = resident();
+    (1..7).for_each(|_| day());
+    let after_a_week = resident();
+    drop(stdin);
+    let printed = text(child.wait_with_output().unwrap().stdout);
+    assert!(printed.contains("7d in all, 14 changes"), "{printed}");
+    assert!(after_a_week < after_a_day + 256, "{after_a_day} KiB, then {after_a_week} KiB");
 }

@@ -27,8 +27,11 @@ const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", NEWEST];
 /// cpuset controller for all cgroups, and before 6.2 a task that enters one of those forgets the CPUs it was pinned to.
 const TESTS: [&str; 3] = ["ebpf", "node", "rights"];
 
-/// A VM that takes longer hangs: two minutes are several times what it needs on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(120);
+/// Left to this machine's own kernel: what they hold to is not the kernel's, and an emulated CPU is a minute at them.
+const LEFT_OUT: [&str; 2] = ["ten_thousand_cgroups_that_come_and_go", "four_thousand_threads_are_charged"];
+
+/// A VM that takes longer hangs: this is several times what it needs on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(240);
 
 /// Runs the agent's tests on Debian's kernels, in virtual machines with cgroup v2
 ///
@@ -103,7 +106,9 @@ fn initramfs() -> Result<Vec<u8>> {
         image.program(program)?;
     }
     let tests = built.tests.iter().map(|(_, path)| format!(" {}", path.display())).collect::<String>();
-    image.file("/init", INIT.replace("{tests}", &tests).as_bytes(), 0o755);
+    let skips = LEFT_OUT.map(|test| format!(" --skip {test}")).concat();
+    let init = INIT.replace("{tests}", &tests).replace("{skips}", &skips);
+    image.file("/init", init.as_bytes(), 0o755);
     Ok(image.finish())
 }
 
@@ -121,7 +126,7 @@ ip link set lo up
 export PATH=/usr/bin:/bin:/sbin HOME=/root EBB_TEST_VM=1 RUST_BACKTRACE=1
 for test in{tests}; do
     echo \"vm: runs $test\"
-    $test --test-threads=1 --show-output 2>&1
+    $test --test-threads=1 --show-output{skips} 2>&1
     echo \"vm: $test ended with $?\"
 done
 echo vm: done
