@@ -234,15 +234,16 @@ impl Classifier {
         while self.samples.get(1).is_some_and(|(second, _)| *second <= opens) {
             self.samples.pop_front();
         }
-        let class = self.judge(now, opens);
+        let levels = Levels(Signal::ALL.map(|signal| self.level(signal)));
+        let class = self.judge(now, opens, &levels);
         self.class = Some(class);
-        self.gpu_waste = self.gpus_are_wasted(class).then(|| self.gpu_waste.unwrap_or(now));
-        Verdict { class, window: self.window(), gpu_waste: self.gpu_waste }
+        self.gpu_waste = self.gpus_are_wasted(class, &levels).then(|| self.gpu_waste.unwrap_or(now));
+        Verdict { class, window: self.window(&levels), gpu_waste: self.gpu_waste }
     }
 
     /// Means over the window (the GPU: the highest).
-    fn window(&self) -> Utilization {
-        let level = |signal| self.level(signal);
+    fn window(&self, levels: &Levels) -> Utilization {
+        let level = |signal| levels.of(signal);
         let gpu = match self.samples.back().map(|(_, newest)| newest.gpu) {
             None | Some(GpuUse::Absent) => GpuUse::Absent,
             Some(_) => level(Signal::Gpu).map_or(GpuUse::Unknown, GpuUse::Busy),
@@ -264,13 +265,13 @@ impl Classifier {
 
     /// Whether the node is busy with something else while its GPUs, which it is paid for, do nothing. As with the
     /// class, between the band's bounds it stays what it was.
-    fn gpus_are_wasted(&self, class: Class) -> bool {
+    fn gpus_are_wasted(&self, class: Class, levels: &Levels) -> bool {
         let band = self.policy.gpu;
         let bound = if self.gpu_waste.is_some() { band.busy_from } else { band.idle_below };
-        matches!(class, Class::Busy { .. }) && self.level(Signal::Gpu).is_some_and(|level| level < bound)
+        matches!(class, Class::Busy { .. }) && levels.of(Signal::Gpu).is_some_and(|level| level < bound)
     }
 
-    fn judge(&self, now: Instant, opens: Instant) -> Class {
+    fn judge(&self, now: Instant, opens: Instant, levels: &Levels) -> Class {
         let unknown = |missing| match self.class {
             Some(Class::Unknown { since, .. }) => Class::Unknown { since, missing },
             _ => Class::Unknown { since: now, missing },
@@ -281,13 +282,12 @@ impl Classifier {
         // Unknown outranks busy: a node whose GPUs cannot be seen is not "busy by CPU" to those who ask why.
         let gpu_absent = self.samples.iter().all(|(_, sample)| sample.gpu == GpuUse::Absent);
         for required in [Signal::Cpu, Signal::Gpu] {
-            if self.level(required).is_none() && !(required == Signal::Gpu && gpu_absent) {
+            if levels.of(required).is_none() && !(required == Signal::Gpu && gpu_absent) {
                 return unknown(Missing::Signal(required));
             }
         }
-        let levels = || Signal::ALL.into_iter().filter_map(|signal| Some((signal, self.level(signal)?)));
-        let busy = levels().find(|(signal, level)| *level >= self.policy.band(*signal).busy_from);
-        let not_idle = levels().find(|(signal, level)| *level >= self.policy.band(*signal).idle_below);
+        let busy = levels.known().find(|(signal, level)| *level >= self.policy.band(*signal).busy_from);
+        let not_idle = levels.known().find(|(signal, level)| *level >= self.policy.band(*signal).idle_below);
         let initializing = self
             .newest_workload_seconds()
             .is_some_and(|seconds| Duration::from_secs(seconds.into()) < self.policy.initialization_period);
@@ -312,6 +312,19 @@ impl Classifier {
         }
         let (sum, count) = known.fold((0_u64, 0_u64), |(sum, count), level| (sum + u64::from(level.get()), count + 1));
         Permille::new(u16::try_from(sum.checked_div(count)?).ok()?)
+    }
+}
+
+/// Each signal over the window, in the order of [`Signal::ALL`], which is that of their numbers.
+struct Levels([Option<Permille>; Signal::ALL.len()]);
+
+impl Levels {
+    fn of(&self, signal: Signal) -> Option<Permille> {
+        self.0[signal as usize]
+    }
+
+    fn known(&self) -> impl Iterator<Item = (Signal, Permille)> {
+        Signal::ALL.into_iter().filter_map(|signal| Some((signal, self.of(signal)?)))
     }
 }
 
