@@ -53,7 +53,24 @@ impl Polled {
             Some(file) => file,
             None => self.file.insert(File::open(&self.path)?),
         };
-        fill(file, buffer)
+        buffer.resize(buffer.capacity().max(4096), 0);
+        let mut length = 0;
+        loop {
+            if length == buffer.len() {
+                if length >= LONGEST {
+                    return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than any such file should be"));
+                }
+                buffer.resize(length * 2, 0);
+            }
+            match file.read_at(&mut buffer[length..], length as u64) {
+                Ok(0) => break,
+                Ok(read) => length += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        buffer.truncate(length);
+        Ok(())
     }
 }
 
@@ -75,27 +92,6 @@ pub(super) fn read_once<T>(
     let length = length.map_err(|source| Error::Read { path: path.join(name), source })?;
     let parsed = str::from_utf8(&buffer[..length]).map_err(|_| Malformed("UTF-8")).and_then(parse);
     parsed.map_err(|malformed| Error::Malformed { path: path.join(name), malformed })
-}
-
-fn fill(file: &File, buffer: &mut Vec<u8>) -> io::Result<()> {
-    buffer.resize(buffer.capacity().max(4096), 0);
-    let mut length = 0;
-    loop {
-        if length == buffer.len() {
-            if length >= LONGEST {
-                return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than any such file should be"));
-            }
-            buffer.resize(length * 2, 0);
-        }
-        match file.read_at(&mut buffer[length..], length as u64) {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    buffer.truncate(length);
-    Ok(())
 }
 
 #[cfg(test)]
