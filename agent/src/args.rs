@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use ebb_core::time::parse_duration;
+use ebb_core::time::{parse_duration, parse_duration_within};
 use ebb_core::xid::Policy;
 use tracing_subscriber::filter::Targets;
 
@@ -146,7 +146,7 @@ pub struct Record {
     #[arg(long, short, value_name = "FILE")]
     pub output: PathBuf,
     /// When to end [default: when it is interrupted]
-    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration_text)]
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     pub lasts: Option<Duration>,
 }
 
@@ -184,22 +184,14 @@ impl Args {
     }
 }
 
-fn parse_duration_text(text: &str) -> Result<Duration, String> {
-    parse_duration(text).map_err(|error| error.to_string())
-}
-
 fn parse_interval(text: &str) -> Result<Duration, String> {
-    let interval = parse_duration_text(text)?;
     // Longer than a report may be old, and the coordinator would take the node for lost.
-    let range = Duration::from_millis(100)..=Duration::from_secs(10);
-    if range.contains(&interval) { Ok(interval) } else { Err("expected 100ms to 10s".into()) }
+    parse_duration_within(text, Duration::from_millis(100)..=Duration::from_secs(10), "100ms to 10s")
 }
 
 /// The kubelet reads them every 10 s, and Prometheus scrapes once or twice a minute.
 fn parse_pod_interval(text: &str) -> Result<Duration, String> {
-    let interval = parse_duration_text(text)?;
-    let range = Duration::from_secs(1)..=Duration::from_secs(60);
-    if range.contains(&interval) { Ok(interval) } else { Err("expected 1s to 1m".into()) }
+    parse_duration_within(text, Duration::from_secs(1)..=Duration::from_secs(60), "1s to 1m")
 }
 
 fn parse_xid_policy(file: &str) -> Result<Policy, String> {

@@ -17,6 +17,7 @@ use crate::sampler::Sample;
 use crate::source::cgroup;
 use crate::source::kubepods::Owner;
 use crate::source::proc::MODES;
+use crate::workload::container_name;
 
 pub(crate) use gpu::Gpu;
 
@@ -270,10 +271,7 @@ fn pod_of(owner: &Owner, names: &PodNames) -> String {
 
 fn container_of(owner: &Owner, names: &PodNames) -> Option<String> {
     let id = owner.container_id.as_ref().filter(|_| owner.is_own)?;
-    match names.get(&owner.pod_uid) {
-        Some(pod) => pod.containers.get(id).cloned(),
-        None => Some(id.clone()),
-    }
+    container_name(id, names.get(&owner.pod_uid)).map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -61,12 +61,7 @@ pub fn pods<'a>(reading: &'a Reading, names: &'a PodNames) -> BTreeMap<&'a str, 
             pod.figures = pod.figures.or(own);
             continue;
         };
-        // Of a pod that is known, an id without a name is its sandbox, or a container that has just come or gone.
-        let name = match pod.name {
-            Some(known) => known.containers.get(id),
-            None => Some(id),
-        };
-        if let Some(name) = name {
+        if let Some(name) = container_name(id, pod.name) {
             let nothing = || Container { id, figures: None, schedule: None };
             let container = pod.containers.entry(name).or_insert_with(nothing);
             container.figures = container.figures.or(own);
@@ -74,6 +69,12 @@ pub fn pods<'a>(reading: &'a Reading, names: &'a PodNames) -> BTreeMap<&'a str, 
         }
     }
     pods
+}
+
+/// What a container is called: its id, of a pod that is not known. Of one that is, an id without a name is its sandbox,
+/// or a container that has just come or gone, and none of its containers.
+pub fn container_name<'a>(id: &'a str, pod: Option<&'a PodName>) -> Option<&'a str> {
+    pod.map_or(Some(id), |pod| pod.containers.get(id).map(String::as_str))
 }
 
 /// How long ago the newest container of a pod appeared that is no daemon. `None`: none runs whose beginning was seen.

@@ -20,7 +20,7 @@ use std::io::{IsTerminal, Write, stdout};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ebb_core::time::parse_duration;
+use ebb_core::time::parse_duration_within;
 
 use self::link::Target;
 
@@ -61,7 +61,5 @@ fn columns() -> u16 {
 }
 
 fn parse_every(text: &str) -> Result<Duration, String> {
-    let every = parse_duration(text).map_err(|error| error.to_string())?;
-    let range = Duration::from_millis(100)..=Duration::from_secs(60);
-    if range.contains(&every) { Ok(every) } else { Err("expected 100ms to 60s".into()) }
+    parse_duration_within(text, Duration::from_millis(100)..=Duration::from_secs(60), "100ms to 60s")
 }

@@ -1,6 +1,7 @@
 //! Time as the core sees it: a number that comes in as an argument.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -91,6 +92,12 @@ pub fn parse_duration(text: &str) -> Result<Duration, InvalidDuration> {
     let invalid = || InvalidDuration(text.to_owned());
     let signed: jiff::SignedDuration = text.trim().parse().map_err(|_| invalid())?;
     Duration::try_from(signed).map_err(|_| invalid())
+}
+
+/// As [`parse_duration`], held to a range; `expected` says which, as in `1s to 1m`.
+pub fn parse_duration_within(text: &str, range: RangeInclusive<Duration>, expected: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text).map_err(|error| error.to_string())?;
+    if range.contains(&duration) { Ok(duration) } else { Err(format!("expected {expected}")) }
 }
 
 /// A text that is no duration.

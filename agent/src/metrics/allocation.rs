@@ -6,17 +6,14 @@ use std::fmt;
 
 use super::write::Writer;
 use crate::source::gpu::Gpus;
-use crate::source::pod_resources::{Allocation, Device};
+use crate::source::pod_resources::Allocation;
 
 /// `gpus`: as NVML has them, for ids that are no UUIDs.
 pub(super) fn encode(page: &mut Writer, allocations: &[&Allocation], gpus: Option<&Gpus>) -> fmt::Result {
     // Two shares of one GPU are one series.
     let rows: BTreeSet<_> = allocations
         .iter()
-        .flat_map(|it| {
-            let uuids = it.device_ids.iter().filter_map(|id| Device::parse(id)?.uuid(gpus));
-            uuids.map(|uuid| (uuid, &*it.namespace, &*it.pod, &*it.container))
-        })
+        .flat_map(|it| it.uuids(gpus).map(|uuid| (uuid, &*it.namespace, &*it.pod, &*it.container)))
         .collect();
     page.gauges(
         "ebb_gpu_allocation_info",

@@ -103,7 +103,7 @@ fn info(page: &mut Writer, gpus: &Gpus, subjects: &[Subject<'_>]) -> fmt::Result
         .iter()
         .map(|subject| subject.gpu.identity.pci.map(|pci| pci.to_string()).unwrap_or_default())
         .collect();
-    let row = |(subject, pci): (&'_ Subject<'_>, &String)| {
+    let rows = subjects.iter().zip(&places).map(|(subject, pci)| {
         let [uuid, index] = subject.labels();
         let labels: Labels<'_, 6> = [
             uuid,
@@ -113,12 +113,8 @@ fn info(page: &mut Writer, gpus: &Gpus, subjects: &[Subject<'_>]) -> fmt::Result
             ("driver_version", &gpus.driver_version),
             ("mig_profile", subject.instance.map_or("", |instance| &instance.profile)),
         ];
-        let labels = labels.map(|(name, value)| (name, value.to_owned()));
         (labels, 1.0)
-    };
-    let rows: Vec<_> = subjects.iter().zip(&places).map(row).collect();
-    let rows =
-        rows.iter().map(|(labels, value)| (labels.each_ref().map(|(name, text)| (*name, text.as_str())), *value));
+    });
     page.gauges("ebb_gpu_info", "The node's GPUs and their MIG instances.", rows)
 }
 

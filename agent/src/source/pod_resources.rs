@@ -18,9 +18,10 @@ use tonic::Status;
 use tonic::transport::{self, Endpoint};
 
 use super::Source;
+use super::gpu::Gpus;
 use crate::health::Healths;
 
-pub use device::Device;
+use device::Device;
 
 /// A kubelet answers within milliseconds. One that starts, or waits for its own locks, is asked again next time.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -59,8 +60,15 @@ pub struct Allocation {
     pub container: String,
     /// As in a pod's requests: `nvidia.com/gpu`, `nvidia.com/mig-1g.10gb`, `vpc.amazonaws.com/efa`.
     pub resource: String,
-    /// As the device plugin calls them; [`Device::parse`] understands those of GPUs.
+    /// As the device plugin calls them; [`Self::uuids`] understands those of GPUs.
     pub device_ids: Vec<String>,
+}
+
+impl Allocation {
+    /// The UUIDs of the GPUs and MIG instances among them. `gpus`: as NVML has them, for ids that are no UUIDs.
+    pub fn uuids<'a>(&'a self, gpus: Option<&'a Gpus>) -> impl Iterator<Item = &'a str> {
+        self.device_ids.iter().filter_map(move |id| Device::parse(id)?.uuid(gpus))
+    }
 }
 
 /// What the kubelet said last.

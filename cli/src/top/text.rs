@@ -152,6 +152,11 @@ pub(super) fn dollars(micros: Option<f64>) -> String {
     known(micros, |micros| format!("${:.2}", micros / 1e6))
 }
 
+/// Of rows, where a filter may hide some.
+pub(super) fn counted(shown: usize, all: usize) -> String {
+    if shown == all { all.to_string() } else { format!("{shown} of {all}") }
+}
+
 pub(super) fn count(number: usize, thing: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }

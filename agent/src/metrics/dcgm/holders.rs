@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::gpus::GpuReading;
 use crate::pods::PodNames;
 use crate::source::gpu::{GpuProcess, Gpus};
-use crate::source::pod_resources::{Allocation, Device};
+use crate::source::pod_resources::Allocation;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Holder<'a> {
@@ -29,7 +29,7 @@ impl<'a> Holders<'a> {
         let mut holders = Self::default();
         for allocation in allocations {
             let Allocation { namespace, pod, container, .. } = *allocation;
-            for uuid in allocation.device_ids.iter().filter_map(|id| Device::parse(id)?.uuid(Some(gpus))) {
+            for uuid in allocation.uuids(Some(gpus)) {
                 holders.0.entry(uuid).or_default().insert(Holder { namespace, pod, container });
             }
         }

@@ -4,7 +4,7 @@ use crate::source::gpu::Gpus;
 
 /// The GPU, or part of one, that a device id stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device<'a> {
+pub(super) enum Device<'a> {
     /// NVML's UUID of a GPU (`GPU-…`) or of a MIG device (`MIG-…`).
     Uuid(&'a str),
     /// By the number of `/dev/nvidia…` and, of MIG, that of the GPU instance.
@@ -17,7 +17,7 @@ impl<'a> Device<'a> {
     /// NVIDIA's plugin has a UUID and, where a GPU is shared by time-slicing or MPS, the number of the share: `::N`, or
     /// `-N` in old versions. Google's has `nvidiaN`, for MIG `nvidiaN/giN`, for a share `/vgpuN` behind either. Who has a
     /// share of a GPU has that GPU, as far as NVML can tell.
-    pub fn parse(device_id: &'a str) -> Option<Self> {
+    pub(super) fn parse(device_id: &'a str) -> Option<Self> {
         if let Some(rest) = device_id.strip_prefix("nvidia") {
             return Self::minor(rest);
         }
@@ -38,7 +38,7 @@ impl<'a> Device<'a> {
     }
 
     /// `None`: `gpus`, as NVML has them, has none of that number.
-    pub fn uuid(self, gpus: Option<&'a Gpus>) -> Option<&'a str> {
+    pub(super) fn uuid(self, gpus: Option<&'a Gpus>) -> Option<&'a str> {
         let (number, gpu_instance) = match self {
             Self::Uuid(uuid) => return Some(uuid),
             Self::Minor { gpu, gpu_instance } => (gpu, gpu_instance),

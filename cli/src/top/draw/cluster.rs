@@ -12,7 +12,7 @@ use super::super::cluster::{Amounts, Cluster, Node, Pod, Total};
 use super::super::paint::{
     ACCENT, BAD, BOLD, GOOD, PLAIN, QUIET, WARN, bar, left, line, sparkline, title, used_and_requested,
 };
-use super::super::text::{bytes, clip, clip_start, cores, count, dollars, percent, span};
+use super::super::text::{bytes, clip, clip_start, cores, count, counted, dollars, percent, span};
 use super::cut::Cut;
 use super::table::{self, Column};
 
@@ -182,15 +182,10 @@ fn nodes(app: &mut App, cluster: &Cluster, buffer: &mut Buffer, area: Rect) {
         Order::Waiting => Some(row.node.pods.len() as f64),
         Order::Name => None,
     };
-    let figure = |row: &Row<'_>| figure(row).unwrap_or(f64::NEG_INFINITY);
-    rows.sort_by(|a, b| figure(b).total_cmp(&figure(a)).then_with(|| a.node.name.cmp(&b.node.name)));
+    table::sort(&mut rows, figure, |row| &row.node.name);
     let order =
         Span::styled(format!("by {}", if app.order == Order::Waiting { "pods" } else { app.order.title() }), QUIET);
-    let counted = if rows.len() == cluster.nodes.len() {
-        rows.len().to_string()
-    } else {
-        format!("{} of {}", rows.len(), cluster.nodes.len())
-    };
+    let counted = counted(rows.len(), cluster.nodes.len());
     title(buffer, area, 0, "Nodes", vec![Span::raw(format!("{counted} ")), order]);
     let mut cut = Cut(area);
     cut.top(1);

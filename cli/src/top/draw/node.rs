@@ -10,7 +10,7 @@ use super::super::node::{Cgroup, Node};
 use super::super::paint::{
     ACCENT, BAD, BOLD, GOOD, OTHER, PLAIN, QUIET, WARN, bar, gauge, graph, level, line, spark, sparkline, title,
 };
-use super::super::text::{UNKNOWN, bytes, bytes_of, clip_start, cores, count, percent, rate, span, width};
+use super::super::text::{UNKNOWN, bytes, bytes_of, clip_start, cores, count, counted, percent, rate, span, width};
 use super::super::watched::{PRESSURES, Watched};
 use super::cut::Cut;
 use super::gpu;
@@ -249,7 +249,7 @@ fn users(app: &mut App, node: &Node, buffer: &mut Buffer, area: Rect) {
     sort(&mut rows, app.order);
     let order = Span::styled(format!("by {}", app.order.title()), QUIET);
     let all = node.users().count();
-    let counted = if rows.len() == all { rows.len().to_string() } else { format!("{} of {all}", rows.len()) };
+    let counted = counted(rows.len(), all);
     title(buffer, area, 0, "Containers and other cgroups", vec![Span::raw(format!("{counted} ")), order]);
     let mut cut = Cut(area);
     cut.top(1);
@@ -257,7 +257,6 @@ fn users(app: &mut App, node: &Node, buffer: &mut Buffer, area: Rect) {
     app.keys = rows.iter().map(|user| user.cgroup.path.clone()).collect();
 }
 
-/// What is unknown comes last.
 fn sort(rows: &mut [User<'_>], order: Order) {
     let figure = |user: &User<'_>| match order {
         Order::Cpu | Order::Gpu => user.cgroup.cpu_cores,
@@ -265,8 +264,7 @@ fn sort(rows: &mut [User<'_>], order: Order) {
         Order::Memory => user.cgroup.memory_working_set_bytes,
         Order::Name => None,
     };
-    let figure = |user: &User<'_>| figure(user).unwrap_or(f64::NEG_INFINITY);
-    rows.sort_by(|a, b| figure(b).total_cmp(&figure(a)).then_with(|| a.cgroup.path.cmp(&b.cgroup.path)));
+    table::sort(rows, figure, |user| &user.cgroup.path);
 }
 
 fn columns<'a>() -> [Column<User<'a>>; 7] {

@@ -20,6 +20,12 @@ pub(super) struct Column<R> {
 /// The least that is left for the first column.
 const NAME_WIDTH: usize = 16;
 
+/// The highest first, then by name; what is unknown comes last.
+pub(super) fn sort<R>(rows: &mut [R], figure: impl Fn(&R) -> Option<f64>, name: impl Fn(&R) -> &str) {
+    let figure = |row: &R| figure(row).unwrap_or(f64::NEG_INFINITY);
+    rows.sort_by(|a, b| figure(b).total_cmp(&figure(a)).then_with(|| name(a).cmp(name(b))));
+}
+
 /// Draws head and rows. Returns how many rows fit.
 pub(super) fn draw<R>(
     buffer: &mut Buffer,
