@@ -4,6 +4,7 @@
 pub(crate) mod btf;
 mod load;
 mod ongoing;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -19,6 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 pub use load::Error;
 use load::load;
 use ongoing::Ongoing;
+use told::Told;
 
 const SCHEDULE: &str = "ebb_schedule";
 const CLOCK: &str = "ebb_clock";
@@ -166,9 +168,7 @@ struct Tables {
     owner: BpfHashMap<MapData, u64, u64>,
     /// What `owner` holds.
     owners: HashMap<u64, u64>,
-    /// The time on CPUs that was last told of each cgroup: see [`Scheduler::read`].
-    told: HashMap<u64, u64>,
-    told_idle: u64,
+    told: Told,
 }
 
 impl Scheduler {
@@ -182,7 +182,7 @@ impl Scheduler {
         let cpus = take("CPU").try_into().map_err(of("CPU"))?;
         let usage = take("USAGE").try_into().map_err(of("USAGE"))?;
         let owner = take("OWNER").try_into().map_err(of("OWNER"))?;
-        let tables = Tables { usage, owner, owners: HashMap::new(), told: HashMap::new(), told_idle: 0 };
+        let tables = Tables { usage, owner, owners: HashMap::new(), told: Told::default() };
         Ok(Self { programs, cpus, tables: Mutex::new(tables) })
     }
 
@@ -190,12 +190,12 @@ impl Scheduler {
     /// told twice: what runs on each CPU, then the counters, then again what runs. A stint seen both times was open all
     /// the while and is in no counter, so its length is added. One that ended in between may or may not be in a counter:
     /// it is left out, and its cgroup is read again if it was long, a few times at most. So each figure is at most the
-    /// truth, what is missing is in the next reading, and where a total would fall for it, the last is told again.
+    /// truth, what is missing is in the next reading, and no total falls (see [`Told::next`]).
     pub fn read(&self) -> Result<Schedule, Error> {
         let mut tables = self.tables();
         let mut before = self.slots()?;
-        let mut schedule = Schedule::default();
         let mut cgroups = BTreeMap::new();
+        let mut idle_ns = 0;
         let mut again: Option<BTreeSet<u64>> = None;
         for _ in 0..ROUNDS {
             let mut counted = match &again {
@@ -211,17 +211,20 @@ impl Scheduler {
                 }
             }
             cgroups.append(&mut counted);
-            schedule.idle = Duration::from_nanos(ongoing.idle_ns.max(tables.told_idle));
-            schedule.dropped = dropped(&after);
+            idle_ns = ongoing.idle_ns;
             before = after;
             if ongoing.ended.is_empty() {
                 break;
             }
             again = Some(ongoing.ended);
         }
-        tables.told_idle = tables.told_idle.max(u64::try_from(schedule.idle.as_nanos()).unwrap_or(u64::MAX));
-        schedule.cgroups = tables.tell(cgroups);
-        Ok(schedule)
+        let mut lost_ns = before.iter().map(|cpu| cpu.lost_ns).sum();
+        tables.told.next(&mut cgroups, &mut idle_ns, &mut lost_ns);
+        Ok(Schedule {
+            cgroups: cgroups.iter().map(|(&id, usage)| CgroupSchedule::new(id, usage)).collect(),
+            idle: Duration::from_nanos(idle_ns),
+            dropped: dropped(&before, lost_ns),
+        })
     }
 
     /// Says which pod each cgroup belongs to: any number but 0 that is the pod's own; 0 for a cgroup of no pod. Cgroups
@@ -248,7 +251,7 @@ impl Scheduler {
     /// could be written to at this moment, after its room went to another.
     pub fn forget(&self, id: u64) -> Result<(), Error> {
         let mut tables = self.tables();
-        tables.told.remove(&id);
+        tables.told.forget(id);
         absent_is_fine(tables.usage.remove(&id)).map_err(|source| Error::Map { map: "USAGE", source })
     }
 
@@ -280,17 +283,6 @@ impl Tables {
             Err(source) => Some(Err(Error::Map { map: "USAGE", source })),
         });
         entries.collect()
-    }
-
-    /// A cgroup's time on CPUs is not told to have fallen. One that is no longer there is forgotten.
-    fn tell(&mut self, cgroups: BTreeMap<u64, Usage>) -> Vec<CgroupSchedule> {
-        let last = std::mem::take(&mut self.told);
-        let mut tell = |(id, mut usage): (u64, Usage)| {
-            usage.run_ns = usage.run_ns.max(last.get(&id).copied().unwrap_or(0));
-            self.told.insert(id, usage.run_ns);
-            CgroupSchedule::new(id, &usage)
-        };
-        cgroups.into_iter().map(&mut tell).collect()
     }
 }
 
@@ -333,13 +325,14 @@ fn total<'a>(cpus: impl Iterator<Item = &'a Plain<Usage>>) -> Usage {
     sum
 }
 
-fn dropped(cpus: &[Cpu]) -> Dropped {
-    cpus.iter().fold(Dropped::default(), |sum, cpu| Dropped {
-        full: sum.full + cpu.full,
-        clock: sum.clock + cpu.backwards,
-        missed: sum.missed + cpu.missed,
-        time: sum.time + Duration::from_nanos(cpu.lost_ns),
-    })
+fn dropped(cpus: &[Cpu], lost_ns: u64) -> Dropped {
+    let sum = |count: fn(&Cpu) -> u64| cpus.iter().map(count).sum();
+    Dropped {
+        full: sum(|cpu| cpu.full),
+        clock: sum(|cpu| cpu.backwards),
+        missed: sum(|cpu| cpu.missed),
+        time: Duration::from_nanos(lost_ns),
+    }
 }
 
 fn cost(programs: &Ebpf, program: &str) -> Result<Option<Cost>, Error> {
