@@ -1,15 +1,16 @@
-//! What the kernel program costs at each switch, over a program that only reads the clock, by the kernel's own account.
+//! What the kernel program costs at each switch, over a program that only reads the clock, by the kernel's own account,
+//! and what counting costs a launch of a CUDA kernel, beside a system call.
 //! Prints one JSON line per round and one with the medians. `cargo xtask bench ebpf` runs it.
 
 use std::num::NonZero;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use aya::sys::{Stats, enable_stats};
 use clap::Parser;
-use ebb_agent::source::ebpf::{Clock, Cost, Error, Scheduler};
+use ebb_agent::source::ebpf::{Clock, Cost, CudaLaunches, Error, Scheduler};
 use serde::Serialize;
 
 /// Measures the kernel program against one that only reads the clock, in turn and under the same load.
@@ -33,6 +34,7 @@ struct Round {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    let (launch_ns, system_call_ns) = launches()?;
     let _stats = enable_stats(Stats::RunTime).context("turn the kernel's bpf_stats on (needs CAP_SYS_ADMIN)")?;
     start_load()?;
     let span = Duration::from_secs(args.seconds);
@@ -52,8 +54,30 @@ fn main() -> Result<()> {
         over_ns: median(&rounds, |round| round.over_ns),
         events: rounds.iter().map(|round| round.events).sum(),
     };
-    println!("{}", serde_json::json!({ "median": medians }));
+    let more = serde_json::json!({ "median": medians, "launch_ns": launch_ns, "system_call_ns": system_call_ns });
+    println!("{more}");
     Ok(())
+}
+
+/// A launch that is counted, and a system call, in nanoseconds: medians of many short runs, in turn.
+fn launches() -> Result<(f64, f64)> {
+    const CALLS: u32 = 1_000;
+    let library = std::env::current_exe()?.with_file_name("../deps/libfake_cuda.so");
+    let _launches = CudaLaunches::attach(&library, 1)?;
+    // SAFETY: nothing in it runs as it is loaded, and so the function is declared.
+    let cuda = unsafe { libloading::Library::new(&library) }?;
+    let launch = unsafe { cuda.get::<extern "C" fn(*const ()) -> i32>(b"cuLaunchKernel") }?;
+    let per_call = |call: &dyn Fn()| {
+        let start = Instant::now();
+        (0..CALLS).for_each(|_| call());
+        start.elapsed().as_nanos() as f64 / f64::from(CALLS)
+    };
+    let mut pairs = Vec::new();
+    for _ in 0..51 {
+        let launch = per_call(&|| _ = launch(std::ptr::null()));
+        pairs.push((launch, per_call(&|| _ = rustix::process::getppid())));
+    }
+    Ok((median(&pairs, |pair| pair.0), median(&pairs, |pair| pair.1)))
 }
 
 fn measure<P>(span: Duration, program: P, cost: impl Fn(&P) -> Result<Option<Cost>, Error>) -> Result<Cost> {
@@ -65,7 +89,7 @@ fn per_event(cost: Cost) -> f64 {
     cost.run_time.as_nanos() as f64 / cost.run_count as f64
 }
 
-fn median(rounds: &[Round], value: impl Fn(&Round) -> f64) -> f64 {
+fn median<T>(rounds: &[T], value: impl Fn(&T) -> f64) -> f64 {
     let mut values: Vec<f64> = rounds.iter().map(value).collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

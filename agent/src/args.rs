@@ -98,6 +98,11 @@ pub struct Args {
     /// NVML's library [default: libnvidia-ml.so.1, where there is an NVIDIA GPU on the PCI bus]
     #[arg(long, env = "EBB_NVML_LIBRARY", value_name = "FILE")]
     pub nvml_library: Option<PathBuf>,
+    /// Count each container's launches of CUDA kernels, by probes in this libcuda.so.1, which must be the very file that
+    /// containers map. A launch then costs two traps into the kernel: microseconds, in some VMs tens of them. Who
+    /// launches nothing need not be idle: kernels may run for long
+    #[arg(long, env = "EBB_CUDA_LAUNCHES", value_name = "FILE")]
+    pub cuda_launches: Option<PathBuf>,
     /// The kernel's log, where NVIDIA's driver writes its XIDs
     #[arg(long, env = "EBB_KMSG", value_name = "FILE", default_value = "/dev/kmsg")]
     pub kmsg: PathBuf,
@@ -172,6 +177,7 @@ impl Args {
             cgroup: self.cgroup_root.clone(),
             max_cgroups: self.max_cgroups,
             pod_interval: if self.once { Duration::ZERO } else { self.pod_interval },
+            libcuda: self.cuda_launches.clone(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The machine the agent runs on: asks every source, one after the other, and goes on without those that fail.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
@@ -9,7 +9,7 @@ use crate::gpus::NodeGpus;
 use crate::health::Healths;
 use crate::reading::{Bpf, Reading, Waited};
 use crate::source::cgroup::{CgroupTree, Cgroups};
-use crate::source::ebpf::{CgroupSchedule, Latency, Schedule, Scheduler};
+use crate::source::ebpf::{CgroupSchedule, CudaLaunches, Latency, Launches, Schedule, Scheduler};
 use crate::source::pressure::PressureFiles;
 use crate::source::proc::Proc;
 use crate::source::{Error, Source};
@@ -26,6 +26,8 @@ pub struct Roots {
     pub max_cgroups: u32,
     /// How often cgroups are read.
     pub pod_interval: Duration,
+    /// Where to count launches of CUDA kernels.
+    pub libcuda: Option<PathBuf>,
 }
 
 pub struct Host {
@@ -39,6 +41,8 @@ pub struct Host {
     /// `None`: could not be attached. Rights and kernel stay as they are, so it is not tried again.
     scheduler: Option<Scheduler>,
     waits: Waits,
+    /// `None`: not asked for, or as with `scheduler`.
+    cuda_launches: Option<CudaLaunches>,
     gpus: NodeGpus,
     /// Shared by all readers of files.
     buffer: Vec<u8>,
@@ -49,6 +53,11 @@ impl Host {
     pub fn new(roots: &Roots, gpus: NodeGpus) -> Self {
         let mut healths = Healths::default();
         let attach = || Scheduler::attach(roots.max_cgroups).map_err(Error::from);
+        let scheduler = healths.watch(Source::Ebpf, attach);
+        let cuda_launches = roots.libcuda.as_ref().and_then(|libcuda| {
+            let attach = || CudaLaunches::attach(libcuda, roots.max_cgroups).map_err(Error::from);
+            healths.watch(Source::CudaLaunches, attach)
+        });
         Self {
             proc: Proc::new(&roots.proc),
             pressure: PressureFiles::new(&roots.proc),
@@ -56,22 +65,24 @@ impl Host {
             cgroups: None,
             cgroups_before: None,
             pod_interval: roots.pod_interval,
-            scheduler: healths.watch(Source::Ebpf, attach),
+            scheduler,
             waits: Waits::default(),
+            cuda_launches,
             gpus,
             buffer: Vec::new(),
             healths,
         }
     }
 
-    /// Whether the kernel program, if there is one, can be read.
+    /// Whether the kernel programs, if there are any, can be read.
     pub fn works(&self) -> bool {
         self.scheduler.as_ref().is_none_or(|scheduler| scheduler.read().is_ok())
+            && self.cuda_launches.as_ref().is_none_or(|launches| launches.read().is_ok())
     }
 
     pub fn read(&mut self) -> Reading {
         let mut reading = Reading::empty(Monotonic::now());
-        let Self { proc, pressure, scheduler, gpus, buffer, healths, .. } = self;
+        let Self { proc, pressure, scheduler, cuda_launches, gpus, buffer, healths, .. } = self;
         gpus.ask(healths);
         reading.stat = healths.watch(Source::Cpu, || proc.stat(buffer));
         reading.memory = healths.watch(Source::Memory, || proc.memory(buffer));
@@ -84,7 +95,10 @@ impl Host {
                 Ok((schedule, cost))
             })
         });
+        let launches =
+            cuda_launches.as_ref().and_then(|launches| healths.watch(Source::CudaLaunches, || Ok(launches.read()?)));
         let fresh = self.read_cgroups(reading.at);
+        reading.cuda_launches = launches.map(|launches| self.living_launches(launches, fresh.as_deref()));
         match schedule {
             Some((Schedule { cgroups, dropped, .. }, cost)) => {
                 self.waits.add(&cgroups);
@@ -155,6 +169,18 @@ impl Host {
             }
         }
         living
+    }
+
+    /// As [`Self::living`].
+    fn living_launches(&mut self, mut launches: Launches, cgroups: Option<&Cgroups>) -> Launches {
+        let Some(cgroups) = cgroups.filter(|cgroups| cgroups.are_the_hosts()) else { return launches };
+        let living: HashSet<u64> = cgroups.all.iter().filter_map(|cgroup| cgroup.id).collect();
+        for (id, _) in launches.cgroups.extract_if(.., |id, _| !living.contains(id)) {
+            if let Some(Err(error)) = self.cuda_launches.as_mut().map(|launches| launches.forget(id)) {
+                self.healths.count(Source::CudaLaunches, &error.into());
+            }
+        }
+        launches
     }
 }
 

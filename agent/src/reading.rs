@@ -10,7 +10,7 @@ use ebb_core::units::Permille;
 use crate::gpus::GpuReading;
 use crate::source::Source;
 use crate::source::cgroup::{Cgroup, Cgroups};
-use crate::source::ebpf::{CgroupSchedule, Cost, Dropped, Latency};
+use crate::source::ebpf::{CgroupSchedule, Cost, Dropped, Latency, Launches};
 use crate::source::pressure::Pressures;
 use crate::source::proc::{CpuTicks, Memory, Stat};
 
@@ -28,6 +28,8 @@ pub struct Reading {
     /// By cgroup id.
     pub schedule: BTreeMap<u64, CgroupSchedule>,
     pub bpf: Option<Bpf>,
+    /// Of CUDA kernels. `None`: not asked for.
+    pub cuda_launches: Option<Launches>,
     pub gpu: GpuUse,
     /// `None`: no GPUs, or nobody can say.
     pub gpus: Option<Arc<GpuReading>>,
@@ -64,6 +66,7 @@ impl Reading {
             cgroups_before: None,
             schedule: BTreeMap::new(),
             bpf: None,
+            cuda_launches: None,
             gpu: GpuUse::Unknown,
             gpus: None,
         }

@@ -31,6 +31,8 @@ pub struct Container<'a> {
     /// `None`: its own cgroup is not followed.
     pub figures: Option<&'a Figures>,
     pub schedule: Option<CgroupSchedule>,
+    /// Of CUDA kernels. `None`: not counted.
+    pub cuda_launches: Option<u64>,
 }
 
 impl Pod<'_> {
@@ -62,10 +64,13 @@ pub fn pods<'a>(reading: &'a Reading, names: &'a PodNames) -> BTreeMap<&'a str, 
             continue;
         };
         if let Some(name) = container_name(id, pod.name) {
-            let nothing = || Container { id, figures: None, schedule: None };
+            let nothing = || Container { id, figures: None, schedule: None, cuda_launches: None };
             let container = pod.containers.entry(name).or_insert_with(nothing);
             container.figures = container.figures.or(own);
             add(&mut container.schedule, schedule);
+            if let Some((launches, id)) = reading.cuda_launches.as_ref().zip(cgroup.id) {
+                *container.cuda_launches.get_or_insert(0) += launches.cgroups.get(&id).unwrap_or(&0);
+            }
         }
     }
     pods
@@ -138,6 +143,7 @@ mod tests {
 
     use super::*;
     use crate::source::cgroup::Cgroups;
+    use crate::source::ebpf::Launches;
     use crate::source::kubepods;
 
     const UID: &str = "8f5d2c4e-1b7a-4f0e-9c3d-5a6b7c8d9e0f";
@@ -183,7 +189,8 @@ mod tests {
     #[test]
     fn what_runs_below_a_container_is_the_containers_and_its_pods() {
         let (main, sandbox) = (id('a'), id('b'));
-        let reading = reading(Monotonic::now(), &[&main, &format!("{main}/inner"), &sandbox]);
+        let mut reading = reading(Monotonic::now(), &[&main, &format!("{main}/inner"), &sandbox]);
+        reading.cuda_launches = Some(Launches { cgroups: [(1, 1), (3, 70), (4, 7)].into(), dropped: 0 });
         let names = names(&[(main.clone(), "main")], false);
         let pods = pods(&reading, &names);
         let pod = &pods[UID];
@@ -194,6 +201,7 @@ mod tests {
         let container = &pod.containers["main"];
         assert_eq!(container.figures.unwrap().cpu, Some(Duration::from_secs(3)));
         assert_eq!(container.schedule.unwrap().run, Duration::from_secs(3 + 4));
+        assert_eq!(container.cuda_launches, Some(77));
     }
 
     #[test]

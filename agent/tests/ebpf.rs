@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use aya::sys::{Stats, enable_stats};
-use ebb_agent::source::ebpf::{CgroupSchedule, Preemptions, Schedule, Scheduler};
+use ebb_agent::source::ebpf::{CgroupSchedule, CudaLaunches, Error, Launches, Preemptions, Schedule, Scheduler};
 
 const SPAN: Duration = Duration::from_secs(1);
 
@@ -319,6 +319,90 @@ fn four_thousand_threads_are_charged_what_they_ran_and_waited() {
     assert!(charged.latency.count() >= switches - scheduler.read().unwrap().dropped.missed, "{charged:?}, {switches}");
 }
 
+#[test]
+fn launches_are_counted_for_the_cgroup_that_calls() {
+    let _alone = alone();
+    let cuda = Cuda::load();
+    let Some(((launches, first), second)) = count(4096).zip(Cgroup::new("cuda")).zip(Cgroup::new("cuda-too")) else {
+        return;
+    };
+    cuda.launch("cuLaunchKernel", 1);
+    let home = first.enter();
+    cuda.launch("cuLaunchKernel", 1_000);
+    cuda.launch("cuGraphLaunch_ptsz", 10);
+    drop(home);
+    let home = second.enter();
+    thread::scope(|scope| (0..4).for_each(|_| _ = scope.spawn(|| cuda.launch("cuLaunchCooperativeKernel", 500))));
+    drop(home);
+    let Launches { cgroups, dropped } = launches.read().unwrap();
+    assert_eq!(
+        (cgroups.get(&first.id), cgroups.get(&second.id), dropped),
+        (Some(&1_010), Some(&2_000), 0),
+        "{cgroups:?}"
+    );
+    assert_eq!(cgroups.values().sum::<u64>(), 3_011, "{cgroups:?}");
+
+    drop(launches);
+    cuda.launch("cuLaunchKernel", 1);
+    assert_eq!(count(4096).unwrap().read().unwrap(), Launches::default());
+}
+
+#[test]
+fn launches_of_cgroups_without_room_are_dropped_until_one_is_forgotten() {
+    let _alone = alone();
+    let cuda = Cuda::load();
+    let Some(((mut launches, first), second)) = count(1).zip(Cgroup::new("room")).zip(Cgroup::new("no-room")) else {
+        return;
+    };
+    let mut check = |cgroup: &Cgroup, forget: Option<u64>, expected: Launches| {
+        forget.into_iter().for_each(|id| launches.forget(id).unwrap());
+        let home = cgroup.enter();
+        cuda.launch("cuLaunchKernel", 5);
+        drop(home);
+        assert_eq!(launches.read().unwrap(), expected);
+    };
+    check(&first, None, Launches { cgroups: [(first.id, 5)].into(), dropped: 0 });
+    check(&second, None, Launches { cgroups: [(first.id, 5)].into(), dropped: 5 });
+    check(&second, Some(first.id), Launches { cgroups: [(second.id, 5)].into(), dropped: 5 });
+}
+
+#[test]
+fn a_file_that_is_no_libcuda_is_refused() {
+    let refused = |file: &Path, kind| match CudaLaunches::attach(file, 1) {
+        Err(error) if error.kind() == "rights" => eprintln!("not run: {error}"),
+        Err(error) => assert_eq!(error.kind(), kind, "{error}"),
+        Ok(_) => panic!("counts launches in {}", file.display()),
+    };
+    refused(Path::new("libcuda.so.1"), "missing");
+    refused(Path::new("/etc/passwd"), "probe");
+    refused(&std::env::current_exe().unwrap().with_file_name("libfake_nvml.so"), "probe");
+}
+
+/// The fake libcuda in this process.
+struct Cuda(libloading::Library);
+
+impl Cuda {
+    fn path() -> PathBuf {
+        std::env::current_exe().unwrap().with_file_name("libfake_cuda.so")
+    }
+
+    fn load() -> Self {
+        // SAFETY: nothing in it runs as it is loaded.
+        Self(unsafe { libloading::Library::new(Self::path()) }.unwrap())
+    }
+
+    fn launch(&self, function: &str, times: usize) {
+        // SAFETY: so it is declared, and any pointer will do.
+        let function = unsafe { self.0.get::<extern "C" fn(*const ()) -> i32>(function.as_bytes()).unwrap() };
+        (0..times).for_each(|_| assert_eq!(function(std::ptr::null()), 0));
+    }
+}
+
+/// `None`, and the reason printed, where this user cannot.
+fn count(max_cgroups: u32) -> Option<CudaLaunches> {
+    granted(CudaLaunches::attach(&Cuda::path(), max_cgroups))
+}
+
 /// One test at a time: each would be the load that disturbs the others.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
@@ -327,8 +411,12 @@ fn alone() -> MutexGuard<'static, ()> {
 
 /// `None`, and the reason printed, where this machine or this user cannot have the program.
 fn attach(max_cgroups: u32) -> Option<Scheduler> {
-    match Scheduler::attach(max_cgroups) {
-        Ok(scheduler) => Some(scheduler),
+    granted(Scheduler::attach(max_cgroups))
+}
+
+fn granted<T>(attached: Result<T, Error>) -> Option<T> {
+    match attached {
+        Ok(attached) => Some(attached),
         Err(error) if matches!(error.kind(), "btf" | "rights") => {
             eprintln!("not run: {error}");
             None

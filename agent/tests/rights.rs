@@ -125,7 +125,9 @@ impl Contained {
 
     fn measures_with_ebpf_and_keeps_nothing(&self) {
         let (page, node) = (self.serving.get("/metrics").2, self.serving.get("/api/v1/node").2);
-        assert!(page.contains("ebb_source_up{source=\"ebpf\"} 1"), "{node}");
+        for source in ["ebpf", "cuda_launches"] {
+            assert!(page.contains(&format!("ebb_source_up{{source=\"{source}\"}} 1")), "{node}");
+        }
         assert!(page.contains("ebb_cgroup_cpu_run_queue_seconds_total{cgroup="), "{page}");
         // Before 5.19 the kernel wants CAP_BPF for every look into a map, unless all of that is open to everybody.
         let is_open = fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled").unwrap().trim() == "0";
@@ -183,7 +185,7 @@ fn config(uid: u32, capabilities: &[&str]) -> Value {
             "user": {"uid": uid, "gid": uid},
             "args": [
                 "/agent/ebb-agent", "--standalone", "--listen", "127.0.0.1:0", "--log", "json",
-                "--interval", "200ms", "--cgroup-root", "/host/cgroup",
+                "--interval", "200ms", "--cgroup-root", "/host/cgroup", "--cuda-launches", "/agent/deps/libfake_cuda.so",
             ],
             "cwd": "/",
             "capabilities": {

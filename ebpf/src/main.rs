@@ -1,17 +1,22 @@
 //! Charges every stint on a CPU to a cgroup: how long it ran, how long it had waited for its turn, and who ended it.
-//! Rates, windows and classes belong to user space.
+//! Another program, attached where that is asked for, counts launches of CUDA kernels. Rates, windows and classes belong
+//! to user space.
 
 #![no_std]
 #![no_main]
+// `AtomicU64` has only loads and stores on this target, as it lacks a compare-and-swap. The compiler is pinned.
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "for one instruction")]
 
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use core::ptr;
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::BPF_ANY;
-use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_ktime_get_ns};
+use aya_ebpf::macros::{btf_tracepoint, map, uprobe};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::programs::{BtfTracePointContext, ProbeContext};
 use ebb_abi::{Cpu, Preemptor, Usage, bucket, departed};
 
 // Byte offsets in the running kernel's structs, set by the loader: rustc emits no CO-RE relocations.
@@ -52,6 +57,14 @@ static DEPARTED: Array<u64> = Array::with_max_entries(departed::PLACES, 0);
 /// The pod of a cgroup, 0 for none, by cgroup id. User space writes it; the loader sets the size.
 #[map]
 static OWNER: HashMap<u64, u64> = HashMap::with_max_entries(1, 0);
+
+/// Launches of CUDA kernels, by cgroup id. The loader sets the size.
+#[map]
+static LAUNCHES: PerCpuHashMap<u64, u64> = PerCpuHashMap::with_max_entries(1, 0);
+
+/// Those of cgroups that found no room there.
+#[map]
+static LAUNCHES_DROPPED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// Read-only memory of the program: on its stack, it would have to be cleared byte by byte.
 static EMPTY: Usage = Usage { run_ns: 0, wait_ns: 0, preemptions: [0; _], latency: [0; _] };
@@ -199,6 +212,21 @@ fn cgroup_id(task: *const Task) -> u64 {
     let cgroup: *const Cgroup = field(css_set, &DFL_CGRP);
     let node: *const KernfsNode = field(cgroup, &KN);
     field(node, &ID)
+}
+
+/// At the first instruction of a function that launches a kernel, in the process that calls it.
+#[uprobe]
+pub fn ebb_cuda_launch(_ctx: ProbeContext) -> u32 {
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    let count = LAUNCHES.get_ptr_mut(cgroup).or_else(|| {
+        let _ = LAUNCHES.insert(cgroup, &0, BPF_NOEXIST.into());
+        LAUNCHES.get_ptr_mut(cgroup).or_else(|| LAUNCHES_DROPPED.get_ptr_mut(0))
+    });
+    if let Some(count) = count {
+        // SAFETY: an aligned word in a map. Another task may take this CPU in between, so the addition is one instruction.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(count, 1) };
+    }
+    0
 }
 
 /// The yardstick of the bench: the least that a program with a clock can cost on this tracepoint.

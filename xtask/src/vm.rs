@@ -105,6 +105,9 @@ fn initramfs() -> Result<Vec<u8>> {
     for program in built.agent.iter().chain(built.tests.iter().map(|(_, path)| path)) {
         image.program(program)?;
     }
+    for (_, test) in built.tests.iter().filter(|(name, _)| name == "ebpf") {
+        image.program(&test.with_file_name("libfake_cuda.so"))?;
+    }
     let tests = built.tests.iter().map(|(_, path)| format!(" {}", path.display())).collect::<String>();
     let skips = LEFT_OUT.map(|test| format!(" --skip {test}")).concat();
     let init = INIT.replace("{tests}", &tests).replace("{skips}", &skips);

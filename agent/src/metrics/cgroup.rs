@@ -42,5 +42,9 @@ pub(super) fn encode(page: &mut Writer, reading: &Reading) -> fmt::Result {
         "ebb_cgroup_switches",
         "Stints on a CPU that ended, by eBPF.",
         rows(|cgroup| cgroup.latency.count() as f64),
-    )
+    )?;
+    let launches = |cgroup: &Cgroup| reading.cuda_launches.as_ref()?.cgroups.get(&cgroup.id?).copied();
+    let rows = others().filter_map(|cgroup| Some(([("cgroup", &*cgroup.path)], launches(cgroup)? as f64)));
+    let help = "CUDA kernels and graphs launched, counted in libcuda: see --cuda-launches.";
+    page.counters("ebb_cgroup_cuda_launches", help, rows)
 }

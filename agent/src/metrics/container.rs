@@ -43,6 +43,9 @@ pub(super) fn encode(page: &mut Writer, pods: &BTreeMap<&str, Pod<'_>>) -> fmt::
         }),
     )?;
 
+    let help = "CUDA kernels and graphs launched, counted in libcuda: see --cuda-launches.";
+    page.counters("ebb_container_cuda_launches", help, rows(|it| it.cuda_launches.map(|it| it as f64)))?;
+
     fn throttling(container: &Container<'_>) -> Option<Throttling> {
         container.figures?.throttling
     }

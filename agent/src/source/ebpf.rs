@@ -2,6 +2,7 @@
 //! Totals since attaching, no more: rates, windows and whose cgroup it is belong to the caller.
 
 pub(crate) mod btf;
+mod cuda;
 mod load;
 mod ongoing;
 mod told;
@@ -17,6 +18,7 @@ use aya::programs::BtfTracePoint;
 use ebb_abi::{Cpu, Preemptor, Usage};
 use rustix::time::{ClockId, clock_gettime};
 
+pub use cuda::{CudaLaunches, Launches};
 pub use load::Error;
 use load::load;
 use ongoing::Ongoing;

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 pub enum Source {
     Cgroup,
     Cpu,
+    CudaLaunches,
     Ebpf,
     Gpu,
     Kmsg,
@@ -35,6 +36,7 @@ impl Source {
         match self {
             Self::Cgroup => "cgroup",
             Self::Cpu => "cpu",
+            Self::CudaLaunches => "cuda_launches",
             Self::Ebpf => "ebpf",
             Self::Gpu => "gpu",
             Self::Kmsg => "kmsg",

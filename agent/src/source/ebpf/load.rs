@@ -1,5 +1,6 @@
 //! Loads the object with one of its programs attached. What may be wrong with that is said here as well.
 
+use std::path::PathBuf;
 use std::{fs, io};
 
 use aya::maps::MapError;
@@ -9,7 +10,7 @@ use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness};
 use super::btf;
 
 /// Rebuilt and compared by `cargo xtask ebpf`.
-const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/ebb.bpf.o");
+pub(super) const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/ebb.bpf.o");
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -33,6 +34,10 @@ pub enum Error {
     Load { kernel: String, source: Box<EbpfError> },
     #[error("attach the kernel program {program}")]
     Attach { program: &'static str, source: Box<ProgramError> },
+    #[error("read {}, in which launches of CUDA kernels should be counted", path.display())]
+    Library { path: PathBuf, source: io::Error },
+    #[error("count the calls of {function} in {}: is this libcuda, and does the kernel have CONFIG_UPROBES?", library.display())]
+    Probe { function: &'static str, library: PathBuf, source: Box<ProgramError> },
     #[error("read or change the kernel program's {map}")]
     Map { map: &'static str, source: MapError },
     #[error("ask the kernel what its program costs")]
@@ -48,6 +53,8 @@ impl Error {
             Self::Rights { .. } => "rights",
             Self::Load { .. } => "load",
             Self::Attach { .. } => "attach",
+            Self::Library { .. } => "missing",
+            Self::Probe { .. } => "probe",
             Self::Map { .. } => "map",
             Self::Cost(_) => "cost",
         }
@@ -58,9 +65,7 @@ pub(super) fn load(program: &'static str, max_cgroups: u32) -> Result<Ebpf, Erro
     let types = fs::read(btf::PATH).map_err(Error::Types)?;
     let offsets = offsets(&types)?;
     let types = Btf::parse(&types, Endianness::default()).map_err(Error::Parse)?;
-    if let Some(missing) = fs::read_to_string("/proc/self/status").ok().and_then(|status| missing_rights(&status)) {
-        return Err(Error::Rights { missing });
-    }
+    check_rights()?;
 
     let mut loader = EbpfLoader::new();
     loader.btf(None); // Nothing in the object is relocated by BTF.
@@ -94,9 +99,17 @@ fn offsets(types: &[u8]) -> Result<[(&'static str, u64); 7], Error> {
     ])
 }
 
-fn refused(source: EbpfError) -> Error {
+pub(super) fn refused(source: EbpfError) -> Error {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "of unknown release".into());
     Error::Load { kernel: kernel.trim_end().into(), source: source.into() }
+}
+
+/// The kernel's own refusal would not say what is missing.
+pub(super) fn check_rights() -> Result<(), Error> {
+    match fs::read_to_string("/proc/self/status").ok().and_then(|status| missing_rights(&status)) {
+        Some(missing) => Err(Error::Rights { missing }),
+        None => Ok(()),
+    }
 }
 
 /// Which of the needed rights the effective set in `/proc/<pid>/status` lacks. `None` also when it does not say.
