@@ -2,6 +2,7 @@
 //! each. A node without GPUs asks none of these.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::health::Healths;
 use crate::source::gpu::{self, Answer, Gpu, Gpus, Identity, NvmlThread, PciAddress};
 use crate::source::kmsg::Kmsg;
 use crate::source::kubepods::{Owner, owner_of_process};
-use crate::source::{Error, Source};
+use crate::source::{Error, Source, open};
 
 /// What NVIDIA's driver calls it.
 const LIBRARY: &str = "libnvidia-ml.so.1";
@@ -171,7 +172,8 @@ impl NodeGpus {
         let mut before = std::mem::take(&mut self.owners);
         for pid in gpus.all.iter().flat_map(Gpu::all_processes).map(|process| process.pid) {
             let owner = before.remove(&pid).or_else(|| {
-                let text = std::fs::read_to_string(self.proc_root.join(pid.to_string()).join("cgroup"));
+                let file = open(&self.proc_root.join(pid.to_string()).join("cgroup"));
+                let text = file.and_then(io::read_to_string);
                 text.ok().and_then(|text| owner_of_process(&text))
             });
             self.owners.extend(owner.map(|owner| (pid, owner)));

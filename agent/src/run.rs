@@ -1,5 +1,6 @@
 //! Puts the parts together, waits for the end, and takes them apart.
 
+use std::io;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::health::chain;
 use crate::metrics::{Dcgm, Metrics, Page, ResourceMetrics};
 use crate::sampler::{Input, Sampler};
 use crate::server::Server;
+use crate::source::open;
 use crate::source::pod_resources::{self, PodResources};
 use crate::uplink::Uplink;
 use crate::{cluster, logging, once, pods, record, rights};
@@ -121,7 +123,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
 
 /// The Node's name where there is one: a container's own hostname is its pod's.
 fn hostname(args: &Args) -> String {
-    let own = || std::fs::read_to_string(args.proc_root.join("sys/kernel/hostname")).unwrap_or_default();
+    let own = || open(&args.proc_root.join("sys/kernel/hostname")).and_then(io::read_to_string).unwrap_or_default();
     args.node_name.clone().unwrap_or_else(|| own().trim_end().to_owned())
 }
 

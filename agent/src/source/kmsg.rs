@@ -1,12 +1,9 @@
 //! XIDs in the kernel's log: NVIDIA's driver writes each there, one line an event, even when NVML hangs.
 //! From the moment of opening on; what was logged before belongs to a time that nobody asks about.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
-
-use rustix::fs::OFlags;
+use std::path::{Path, PathBuf};
 
 use super::Error;
 use super::gpu::PciAddress;
@@ -100,10 +97,8 @@ impl Kmsg {
     }
 }
 
-fn open(path: &std::path::Path) -> io::Result<File> {
-    #[expect(clippy::cast_possible_wrap, reason = "the flags are a C int")]
-    let nonblocking = OFlags::NONBLOCK.bits() as i32;
-    let mut file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
+fn open(path: &Path) -> io::Result<File> {
+    let mut file = super::open(path)?;
     match file.seek(SeekFrom::End(0)) {
         // A pipe has nothing before now.
         Err(error) if error.kind() != io::ErrorKind::NotSeekable => Err(error),

@@ -11,8 +11,14 @@ pub mod polled;
 pub mod pressure;
 pub mod proc;
 
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+/// How every file is opened: a pipe in its place must not hold the sampler up. It is an empty file or an error.
+const READ: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
 /// A source's name in metrics and messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -105,3 +111,7 @@ impl Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no {0}")]
 pub struct Malformed(pub &'static str);
+
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    Ok(rustix::fs::open(path, READ, Mode::empty())?.into())
+}

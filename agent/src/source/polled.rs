@@ -7,9 +7,9 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 
-use super::{Error, Malformed};
+use super::{Error, Malformed, READ, open};
 
 /// The longest file that is read. `/proc/stat` holds a number per interrupt line and CPU; this is many times more than
 /// the largest machines show.
@@ -51,7 +51,7 @@ impl Polled {
     fn fill(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
         let file = match &self.file {
             Some(file) => file,
-            None => self.file.insert(File::open(&self.path)?),
+            None => self.file.insert(open(&self.path)?),
         };
         buffer.resize(buffer.capacity().max(4096), 0);
         let mut length = 0;
@@ -86,8 +86,7 @@ pub(super) fn read_once<T>(
     if buffer.len() < PIECE {
         buffer.resize(PIECE, 0);
     }
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(folder, name, flags, Mode::empty()).map_err(io::Error::from);
+    let file = rustix::fs::openat(folder, name, READ, Mode::empty()).map_err(io::Error::from);
     let length = file.and_then(|file| File::from(file).read(buffer));
     let length = length.map_err(|source| Error::Read { path: path.join(name), source })?;
     let parsed = str::from_utf8(&buffer[..length]).map_err(|_| Malformed("UTF-8")).and_then(parse);
@@ -96,6 +95,12 @@ pub(super) fn read_once<T>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use rustix::fs::{CWD, mkfifoat};
+
     use super::*;
 
     fn text(polled: &mut Polled) -> Result<String, Error> {
@@ -113,5 +118,28 @@ mod tests {
         }
         std::fs::write(polled.path(), [0xff, 0xfe]).unwrap();
         assert_eq!(text(&mut polled).unwrap_err().kind(), "malformed");
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_file_is_not_waited_for() {
+        let (done, is_done) = mpsc::channel();
+        thread::spawn(move || {
+            let dir = tempfile::tempdir().unwrap();
+            let mut polled = Polled::new(dir.path().join("stat"));
+            mkfifoat(CWD, polled.path(), Mode::RWXU).unwrap();
+            let folder = File::open(dir.path()).unwrap();
+            let once = || read_once(&folder, dir.path(), "stat", &mut Vec::new(), |text| Ok(text.to_owned()));
+            assert_eq!(text(&mut polled).unwrap_err().kind(), "read");
+            assert_eq!(once().unwrap(), "");
+            let silent_writer = File::options().read(true).write(true).open(polled.path()).unwrap();
+            assert_eq!(text(&mut polled).unwrap_err().kind(), "read");
+            assert_eq!(once().unwrap_err().kind(), "read");
+            drop(silent_writer);
+            std::fs::remove_file(polled.path()).unwrap();
+            std::fs::write(polled.path(), "a file again").unwrap();
+            assert_eq!(text(&mut polled).unwrap(), "a file again");
+            done.send(()).unwrap();
+        });
+        is_done.recv_timeout(Duration::from_secs(10)).expect("a pipe was waited for, or the thread has said why");
     }
 }

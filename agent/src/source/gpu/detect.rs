@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use crate::source::Error;
+use crate::source::{Error, open};
 
 /// PCI's number of NVIDIA.
 const NVIDIA: &str = "0x10de";
@@ -32,7 +32,7 @@ pub fn detect(sys_root: &Path) -> Result<usize, Error> {
 }
 
 fn read(path: PathBuf) -> Result<String, Error> {
-    match fs::read_to_string(&path) {
+    match open(&path).and_then(io::read_to_string) {
         Ok(text) => Ok(text),
         // Unplugged just now.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
