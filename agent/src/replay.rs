@@ -127,5 +127,7 @@ mod tests {
         check("{\"utilization\": {\"gpu\": \"absent\"}}\n\n{}\n", "understand line 3");
         check("{\"utilization\": {\"gpu\": \"absent\", \"cpu\": 1001}}", "understand line 1");
         check("{\"utilization\": {\"gpu\": \"absent\"}, \"for\": \"soon\"}", "understand line 1");
+        // Three of these would overflow a sum.
+        check("{\"utilization\": {\"gpu\": \"absent\"}, \"for\": \"2562047788015215h\"}", "understand line 1");
     }
 }

@@ -85,6 +85,13 @@ fn a_recording_is_judged_with_reasons() {
     let output = ebb(&["classify", broken.to_str().unwrap()]);
     assert!(!output.status.success());
     assert!(text(output.stderr).contains("understand line 2 of "));
+
+    fs::write(&broken, "\n{\"for\": \"300000000000h\", \"utilization\": {\"gpu\": \"absent\"}}\n").unwrap();
+    let output = ebb(&["classify", broken.to_str().unwrap()]);
+    let error = text(output.stderr);
+    assert!(!output.status.success());
+    assert!(error.contains(&format!("understand line 2 of {}", broken.display())), "{error}");
+    assert!(error.contains("`300000000000h` is longer than a year (8760h), the most for one line"), "{error}");
 }
 
 #[test]

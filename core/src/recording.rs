@@ -2,8 +2,8 @@
 //! `ebb-agent record` writes it, the agent's `--source replay:FILE` plays it, `ebb classify` judges it.
 //!
 //! `{"at": "2026-11-24T03:00:00Z", "for": "1s", "utilization": {"cpu": 100, "gpu": "absent"}}`: shares are in
-//! thousandths, and one left out is unknown. `for`, one interval if left out, is how long this went on. `at` is for
-//! people.
+//! thousandths, and one left out is unknown. `for`, one interval if left out and a year at the most, is how long this
+//! went on. `at` is for people.
 
 use std::time::Duration;
 
@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::classify::Utilization;
 use crate::time::{Instant, parse_duration};
+
+/// The longest `for`. Whoever plays a recording adds these up, and steps through them sample by sample: a slip of the
+/// pen must not take for ever.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// One line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +46,7 @@ mod duration {
 
     use serde::{Deserialize, Deserializer, Serializer, de};
 
-    use super::parse_duration;
+    use super::{LONGEST, parse_duration};
 
     pub(super) fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
         match duration {
@@ -53,7 +57,13 @@ mod duration {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
         let text = String::deserialize(deserializer)?;
-        parse_duration(&text).map(Some).map_err(de::Error::custom)
+        let lasts = parse_duration(&text).map_err(de::Error::custom)?;
+        if lasts > LONGEST {
+            return Err(de::Error::custom(format_args!(
+                "`{text}` is longer than a year (8760h), the most for one line"
+            )));
+        }
+        Ok(Some(lasts))
     }
 }
 
@@ -72,6 +82,8 @@ mod tests {
         assert!(Entry::parse(" \n").is_none());
         let entry = Entry::parse(r#"{"for": "1h30m", "utilization": {"gpu": {"busy": 30}}}"#).unwrap().unwrap();
         assert_eq!(entry.lasts, Some(Duration::from_secs(5400)));
+        let entry = Entry::parse(r#"{"for": "8760h", "utilization": {"gpu": "absent"}}"#).unwrap().unwrap();
+        assert_eq!(entry.lasts, Some(LONGEST));
     }
 
     #[test]
@@ -81,6 +93,8 @@ mod tests {
         check("cpu");
         check(r#"{"utilization": {"gpu": "absent", "cpu": 1001}}"#);
         check(r#"{"utilization": {"gpu": "absent"}, "for": "soon"}"#);
+        check(r#"{"utilization": {"gpu": "absent"}, "for": "8760h1ms"}"#);
+        check(r#"{"utilization": {"gpu": "absent"}, "for": "2562047788015215h"}"#);
         check(r#"{"utilization": {"gpu": "absent"}, "since": "1s"}"#);
     }
 
