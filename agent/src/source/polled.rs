@@ -40,12 +40,17 @@ impl Polled {
         buffer: &mut Vec<u8>,
         parse: impl FnOnce(&str) -> Result<T, Malformed>,
     ) -> Result<T, Error> {
-        if let Err(source) = self.fill(buffer) {
+        let read = match self.fill(buffer) {
+            Ok(()) => str::from_utf8(buffer)
+                .map_err(|_| Malformed("UTF-8"))
+                .and_then(parse)
+                .map_err(|malformed| Error::Malformed { path: self.path.clone(), malformed }),
+            Err(source) => Err(Error::Read { path: self.path.clone(), source }),
+        };
+        if read.is_err() {
             self.file = None;
-            return Err(Error::Read { path: self.path.clone(), source });
         }
-        let parsed = str::from_utf8(buffer).map_err(|_| Malformed("UTF-8")).and_then(parse);
-        parsed.map_err(|malformed| Error::Malformed { path: self.path.clone(), malformed })
+        read
     }
 
     fn fill(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
@@ -118,6 +123,9 @@ mod tests {
         }
         std::fs::write(polled.path(), [0xff, 0xfe]).unwrap();
         assert_eq!(text(&mut polled).unwrap_err().kind(), "malformed");
+        std::fs::remove_file(polled.path()).unwrap();
+        std::fs::write(polled.path(), "another file").unwrap();
+        assert_eq!(text(&mut polled).unwrap(), "another file", "what held nonsense is not held on to");
     }
 
     #[test]
