@@ -80,8 +80,8 @@ impl Host {
             && self.cuda_launches.as_ref().is_none_or(|launches| launches.read().is_ok())
     }
 
-    pub fn read(&mut self) -> Reading {
-        let mut reading = Reading::empty(Monotonic::now());
+    pub fn read(&mut self, now: Monotonic) -> Reading {
+        let mut reading = Reading::empty(now);
         let Self { proc, pressure, scheduler, cuda_launches, gpus, buffer, healths, .. } = self;
         gpus.ask(healths);
         reading.stat = healths.watch(Source::Cpu, || proc.stat(buffer));

@@ -23,13 +23,13 @@ pub(crate) fn run(args: &Args, record: &Record) -> Result<()> {
     give_up_rights(&input);
     let mut sampler = Sampler::new(input, clock, IdlePolicy::default());
     let begin = Monotonic::now();
-    let mut before = sampler.sample();
+    let mut before = sampler.sample(Monotonic::now());
     let mut next = begin;
     let mut lines = 0_u64;
     while record.lasts.is_none_or(|lasts| next - begin + args.interval <= lasts) {
         next = after(next, args.interval, Monotonic::now());
         thread::sleep(next.saturating_duration_since(Monotonic::now()));
-        let sample = sampler.sample();
+        let sample = sampler.sample(Monotonic::now());
         let lasts = Some(sample.at.since(before.at));
         let entry = Entry { at: Some(before.at), lasts, utilization: sample.utilization };
         let line = entry.to_line() + "\n";

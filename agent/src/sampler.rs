@@ -99,11 +99,11 @@ impl Sampler {
         Self { pod_resources: Some(pod_resources), ..self }
     }
 
-    pub fn sample(&mut self) -> Sample {
+    pub fn sample(&mut self, now: Monotonic) -> Sample {
         let names = self.names.as_ref().map(|names| names.borrow().clone()).unwrap_or_default();
         let (reading, mut healths, utilization) = match &mut self.input {
             Input::Host(host) => {
-                let reading = host.read();
+                let reading = host.read(now);
                 // With nothing before it, a reading still knows what is no rate.
                 let since = reading.since(self.before.as_deref().unwrap_or(&Reading::empty(reading.at)));
                 let newest = workload::newest(&reading, &names, reading.at);
@@ -112,7 +112,7 @@ impl Sampler {
                 (reading, host.healths.clone(), utilization)
             }
             Input::Replay(replay) => {
-                let reading = Reading::empty(Monotonic::now());
+                let reading = Reading::empty(now);
                 let elapsed = self.clock.at(reading.at).since(self.clock.begin());
                 let utilization = self.healths.watch(Source::Replay, || Ok(replay.at(elapsed)?));
                 let unknown = Utilization { gpu: GpuUse::Unknown, ..Utilization::default() };
@@ -145,7 +145,7 @@ impl Sampler {
                 if policy.has_changed().unwrap_or(false) {
                     self.classifier.set_policy(policy.borrow_and_update().clone());
                 }
-                let sample = self.sample();
+                let sample = self.sample(Monotonic::now());
                 let found = sample.verdict;
                 if class.is_none_or(|class| class.name() != found.class.name()) {
                     let because = &sample.because;

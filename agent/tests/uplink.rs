@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant as Monotonic};
 
 use ebb_agent::clock::Clock;
 use ebb_agent::metrics::Metrics;
@@ -64,7 +64,7 @@ async fn reports_carry_the_token_and_streams_are_opened_again() {
     let clock = Clock::start();
     let interval = Duration::from_secs(1);
     let replay = Input::Replay(Replay::open(&recording, interval).unwrap());
-    let sample = Sampler::new(replay, clock, IdlePolicy::default()).sample();
+    let sample = Sampler::new(replay, clock, IdlePolicy::default()).sample(Monotonic::now());
     let (_samples, sample_receiver) = watch::channel(Some(Arc::new(sample)));
     let (uid, node_uid) = watch::channel(None);
     let (policy_sender, mut policy_receiver) = watch::channel(IdlePolicy::default());

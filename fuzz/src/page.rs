@@ -59,7 +59,7 @@ fn sample(cgroups: &BTreeMap<String, (u64, u64)>) -> Sample {
     file.write_all(br#"{"utilization": {"gpu": "absent"}}"#).expect("it is in memory");
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let replay = Replay::open(&path, Duration::from_secs(1)).expect("the line above is a recording");
-    let mut sample = Sampler::new(Input::Replay(replay), Clock::start(), Default::default()).sample();
+    let mut sample = Sampler::new(Input::Replay(replay), Clock::start(), Default::default()).sample(Instant::now());
     let used = |(path, (nanos, bytes)): (&String, &(u64, u64))| Cgroup {
         path: path.as_str().into(),
         id: None,
