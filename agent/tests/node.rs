@@ -7,15 +7,13 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{fs, thread};
 
-use common::Serving;
+use common::{Serving, wait_for};
 
 /// What the CPU loads must have used before they are compared.
 const ENOUGH: Duration = Duration::from_secs(1);
-/// An emulated machine that others keep busy takes its time.
-const DEADLINE: Duration = Duration::from_secs(40);
 const MIB: f64 = 1024.0 * 1024.0;
 /// Of the 16 MiB that each memory load takes: old kernels count in batches, and may owe some.
 const HELD: f64 = 15.0 * MIB;
@@ -104,17 +102,6 @@ fn freeze(pods: [&Pod<'_>; 2], frozen: bool) {
 /// Of short runs, in which a few interrupts are many per cent.
 const SLACK: Duration = Duration::from_millis(50);
 const MILLISECOND: Duration = Duration::from_millis(1);
-
-fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "waited {DEADLINE:?} for {what}");
-        thread::sleep(Duration::from_millis(50));
-    }
-}
 
 /// How a kubelet and a container runtime name cgroups.
 struct Driver {

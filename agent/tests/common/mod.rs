@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+/// An emulated machine that others keep busy takes its time.
+const DEADLINE: Duration = Duration::from_secs(40);
+
 pub(crate) fn agent() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ebb-agent"));
     // What the machine that runs the tests has set is none of their business.
@@ -27,7 +30,7 @@ pub(crate) fn run(args: &[&str]) -> Output {
 /// An agent that serves. Killed on drop.
 pub(crate) struct Serving {
     pub(crate) child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     pub(crate) log: BufReader<ChildStderr>,
 }
 
@@ -104,6 +107,17 @@ pub(crate) fn until(log: &mut impl BufRead, message: &str) -> Value {
         if entry["message"] == message {
             return entry;
         }
+    }
+}
+
+pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited {DEADLINE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
