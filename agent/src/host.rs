@@ -1,6 +1,6 @@
 //! The machine the agent runs on: asks every source, one after the other, and goes on without those that fail.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
@@ -9,7 +9,7 @@ use crate::gpus::NodeGpus;
 use crate::health::Healths;
 use crate::reading::{Bpf, Reading, Waited};
 use crate::source::cgroup::{CgroupTree, Cgroups};
-use crate::source::ebpf::{CgroupSchedule, CudaLaunches, Latency, Launches, Schedule, Scheduler};
+use crate::source::ebpf::{CgroupSchedule, CudaLaunches, Dropped, Schedule, Scheduler, Waits};
 use crate::source::pressure::PressureFiles;
 use crate::source::proc::Proc;
 use crate::source::{Error, Source};
@@ -40,9 +40,12 @@ pub struct Host {
     pod_interval: Duration,
     /// `None`: could not be attached. Rights and kernel stay as they are, so it is not tried again.
     scheduler: Option<Scheduler>,
-    waits: Waits,
+    /// Of its latest reading, as is how many cgroups its table holds.
+    dropped: Dropped,
+    table: usize,
     /// `None`: not asked for, or as with `scheduler`.
     cuda_launches: Option<CudaLaunches>,
+    cuda_launches_dropped: Option<u64>,
     gpus: NodeGpus,
     /// Shared by all readers of files.
     buffer: Vec<u8>,
@@ -66,8 +69,10 @@ impl Host {
             cgroups_before: None,
             pod_interval: roots.pod_interval,
             scheduler,
-            waits: Waits::default(),
+            dropped: Dropped::default(),
+            table: 0,
             cuda_launches,
+            cuda_launches_dropped: None,
             gpus,
             buffer: Vec::new(),
             healths,
@@ -82,57 +87,88 @@ impl Host {
 
     pub fn read(&mut self, now: Monotonic) -> Reading {
         let mut reading = Reading::empty(now);
-        let Self { proc, pressure, scheduler, cuda_launches, gpus, buffer, healths, .. } = self;
+        let are_due = self.cgroups.as_ref().is_none_or(|latest| now - latest.at + BEAT >= self.pod_interval);
+        let Self { proc, pressure, scheduler, gpus, buffer, healths, .. } = self;
         gpus.ask(healths);
         reading.stat = healths.watch(Source::Cpu, || proc.stat(buffer));
         reading.memory = healths.watch(Source::Memory, || proc.memory(buffer));
         reading.pressure = healths.watch(Source::Pressure, || pressure.read(buffer));
-        // Before the cgroups: what is known here and not found there is gone, not new.
-        let schedule = scheduler.as_ref().and_then(|scheduler| {
+        let counted = scheduler.as_ref().and_then(|scheduler| {
             healths.watch(Source::Ebpf, || {
-                let schedule = scheduler.read()?;
-                let cost = scheduler.cost()?;
-                Ok((schedule, cost))
+                // Before the cgroups: what is known here and not found there is gone, not new.
+                let schedule = are_due.then(|| scheduler.read()).transpose()?;
+                Ok((schedule, scheduler.waits()?, scheduler.cost()?))
             })
         });
-        let launches =
-            cuda_launches.as_ref().and_then(|launches| healths.watch(Source::CudaLaunches, || Ok(launches.read()?)));
-        let fresh = self.read_cgroups(reading.at);
-        reading.cuda_launches = launches.map(|launches| self.living_launches(launches, fresh.as_deref()));
-        match schedule {
-            Some((Schedule { cgroups, dropped, .. }, cost)) => {
-                self.waits.add(&cgroups);
-                reading.waited = Some(Waited { by: Source::Ebpf, total: self.waits.total });
-                reading.bpf = Some(Bpf { dropped, cost, cgroups: cgroups.len(), latency: self.waits.latency });
-                if let Some(fresh) = &fresh {
-                    self.tell_owners(fresh);
+        let mut by_id = None;
+        match counted {
+            Some((schedule, Waits { wait, latency }, cost)) => {
+                if let Some(Schedule { cgroups, dropped, .. }) = schedule {
+                    (self.dropped, self.table) = (dropped, cgroups.len());
+                    by_id = Some(cgroups.into_iter().map(|cgroup| (cgroup.id, cgroup)).collect());
                 }
-                reading.schedule = self.living(cgroups, fresh.as_deref());
+                reading.waited = Some(Waited { by: Source::Ebpf, total: wait });
+                reading.bpf = Some(Bpf { dropped: self.dropped, cost, cgroups: self.table, latency });
             }
             None => {
                 let waited = self.healths.watch(Source::Schedstat, || self.proc.waited(&mut self.buffer));
                 reading.waited = waited.map(|total| Waited { by: Source::Schedstat, total });
             }
         }
+        if are_due {
+            self.read_cgroups(now, by_id);
+        }
         (reading.cgroups, reading.cgroups_before) = (self.cgroups.clone(), self.cgroups_before.clone());
+        reading.cuda_launches_dropped = self.cuda_launches_dropped;
         (reading.gpu, reading.gpus) = self.gpus.read(&mut self.healths);
         reading
     }
 
-    /// `None`: it is not time yet, or they cannot be read; then those of before are no longer true.
-    fn read_cgroups(&mut self, now: Monotonic) -> Option<Arc<Cgroups>> {
-        let is_due = self.cgroups.as_ref().is_none_or(|latest| now - latest.at + BEAT >= self.pod_interval);
-        if !is_due {
-            return None;
-        }
-        let Self { tree, buffer, healths, .. } = self;
-        let fresh = healths.watch(Source::Cgroup, || tree.read(now, buffer)).map(Arc::new);
+    /// The tree, with what the kernel programs counted for each cgroup. Where it cannot be read, the figures of before
+    /// are no longer true.
+    fn read_cgroups(&mut self, now: Monotonic, schedule: Option<HashMap<u64, CgroupSchedule>>) {
+        let Self { tree, cuda_launches, buffer, healths, .. } = self;
+        let launches =
+            cuda_launches.as_ref().and_then(|launches| healths.watch(Source::CudaLaunches, || Ok(launches.read()?)));
+        self.cuda_launches_dropped = launches.as_ref().map(|launches| launches.dropped);
+        let fresh = healths.watch(Source::Cgroup, || tree.read(now, buffer));
         for error in fresh.iter().flat_map(|fresh| &fresh.errors) {
             healths.count(Source::Cgroup, error);
         }
         self.cgroups_before = self.cgroups.take();
-        self.cgroups = fresh.clone();
-        fresh
+        if let Some(mut fresh) = fresh {
+            self.join(&mut fresh, schedule.unwrap_or_default(), launches.map(|launches| launches.cgroups));
+            self.tell_owners(&fresh);
+            self.cgroups = Some(Arc::new(fresh));
+        }
+    }
+
+    /// The kernel programs forget the cgroups that are not there any more.
+    fn join(
+        &mut self,
+        fresh: &mut Cgroups,
+        mut schedule: HashMap<u64, CgroupSchedule>,
+        mut launches: Option<HashMap<u64, u64>>,
+    ) {
+        let are_the_hosts = fresh.are_the_hosts();
+        for cgroup in &mut fresh.all {
+            let Some(id) = cgroup.id else { continue };
+            cgroup.schedule = schedule.remove(&id);
+            cgroup.cuda_launches = launches.as_mut().map(|launches| launches.remove(&id).unwrap_or(0));
+        }
+        if !are_the_hosts {
+            return;
+        }
+        for id in schedule.into_keys() {
+            if let Some(Err(error)) = self.scheduler.as_ref().map(|scheduler| scheduler.forget(id)) {
+                self.healths.count(Source::Ebpf, &error.into());
+            }
+        }
+        for id in launches.into_iter().flat_map(HashMap::into_keys) {
+            if let Some(Err(error)) = self.cuda_launches.as_mut().map(|launches| launches.forget(id)) {
+                self.healths.count(Source::CudaLaunches, &error.into());
+            }
+        }
     }
 
     /// Tells the kernel program which cgroups are one pod's, so that it knows who preempts whom. A pod goes by the id of
@@ -147,84 +183,5 @@ impl Host {
         if let Err(error) = scheduler.set_owners(owners) {
             self.healths.count(Source::Ebpf, &error.into());
         }
-    }
-
-    /// Those cgroups that are still there, by id; the kernel program forgets the others. Who is there is only known
-    /// when the tree has just been read.
-    fn living(&mut self, schedule: Vec<CgroupSchedule>, cgroups: Option<&Cgroups>) -> BTreeMap<u64, CgroupSchedule> {
-        let mut schedule: BTreeMap<_, _> = schedule.into_iter().map(|cgroup| (cgroup.id, cgroup)).collect();
-        let Some(cgroups) = cgroups.filter(|cgroups| cgroups.are_the_hosts()) else { return schedule };
-        let mut living: BTreeMap<u64, CgroupSchedule> = BTreeMap::new();
-        for id in cgroups.all.iter().filter_map(|cgroup| cgroup.id) {
-            if let Some(cgroup) = schedule.remove(&id) {
-                living.insert(id, cgroup);
-            }
-        }
-        if let Some(scheduler) = &self.scheduler {
-            for id in schedule.into_keys() {
-                self.waits.forget(id);
-                if let Err(error) = scheduler.forget(id) {
-                    self.healths.count(Source::Ebpf, &error.into());
-                }
-            }
-        }
-        living
-    }
-
-    /// As [`Self::living`].
-    fn living_launches(&mut self, mut launches: Launches, cgroups: Option<&Cgroups>) -> Launches {
-        let Some(cgroups) = cgroups.filter(|cgroups| cgroups.are_the_hosts()) else { return launches };
-        let living: HashSet<u64> = cgroups.all.iter().filter_map(|cgroup| cgroup.id).collect();
-        for (id, _) in launches.cgroups.extract_if(.., |id, _| !living.contains(id)) {
-            if let Some(Err(error)) = self.cuda_launches.as_mut().map(|launches| launches.forget(id)) {
-                self.healths.count(Source::CudaLaunches, &error.into());
-            }
-        }
-        launches
-    }
-}
-
-/// Adds up what all cgroups have waited. Their present totals would not do: each that goes away would take its share.
-#[derive(Debug, Default)]
-struct Waits {
-    total: Duration,
-    latency: Latency,
-    last: HashMap<u64, (Duration, Latency)>,
-}
-
-impl Waits {
-    fn add(&mut self, schedule: &[CgroupSchedule]) {
-        for cgroup in schedule {
-            let (wait, latency) = self.last.insert(cgroup.id, (cgroup.wait, cgroup.latency)).unwrap_or_default();
-            self.total += cgroup.wait.saturating_sub(wait);
-            self.latency.add(&cgroup.latency.since(&latency));
-        }
-    }
-
-    fn forget(&mut self, id: u64) {
-        self.last.remove(&id);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waiting_of_a_cgroup_that_left_still_counts() {
-        let row = |id, seconds| {
-            let wait = Duration::from_secs(seconds);
-            CgroupSchedule { id, wait, latency: Latency::of([wait]), ..CgroupSchedule::default() }
-        };
-        let mut waits = Waits::default();
-        let mut check = |rows: &[CgroupSchedule], gone: Option<u64>, seconds, count| {
-            gone.into_iter().for_each(|id| waits.forget(id));
-            waits.add(rows);
-            assert_eq!((waits.total, waits.latency.count()), (Duration::from_secs(seconds), count));
-        };
-        check(&[row(1, 5), row(2, 10)], None, 15, 2);
-        check(&[row(1, 6), row(2, 10)], None, 16, 2);
-        check(&[row(1, 8)], Some(2), 18, 2);
-        check(&[row(1, 8), row(2, 1)], None, 19, 3);
     }
 }

@@ -1,6 +1,5 @@
 //! All figures of one moment, and what two such moments say of the time between them. Pure.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
@@ -10,7 +9,7 @@ use ebb_core::units::Permille;
 use crate::gpus::GpuReading;
 use crate::source::Source;
 use crate::source::cgroup::{Cgroup, Cgroups};
-use crate::source::ebpf::{CgroupSchedule, Cost, Dropped, Latency, Launches};
+use crate::source::ebpf::{Cost, Dropped, Latency};
 use crate::source::pressure::Pressures;
 use crate::source::proc::{CpuTicks, Memory, Stat};
 
@@ -25,11 +24,9 @@ pub struct Reading {
     /// Read more seldom than the node's own figures: the latest, and those before, for rates between the two.
     pub cgroups: Option<Arc<Cgroups>>,
     pub cgroups_before: Option<Arc<Cgroups>>,
-    /// By cgroup id.
-    pub schedule: BTreeMap<u64, CgroupSchedule>,
     pub bpf: Option<Bpf>,
-    /// Of CUDA kernels. `None`: not asked for.
-    pub cuda_launches: Option<Launches>,
+    /// Launches of CUDA kernels in cgroups without room to count them. `None`: not asked for.
+    pub cuda_launches_dropped: Option<u64>,
     pub gpu: GpuUse,
     /// `None`: no GPUs, or nobody can say.
     pub gpus: Option<Arc<GpuReading>>,
@@ -48,7 +45,7 @@ pub struct Bpf {
     pub dropped: Dropped,
     /// `None` while the kernel does not measure it.
     pub cost: Option<Cost>,
-    /// How many it knows.
+    /// How many it knows. Like `dropped`, of when the cgroups were read.
     pub cgroups: usize,
     /// Of all cgroups, those that are gone too. The sum of these waits is in [`Reading::waited`].
     pub latency: Latency,
@@ -64,9 +61,8 @@ impl Reading {
             waited: None,
             cgroups: None,
             cgroups_before: None,
-            schedule: BTreeMap::new(),
             bpf: None,
-            cuda_launches: None,
+            cuda_launches_dropped: None,
             gpu: GpuUse::Unknown,
             gpus: None,
         }

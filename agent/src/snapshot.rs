@@ -149,7 +149,7 @@ impl Snapshot {
         let nothing = Reading::empty(now.at);
         let before = sample.before.as_deref().unwrap_or(&nothing);
         let elapsed = now.at.saturating_duration_since(before.at).as_secs_f64();
-        let mut cgroups = cgroups(before, now, &sample.names);
+        let mut cgroups = cgroups(now, &sample.names);
         let weight = |cgroup: &Cgroup| cgroup.cpu_cores.unwrap_or(0.0) + cgroup.run_queue_cores.unwrap_or(0.0);
         cgroups.sort_by(|a, b| weight(b).total_cmp(&weight(a)).then_with(|| a.path.cmp(&b.path)));
         Self {
@@ -231,32 +231,31 @@ fn pressure(before: &Reading, now: &Reading, elapsed: f64) -> BTreeMap<&'static 
         .collect()
 }
 
-/// The cgroups' own figures are read more seldom than the kernel program's: each rate is over its own time.
-fn cgroups(before: &Reading, now: &Reading, names: &PodNames) -> Vec<Cgroup> {
+/// Cgroups are read more seldom than the node: their rates are over a time of their own.
+fn cgroups(now: &Reading, names: &PodNames) -> Vec<Cgroup> {
     let Some(latest) = &now.cgroups else { return Vec::new() };
-    let cores = |now: Duration, then: Duration, elapsed: f64| Some(now.checked_sub(then)?.as_secs_f64() / elapsed);
-    let elapsed = now.at.saturating_duration_since(before.at).as_secs_f64();
     let former = now.cgroups_before.as_ref();
-    let between = former.map_or(0.0, |former| latest.at.saturating_duration_since(former.at).as_secs_f64());
+    let elapsed = former.map_or(0.0, |former| latest.at.saturating_duration_since(former.at).as_secs_f64());
+    let cores = |now: Duration, then: Duration| Some(now.checked_sub(then)?.as_secs_f64() / elapsed);
     let former: HashMap<_, _> =
-        former.iter().flat_map(|former| &former.all).map(|then| ((&*then.path, then.id), &then.figures)).collect();
+        former.iter().flat_map(|former| &former.all).map(|then| ((&*then.path, then.id), then)).collect();
     let row = |cgroup: &cgroup::Cgroup| {
         let figures = &cgroup.figures;
         let then = former.get(&(&*cgroup.path, cgroup.id));
-        let cpu = figures.cpu.zip(then.and_then(|then| then.cpu));
-        let scheduled = cgroup.id.and_then(|id| now.schedule.get(&id).zip(before.schedule.get(&id)));
+        let cpu = figures.cpu.zip(then.and_then(|then| then.figures.cpu));
+        let scheduled = cgroup.schedule.zip(then.and_then(|then| then.schedule));
         Cgroup {
             path: cgroup.path.to_string(),
             pod: cgroup.owner.as_ref().map(|owner| pod_of(owner, names)),
             container: cgroup.owner.as_ref().and_then(|owner| container_of(owner, names)),
-            cpu_cores: cpu.and_then(|(now, then)| cores(now, then, between)),
-            run_queue_cores: scheduled.and_then(|(now, then)| cores(now.wait, then.wait, elapsed)),
+            cpu_cores: cpu.and_then(|(now, then)| cores(now, then)),
+            run_queue_cores: scheduled.and_then(|(now, then)| cores(now.wait, then.wait)),
             switches_per_second: scheduled
                 .and_then(|(now, then)| Some(now.latency.count().checked_sub(then.latency.count())? as f64 / elapsed)),
             throttled_cores: figures
                 .throttling
-                .zip(then.and_then(|then| then.throttling))
-                .and_then(|(now, then)| cores(now.throttled, then.throttled, between)),
+                .zip(then.and_then(|then| then.figures.throttling))
+                .and_then(|(now, then)| cores(now.throttled, then.throttled)),
             memory_bytes: figures.memory.total,
             memory_working_set_bytes: figures.memory.working_set(),
         }
@@ -288,7 +287,15 @@ mod tests {
     fn reading(at: Monotonic, busy: u64, switches: u64, waited_millis: u64) -> Reading {
         let ticks = CpuTicks([busy, 0, 0, 100, 0, 0, 0, 0]);
         let figures = Figures { cpu: Some(Duration::from_millis(busy * 10)), ..Figures::default() };
-        let used = cgroup::Cgroup { path: "/a".into(), id: None, owner: None, appeared: None, figures };
+        let used = cgroup::Cgroup {
+            path: "/a".into(),
+            id: None,
+            owner: None,
+            appeared: None,
+            figures,
+            schedule: None,
+            cuda_launches: None,
+        };
         let cgroups = Arc::new(Cgroups { at, all: vec![used], complete: true, errors: Vec::new() });
         Reading {
             stat: Some(Stat { node: ticks, cpus: vec![(0, ticks)], context_switches: switches }),
@@ -307,9 +314,9 @@ mod tests {
         assert_eq!(switches(&then, &now, elapsed), Some(10.0));
         assert_eq!(switches(&now, &then, elapsed), None, "set back");
         assert_eq!(node_cpu(&then, &now).unwrap().busy_permille, 1000);
-        assert_eq!(cgroups(&then, &now, &nobody)[0].cpu_cores, None, "read once: no rate yet");
+        assert_eq!(cgroups(&now, &nobody)[0].cpu_cores, None, "read once: no rate yet");
         let later =
             Reading { at: now.at + Duration::from_secs(1), cgroups_before: then.cgroups.clone(), ..now.clone() };
-        assert_eq!(cgroups(&now, &later, &nobody)[0].cpu_cores, Some(0.5), "over the time between their own readings");
+        assert_eq!(cgroups(&later, &nobody)[0].cpu_cores, Some(0.5), "over the time between their own readings");
     }
 }

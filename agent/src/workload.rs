@@ -56,8 +56,7 @@ pub fn pods<'a>(reading: &'a Reading, names: &'a PodNames) -> BTreeMap<&'a str, 
             let uid = name.map_or(&*owner.pod_uid, |name| &name.uid);
             Pod { uid, name, figures: None, schedule: None, containers: BTreeMap::new() }
         });
-        let schedule = cgroup.id.and_then(|id| reading.schedule.get(&id));
-        add(&mut pod.schedule, schedule);
+        add(&mut pod.schedule, cgroup.schedule.as_ref());
         let own = owner.is_own.then_some(&cgroup.figures);
         let Some(id) = &owner.container_id else {
             pod.figures = pod.figures.or(own);
@@ -67,9 +66,9 @@ pub fn pods<'a>(reading: &'a Reading, names: &'a PodNames) -> BTreeMap<&'a str, 
             let nothing = || Container { id, figures: None, schedule: None, cuda_launches: None };
             let container = pod.containers.entry(name).or_insert_with(nothing);
             container.figures = container.figures.or(own);
-            add(&mut container.schedule, schedule);
-            if let Some((launches, id)) = reading.cuda_launches.as_ref().zip(cgroup.id) {
-                *container.cuda_launches.get_or_insert(0) += launches.cgroups.get(&id).unwrap_or(&0);
+            add(&mut container.schedule, cgroup.schedule.as_ref());
+            if let Some(launches) = cgroup.cuda_launches {
+                *container.cuda_launches.get_or_insert(0) += launches;
             }
         }
     }
@@ -143,7 +142,6 @@ mod tests {
 
     use super::*;
     use crate::source::cgroup::Cgroups;
-    use crate::source::ebpf::Launches;
     use crate::source::kubepods;
 
     const UID: &str = "8f5d2c4e-1b7a-4f0e-9c3d-5a6b7c8d9e0f";
@@ -162,15 +160,11 @@ mod tests {
             id: Some(number),
             appeared: Some(at),
             figures: Figures { cpu: Some(Duration::from_secs(number)), ..Figures::default() },
+            schedule: Some(CgroupSchedule { run: Duration::from_secs(number), ..CgroupSchedule::default() }),
+            cuda_launches: Some(number),
         };
-        let all: Vec<_> = (1..).zip(paths).map(cgroup).collect();
-        let run = |cgroup: &Cgroup| {
-            let (id, run) = (cgroup.id?, cgroup.figures.cpu?);
-            Some((id, CgroupSchedule { id, run, ..CgroupSchedule::default() }))
-        };
-        let schedule = all.iter().filter_map(run).collect();
-        let cgroups = Cgroups { at, all, complete: true, errors: Vec::new() };
-        Reading { cgroups: Some(Arc::new(cgroups)), schedule, ..Reading::empty(at) }
+        let cgroups = Cgroups { at, all: (1..).zip(paths).map(cgroup).collect(), complete: true, errors: Vec::new() };
+        Reading { cgroups: Some(Arc::new(cgroups)), ..Reading::empty(at) }
     }
 
     fn names(containers: &[(String, &str)], is_daemon: bool) -> PodNames {
@@ -189,8 +183,7 @@ mod tests {
     #[test]
     fn what_runs_below_a_container_is_the_containers_and_its_pods() {
         let (main, sandbox) = (id('a'), id('b'));
-        let mut reading = reading(Monotonic::now(), &[&main, &format!("{main}/inner"), &sandbox]);
-        reading.cuda_launches = Some(Launches { cgroups: [(1, 1), (3, 70), (4, 7)].into(), dropped: 0 });
+        let reading = reading(Monotonic::now(), &[&main, &format!("{main}/inner"), &sandbox]);
         let names = names(&[(main.clone(), "main")], false);
         let pods = pods(&reading, &names);
         let pod = &pods[UID];
@@ -201,7 +194,7 @@ mod tests {
         let container = &pod.containers["main"];
         assert_eq!(container.figures.unwrap().cpu, Some(Duration::from_secs(3)));
         assert_eq!(container.schedule.unwrap().run, Duration::from_secs(3 + 4));
-        assert_eq!(container.cuda_launches, Some(77));
+        assert_eq!(container.cuda_launches, Some(3 + 4));
     }
 
     #[test]

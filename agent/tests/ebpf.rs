@@ -264,6 +264,24 @@ fn waits_fall_into_buckets_that_hold_their_sum() {
 }
 
 #[test]
+fn what_all_waited_is_the_sum_of_what_each_cgroup_did() {
+    let _alone = alone();
+    let Some((scheduler, cgroup)) = attach(4096).zip(Cgroup::new("all")) else { return };
+    let pair = [cgroup.spawn_busy(), cgroup.spawn_busy()];
+    pair.iter().for_each(Busy::resume);
+    thread::sleep(SPAN / 2);
+    let (before, schedule, after) = (scheduler.waits().unwrap(), scheduler.read().unwrap(), scheduler.waits().unwrap());
+    let wait: Duration = schedule.cgroups.iter().map(|cgroup| cgroup.wait).sum();
+    let stints: u64 = schedule.cgroups.iter().map(|cgroup| cgroup.latency.count()).sum();
+    assert!(
+        before.wait > Duration::ZERO && before.wait <= wait && wait <= after.wait,
+        "{wait:?}: {before:?}, {after:?}"
+    );
+    let (least, most) = (before.latency.count(), after.latency.count());
+    assert!(least <= stints && stints <= most, "{stints}: {before:?}, {after:?}");
+}
+
+#[test]
 fn ten_thousand_cgroups_that_come_and_go_leave_nothing_behind() {
     const BATCH: u32 = 500;
     let _alone = alone();
@@ -374,8 +392,8 @@ fn a_file_that_is_no_libcuda_is_refused() {
         Ok(_) => panic!("counts launches in {}", file.display()),
     };
     refused(Path::new("libcuda.so.1"), "missing");
-    refused(Path::new("/etc/passwd"), "probe");
-    refused(&std::env::current_exe().unwrap().with_file_name("libfake_nvml.so"), "probe");
+    refused(Path::new("/proc/self/mounts"), "probe");
+    refused(&std::env::current_exe().unwrap(), "probe");
 }
 
 /// The fake libcuda in this process.

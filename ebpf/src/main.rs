@@ -122,15 +122,18 @@ fn leave(cpu: &mut Cpu, prev: *const Task, ran_ns: u64, preemptor: Option<u64>, 
         cpu.lost_ns += ran_ns;
         return;
     }
+    let wait_ns = delay - cpu.run_delay_ns;
+    let bucket = bucket(wait_ns);
+    cpu.wait_ns += wait_ns;
+    cpu.latency[bucket] += 1;
     let Some(usage) = usage(cpu.cgroup) else {
         cpu.full += 1;
         cpu.lost_ns += ran_ns;
         return;
     };
-    let wait_ns = delay - cpu.run_delay_ns;
     usage.run_ns += ran_ns;
     usage.wait_ns += wait_ns;
-    usage.latency[bucket(wait_ns)] += 1;
+    usage.latency[bucket] += 1;
     if let Some(preemptor) = preemptor
         && (preempt || state(prev) == RUNNING)
     {

@@ -70,6 +70,8 @@ fn sample(cgroups: &BTreeMap<String, (u64, u64)>) -> Sample {
             memory: Memory { total: Some(*bytes), ..Memory::default() },
             ..Figures::default()
         },
+        schedule: None,
+        cuda_launches: None,
     };
     let at = Instant::now();
     let cgroups = Cgroups { at, all: cgroups.iter().map(used).collect(), complete: true, errors: Vec::new() };

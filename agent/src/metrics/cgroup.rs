@@ -31,7 +31,7 @@ pub(super) fn encode(page: &mut Writer, reading: &Reading) -> fmt::Result {
     let rows = |value: Scheduled| {
         others().filter_map(move |cgroup| {
             let labels: Labels<1> = [("cgroup", &*cgroup.path)];
-            Some((labels, value(reading.schedule.get(&cgroup.id?)?)))
+            Some((labels, value(cgroup.schedule.as_ref()?)))
         })
     };
     let help = "CPU time between switches, by eBPF: more than ebb_cgroup_cpu_seconds_total by interrupts and steal.";
@@ -43,8 +43,7 @@ pub(super) fn encode(page: &mut Writer, reading: &Reading) -> fmt::Result {
         "Stints on a CPU that ended, by eBPF.",
         rows(|cgroup| cgroup.latency.count() as f64),
     )?;
-    let launches = |cgroup: &Cgroup| reading.cuda_launches.as_ref()?.cgroups.get(&cgroup.id?).copied();
-    let rows = others().filter_map(|cgroup| Some(([("cgroup", &*cgroup.path)], launches(cgroup)? as f64)));
+    let rows = others().filter_map(|cgroup| Some(([("cgroup", &*cgroup.path)], cgroup.cuda_launches? as f64)));
     let help = "CUDA kernels and graphs launched, counted in libcuda: see --cuda-launches.";
     page.counters("ebb_cgroup_cuda_launches", help, rows)
 }

@@ -38,10 +38,9 @@ impl Collector for Latest {
             let gpus = sample.reading.gpus.as_ref().and_then(|reading| reading.gpus.as_deref());
             allocation::encode(&mut page, &held, gpus)?;
         }
-        if let Some(launches) = &sample.reading.cuda_launches {
-            let help = "Launches that are counted for no container or cgroup: no room for one more cgroup.";
-            page.counter("ebb_cuda_launches_dropped", help, launches.dropped as f64)?;
-        }
+        let dropped = sample.reading.cuda_launches_dropped.map(|count| count as f64);
+        let help = "Launches that are counted for no container or cgroup: no room for one more cgroup.";
+        page.counter("ebb_cuda_launches_dropped", help, dropped)?;
         sample.reading.bpf.map_or(Ok(()), |bpf| source::bpf(&mut page, bpf))
     }
 }

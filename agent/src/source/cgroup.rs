@@ -13,6 +13,7 @@ use std::time::Instant as Monotonic;
 use std::{fs, io};
 
 use super::Error;
+use super::ebpf::CgroupSchedule;
 use super::kubepods::{self, Owner};
 use super::polled::read_once;
 
@@ -31,6 +32,10 @@ pub struct Cgroup {
     /// `None`: it was there when this was first looked at, so nobody knows since when.
     pub appeared: Option<Monotonic>,
     pub figures: Figures,
+    /// By eBPF, which the tree knows nothing of: whoever reads both joins them. `None`: not counted, or it never ran.
+    pub schedule: Option<CgroupSchedule>,
+    /// Of CUDA kernels, likewise. `None`: not counted.
+    pub cuda_launches: Option<u64>,
 }
 
 /// All of them at one moment.
@@ -151,7 +156,15 @@ impl Entry {
                 }
             }
         }
-        Cgroup { path: path.clone(), id: self.id, owner: self.owner.clone(), appeared: self.appeared, figures }
+        Cgroup {
+            path: path.clone(),
+            id: self.id,
+            owner: self.owner.clone(),
+            appeared: self.appeared,
+            figures,
+            schedule: None,
+            cuda_launches: None,
+        }
     }
 }
 

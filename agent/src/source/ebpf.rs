@@ -40,6 +40,14 @@ pub struct Schedule {
     pub dropped: Dropped,
 }
 
+/// Of all cgroups, those that are gone or found no room too, before stints which have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// Ready to run and waiting for a CPU.
+    pub wait: Duration,
+    pub latency: Latency,
+}
+
 /// What one cgroup did since the program was attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CgroupSchedule {
@@ -129,11 +137,6 @@ impl Latency {
 
     pub fn add(&mut self, other: &Self) {
         self.0.iter_mut().zip(other.0).for_each(|(sum, count)| *sum += count);
-    }
-
-    /// What came since `before`; of a bucket that has fewer now, nothing.
-    pub fn since(&self, before: &Self) -> Self {
-        Self(std::array::from_fn(|bucket| self.0[bucket].saturating_sub(before.0[bucket])))
     }
 }
 
@@ -227,6 +230,16 @@ impl Scheduler {
             idle: Duration::from_nanos(idle_ns),
             dropped: dropped(&before, lost_ns),
         })
+    }
+
+    /// What all cgroups waited: cheap, whereas [`Self::read`] asks the kernel for each of them.
+    pub fn waits(&self) -> Result<Waits, Error> {
+        let mut sum = Waits::default();
+        for cpu in self.slots()? {
+            sum.wait += Duration::from_nanos(cpu.wait_ns);
+            sum.latency.add(&Latency(cpu.latency));
+        }
+        Ok(sum)
     }
 
     /// Says which pod each cgroup belongs to: any number but 0 that is the pod's own; 0 for a cgroup of no pod. Cgroups

@@ -30,6 +30,10 @@ pub struct Cpu {
     pub backwards: u64,
     /// Stints whose end was not shown to the program: the task that left the CPU is not the one that came on.
     pub missed: u64,
+    /// Of all tasks on this CPU, before stints which have ended.
+    pub wait_ns: u64,
+    /// Stints that ended, by how long their task had waited for them: see [`bucket`].
+    pub latency: [u64; BUCKETS],
 }
 
 /// What the tasks of one cgroup did on one CPU.
@@ -40,7 +44,7 @@ pub struct Usage {
     pub wait_ns: u64,
     /// Stints that ended though their task could have gone on, by whose task came next: see [`Preemptor`].
     pub preemptions: [u64; 4],
-    /// Stints that ended, by how long their task had waited for them: see [`bucket`].
+    /// As in [`Cpu::latency`].
     pub latency: [u64; BUCKETS],
 }
 
@@ -119,7 +123,7 @@ pub mod departed {
     }
 }
 
-const _: () = assert!(size_of::<Cpu>() == 72 && align_of::<Cpu>() == 8);
+const _: () = assert!(size_of::<Cpu>() == 176 && align_of::<Cpu>() == 8);
 const _: () = assert!(size_of::<Usage>() == 144 && align_of::<Usage>() == 8);
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Launches of CUDA kernels by cgroup, counted where processes call libcuda: what is left to see where NVML is blind,
 //! as it is for the containers that share a GPU or a MIG instance.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -40,7 +40,7 @@ pub struct CudaLaunches {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Launches {
     /// By cgroup id.
-    pub cgroups: BTreeMap<u64, u64>,
+    pub cgroups: HashMap<u64, u64>,
     /// Of cgroups that found no room.
     pub dropped: u64,
 }
