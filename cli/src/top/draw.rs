@@ -2,6 +2,7 @@
 
 mod cluster;
 mod cut;
+mod fit;
 mod gpu;
 mod node;
 mod table;
@@ -13,9 +14,10 @@ use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
 use self::cut::Cut;
+use self::fit::{Piece, Room};
 use super::app::{App, Subject};
 use super::paint::{ACCENT, BAD, BOLD, GOOD, PLAIN, QUIET, SELECTED, line, line_right, title};
-use super::text::{clip_start, span};
+use super::text::{clip, clip_start, span};
 
 const KEYS: [(&str, &str); 9] = [
     ("↑ ↓ PgUp PgDn Home End", "move (k and j too)"),
@@ -24,7 +26,7 @@ const KEYS: [(&str, &str); 9] = [
     ("/", "filter by name"),
     ("c", "sort by CPU"),
     ("m", "sort by memory"),
-    ("w", "sort by time waited for a CPU (node), by pods (cluster)"),
+    ("w", "sort by waiting for a CPU (node), pods (cluster)"),
     ("g n", "sort by GPU; by name"),
     ("q", "quit"),
 ];
@@ -66,13 +68,16 @@ pub(super) fn draw(app: &mut App, buffer: &mut Buffer, now: Duration) {
 
 /// The first line of every view: whose picture it is, and whether it is a live one.
 fn header(app: &App, buffer: &mut Buffer, area: Rect, what: &str, state: Vec<Span<'static>>) {
-    let mut spans = vec![
-        Span::styled(" ebb top ", BOLD.patch(SELECTED)),
-        Span::raw(" "),
-        Span::styled(what.to_owned(), BOLD),
-        Span::raw("  "),
+    let mut pieces = vec![
+        Piece::text(0, " ebb top ", BOLD.patch(SELECTED)),
+        Piece::text(0, " ", PLAIN),
+        Piece::clipped(0, 8, what, BOLD, clip),
+        Piece::text(1, " ", PLAIN),
     ];
-    spans.extend(state);
+    for (rank, span) in (1..).zip(state) {
+        pieces.push(Piece::text(rank, format!(" {}", span.content), span.style));
+    }
+    let spans = fit::spans(usize::from(area.width), &pieces);
     let used: usize = spans.iter().map(Span::width).sum();
     line(buffer, area, 0, &Line::from(spans));
     let room = usize::from(area.width).saturating_sub(used + 2);
@@ -88,27 +93,27 @@ fn footer(app: &App, buffer: &mut Buffer, area: Rect) {
     if app.typing {
         return line(buffer, area, 0, &Line::styled(format!(" /{}▏", list.filter), BOLD));
     }
-    let mut spans = vec![Span::raw(" ")];
-    let mut hint = |key: &'static str, what: &'static str| {
-        spans.extend([Span::styled(key, BOLD), Span::styled(format!(" {what}  "), QUIET)]);
+    let hint = |rank, key: &'static str, what: &'static str| {
+        let spans = vec![Span::styled(format!(" {key}"), BOLD), Span::styled(format!(" {what} "), QUIET)];
+        let columns = spans.iter().map(Span::width).sum();
+        Piece::stretched(Room::fixed(rank, columns), move |_| spans.clone())
     };
-    hint("q", "quit");
-    hint("?", "keys");
-    hint("/", "filter");
+    let filter = format!(" filter: {} ", list.filter);
+    let mut pieces = vec![hint(0, "q", "quit"), hint(0, "?", "keys"), hint(2, "/", "filter")];
     if app.opened.is_some() {
-        hint("Esc", "back");
+        pieces.push(hint(1, "Esc", "back"));
     } else {
         for (key, what) in [("c", "CPU"), ("m", "memory"), ("w", "waiting"), ("g", "GPU"), ("n", "name")] {
-            hint(key, what);
+            pieces.push(hint(4, key, what));
         }
         if matches!(app.subject, Subject::Cluster(_)) {
-            hint("Enter", "pods");
+            pieces.push(hint(3, "Enter", "pods"));
         }
     }
     if !list.filter.is_empty() {
-        spans.push(Span::styled(format!(" filter: {} ", list.filter), SELECTED));
+        pieces.push(Piece::clipped(1, 14, &filter, SELECTED, clip));
     }
-    line(buffer, area, 0, &Line::from(spans));
+    fit::line(buffer, area, 0, &pieces);
 }
 
 fn help(buffer: &mut Buffer, area: Rect) {

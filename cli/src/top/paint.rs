@@ -32,12 +32,31 @@ pub(super) fn level(share: f64) -> Style {
     }
 }
 
-/// One line, cut at the end of `area`, which may be anything.
+/// One line within `area`, which may be anything. What does not fit is cut, and seen to be cut.
 pub(super) fn line(buffer: &mut Buffer, area: Rect, row: u16, line: &Line<'_>) {
     let area = area.intersection(buffer.area);
     if row < area.height {
-        buffer.set_line(area.x, area.y + row, line, area.width);
+        let line = clip_line(line, usize::from(area.width));
+        buffer.set_line(area.x, area.y + row, &line, area.width);
     }
+}
+
+/// As [`clip`] does it, each piece in its own style.
+pub(super) fn clip_line(line: &Line<'_>, columns: usize) -> Line<'static> {
+    let text: String = line.spans.iter().map(|span| &*span.content).collect();
+    let clipped = clip(&text, columns);
+    let mut rest = &*clipped;
+    let mut spans = Vec::new();
+    for span in &line.spans {
+        // The ellipsis has the style of what it stands for.
+        let (part, after) = match rest.strip_prefix(&*span.content) {
+            Some(after) => (&*span.content, after),
+            None => (rest, ""),
+        };
+        spans.push(Span::styled(part.to_owned(), span.style));
+        rest = after;
+    }
+    Line { spans, style: line.style, alignment: line.alignment }
 }
 
 /// One line that ends at the right edge.
@@ -48,15 +67,23 @@ pub(super) fn line_right(buffer: &mut Buffer, area: Rect, row: u16, text: &Line<
     line(buffer, Rect { x: area.x.saturating_add(shift), width: area.width - shift, ..area }, row, text);
 }
 
-/// The title of a section, and a rule to its end: `── CPU ── 63 % of 8 ────`.
+/// The title of a section, and a rule to its end: `── CPU ── 63 % of 8 ────`. Of `more`, each is there whole, or it and
+/// those after it are not.
 pub(super) fn title(buffer: &mut Buffer, area: Rect, row: u16, name: &str, more: Vec<Span<'static>>) {
     let mut spans = vec![Span::styled("── ", QUIET), Span::styled(name.to_owned(), BOLD), Span::raw(" ")];
-    if !more.is_empty() {
-        spans.push(Span::styled("── ", QUIET));
-        spans.extend(more);
-        spans.push(Span::raw(" "));
+    let mut used: usize = spans.iter().map(Span::width).sum();
+    let rule = Span::styled("── ", QUIET);
+    let room = usize::from(area.width).saturating_sub(used + rule.width() + 1);
+    let mut fits = more;
+    while fits.iter().map(Span::width).sum::<usize>() > room {
+        fits.pop();
     }
-    let used: usize = spans.iter().map(Span::width).sum();
+    if !fits.is_empty() {
+        spans.push(rule);
+        spans.extend(fits);
+        spans.push(Span::raw(" "));
+        used = spans.iter().map(Span::width).sum();
+    }
     spans.push(Span::styled("─".repeat(usize::from(area.width).saturating_sub(used)), QUIET));
     line(buffer, area, row, &Line::from(spans));
 }
@@ -136,12 +163,6 @@ pub(super) fn graph(buffer: &mut Buffer, area: Rect, values: &[Option<f64>], top
             }
         }
     }
-}
-
-/// `text` in a field of this many columns, ending at its right.
-pub(super) fn right(text: &str, columns: usize) -> String {
-    let text = clip(text, columns);
-    format!("{}{text}", " ".repeat(columns.saturating_sub(width(&text))))
 }
 
 /// `text` in a field of this many columns, beginning at its left.

@@ -1,6 +1,7 @@
 //! Whole frames, and what must hold whatever comes and whatever is pressed. `UPDATE_GOLDEN=1 cargo test --package ebb top`
 //! writes the frames anew.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -94,6 +95,72 @@ fn mutated(json: &str, at: usize, with: &serde_json::Value) -> String {
     let mut value = serde_json::from_str(json).unwrap();
     walk(&mut value, &mut { at }, with);
     value.to_string()
+}
+
+const FIXTURES: [&str; 4] = [CLUSTER, GPUS, MIG, BROKEN];
+
+/// Without what bars, graphs and rules are made of.
+fn words(drawn: &str) -> impl Iterator<Item = &str> {
+    let between = |c: char| matches!(c, '\u{2500}'..='\u{259f}' | '·' | ' ' | '\n' | ',' | '(' | ')' | ':');
+    drawn.split(between).filter(|word| !word.is_empty())
+}
+
+/// All figures with their units. Of `3 of 8` nothing: how many rows are shown may be another number in each frame.
+fn figures(drawn: &str) -> BTreeSet<(&str, &str)> {
+    const UNITS: &[&str] =
+        &["%", "B", "KiB", "MiB", "GiB", "W", "°C", "an", "CPU", "CPUs", "GPU", "GPUs", "node", "pods"];
+    let is_figure = |word: &str| {
+        let word = word.trim_start_matches(['$', '<']);
+        word.starts_with(|c: char| c.is_ascii_digit()) && !word.contains('…')
+    };
+    let pairs = words(drawn).zip(words(drawn).skip(1).chain([""]));
+    let pairs = pairs.filter(|(word, next)| is_figure(word) && *next != "of");
+    pairs.map(|(word, next)| (word, if UNITS.contains(&next) { next } else { "" })).collect()
+}
+
+#[test]
+fn what_has_no_room_is_left_out_or_seen_to_be_cut() {
+    for json in FIXTURES {
+        let mut app = App::new("http://127.0.0.1:9482");
+        app.take(news(json), Duration::ZERO);
+        let whole = plain::text(&frame(&mut app, 500, 200), false);
+        let (whole_words, whole_figures): (BTreeSet<&str>, _) = (words(&whole).collect(), figures(&whole));
+        for (columns, rows) in (60..=200).flat_map(|columns| [(columns, 24), (columns, 45)]) {
+            let drawn = plain::text(&frame(&mut app, columns, rows), false);
+            let is_count = |word: &str| word.parse::<usize>().is_ok();
+            let cut = words(&drawn).find(|word| !whole_words.contains(word) && !word.contains('…') && !is_count(word));
+            assert_eq!(cut, None, "at {columns} columns:\n{drawn}");
+            let cut = figures(&drawn).difference(&whole_figures).next().copied();
+            assert_eq!(cut, None, "at {columns} columns:\n{drawn}");
+        }
+    }
+}
+
+/// At the left of what begins there, at the right of what ends there.
+#[test]
+fn titles_stand_over_their_columns() {
+    const RIGHT: &[&str] = &["CPU", "WAITING", "HELD BACK", "MEMORY", "BUSY", "SM", "POWER", "TEMP", "REQ.", "PODS"];
+    const LEFT: &[&str] = &["OF NODE", "HELD BY", "STATE", "GROUP"];
+    for (json, columns) in FIXTURES.into_iter().flat_map(|json| (60..=200).map(move |columns| (json, columns))) {
+        let mut app = App::new("http://127.0.0.1:9482");
+        app.take(news(json), Duration::ZERO);
+        let drawn = plain::text(&frame(&mut app, columns, 45), false);
+        let mut lines = drawn.lines().peekable();
+        while let Some(head) = lines.next() {
+            if !["NAME", "NODE", "GPU"].contains(&words(head).next().unwrap_or("")) || head.contains('%') {
+                continue;
+            }
+            assert!(!head.contains('…'), "{head}");
+            let at = |byte: usize| head[..byte].chars().count();
+            let found = |titles: &'static [&str]| titles.iter().flat_map(|title| head.match_indices(title));
+            let mut blank: Vec<usize> = found(LEFT).map(|(byte, _)| at(byte) - 1).collect();
+            blank.extend(found(RIGHT).map(|(byte, title)| at(byte + title.len())));
+            while let Some(row) = lines.next_if(|row| row.starts_with(' ')) {
+                let aligned = blank.iter().all(|column| row.chars().nth(*column).is_none_or(|c| c == ' '));
+                assert!(aligned, "at {columns} columns:\n{head}\n{row}");
+            }
+        }
+    }
 }
 
 proptest! {

@@ -24,24 +24,26 @@ pub(super) fn width(text: &str) -> usize {
     Span::raw(text).width()
 }
 
-/// At most this wide. What is cut is at the end.
+/// At most this wide. What is cut is at the end, and never within a figure: half of one is another one.
 pub(super) fn clip(text: &str, columns: usize) -> String {
     if width(text) <= columns {
         return text.to_owned();
     }
-    let mut clipped = String::new();
+    let mut end = 0;
     let mut used = 0;
-    for c in text.chars() {
+    for (index, c) in text.char_indices() {
+        end = index;
         used += width(c.encode_utf8(&mut [0; 4]));
         if used + 1 > columns {
             break;
         }
-        clipped.push(c);
     }
-    if columns > 0 {
-        clipped.push('…');
-    }
-    clipped
+    let (kept, cut) = text.split_at(end);
+    let word = kept.rfind(' ').map_or(0, |space| space + 1);
+    let in_figure = kept[word..].starts_with(|c: char| c.is_ascii_digit() || c == '$') && !cut.starts_with(' ');
+    // A name that is all of it is better cut than gone.
+    let kept = if in_figure && word > 0 { &kept[..word] } else { kept };
+    if columns > 0 { format!("{kept}…") } else { String::new() }
 }
 
 /// At most this wide. What is cut is at the beginning: the end of a path tells more.
@@ -197,7 +199,15 @@ mod tests {
         assert_eq!(clean("a\u{1b}[2Jb\n\u{202e}c\u{200b}d"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}c\u{fffd}d");
         assert_eq!(clean("节点-1"), "节点-1");
         assert_eq!(clip("节点-1", 4), "节…");
+        assert_eq!(clip("ip-10-0-0-7", 9), "ip-10-0-…");
         assert_eq!(clip_start("/kubepods/pod-1", 6), "…pod-1");
+    }
+
+    #[test]
+    fn no_figure_is_cut_in_two() {
+        assert_eq!(clip("gpu 97% >= 10%", 6), "gpu …");
+        assert_eq!(clip("gpu 97% >= 10%", 8), "gpu 97%…");
+        assert_eq!(clip("2024-node", 4), "202…", "a name that is all there is");
     }
 
     proptest! {

@@ -8,13 +8,16 @@ use ratatui::text::{Line, Span};
 use ebb_core::time::Instant;
 
 use super::super::app::{App, Order};
-use super::super::cluster::{Amounts, Cluster, Node, Pod, Total};
+use super::super::cluster::{Amounts, Cluster, Group, Node, Pod, Total};
 use super::super::paint::{
     ACCENT, BAD, BOLD, GOOD, PLAIN, QUIET, WARN, bar, left, line, sparkline, title, used_and_requested,
 };
-use super::super::text::{bytes, clip, clip_start, cores, count, counted, dollars, percent, span};
+use super::super::text::{
+    UNKNOWN, bytes, bytes_of, clip, clip_start, cores, count, counted, dollars, percent, span, width,
+};
 use super::cut::Cut;
-use super::table::{self, Column};
+use super::fit::{self, Piece, Room};
+use super::table::{self, Column, Layout};
 
 pub(super) fn draw(app: &mut App, cluster: &Cluster, buffer: &mut Buffer, area: Rect) {
     let mut cut = Cut(area);
@@ -23,7 +26,7 @@ pub(super) fn draw(app: &mut App, cluster: &Cluster, buffer: &mut Buffer, area: 
     if app.opened.is_some() {
         return opened(app, cluster, buffer, cut.0);
     }
-    line(buffer, cut.top(1), 0, &cost(cluster));
+    cost(cluster, buffer, cut.top(1));
     shares(cluster, buffer, &mut cut);
     groups(cluster, buffer, &mut cut);
     // What is decided and who waits stand below the nodes, side by side, and never take more than a third.
@@ -47,91 +50,120 @@ fn leading(cluster: &Cluster) -> Vec<Span<'static>> {
         if yes { Span::styled(text, GOOD) } else { Span::styled(otherwise, BAD) }
     };
     let head = &cluster.head;
-    vec![mark(head.leading, "leading", "not leading"), Span::raw(" "), mark(head.synced, "synced", "not synced")]
+    vec![mark(head.leading, "leading", "not leading"), mark(head.synced, "synced", "not synced")]
 }
 
-fn cost(cluster: &Cluster) -> Line<'static> {
+fn cost(cluster: &Cluster, buffer: &mut Buffer, area: Rect) {
     let ready = cluster.nodes.values().filter(|node| node.state.ready).count();
-    let mut spans = vec![
-        Span::styled(format!(" {}", count(cluster.nodes.len(), "node")), BOLD),
-        Span::raw(format!(" ({ready} ready) ")),
-    ];
-    let top = |columns: &[Option<f64>]| columns.iter().flatten().fold(1.0, |top: f64, value| top.max(*value));
-    let columns = cluster.nodes_counted.columns(20);
-    spans.extend(sparkline(&columns, top(&columns), ACCENT));
-    let waiting = format!("  {} waiting ", count(cluster.waiting.total, "pod"));
-    spans.push(Span::styled(waiting, if cluster.waiting.total > 0 { WARN } else { PLAIN }));
+    let counted = |columns| {
+        let values = cluster.nodes_counted.columns(columns);
+        let top = values.iter().flatten().fold(1.0, |top: f64, value| top.max(*value));
+        sparkline(&values, top, ACCENT)
+    };
+    let waiting = cluster.waiting.total;
     let cost = &cluster.head.cost;
-    spans.push(Span::styled(format!("  {} an hour", dollars(cost.per_hour)), BOLD));
-    spans.push(Span::raw(format!(", {} so far", dollars(cost.total))));
-    Line::from(spans)
+    let pieces = [
+        Piece::text(0, format!(" {}", count(cluster.nodes.len(), "node")), BOLD),
+        Piece::text(2, format!(" ({ready} ready)"), PLAIN),
+        Piece::text(4, " ", PLAIN),
+        Piece::stretched(Room::between(4, 6, 20), counted),
+        Piece::text(0, format!("  {} waiting", count(waiting, "pod")), if waiting > 0 { WARN } else { PLAIN }),
+        Piece::text(1, format!("  {} an hour", dollars(cost.per_hour)), BOLD),
+        Piece::text(3, format!(", {} so far", dollars(cost.total)), PLAIN),
+    ];
+    fit::line(buffer, area, 0, &pieces);
 }
 
 /// Of the whole cluster, what is requested and what is used.
 fn shares(cluster: &Cluster, buffer: &mut Buffer, cut: &mut Cut) {
     let totals = cluster.totals();
-    let row = |name: &str, total: Total, whole: String, columns: usize| {
-        let mut spans = vec![Span::styled(format!(" {name:<7}"), QUIET)];
-        spans.extend(used_and_requested(columns, total.used(), total.requested()));
-        spans.push(Span::raw(format!(
-            " {:>5} used {:>5} requested",
-            percent(total.used()),
-            percent(total.requested())
-        )));
-        spans.push(Span::styled(format!(" of {whole}"), QUIET));
-        Line::from(spans)
+    let mut row = |name: &str, total: Total, whole: String| {
+        let pieces = [
+            Piece::text(0, format!(" {name:<7}"), QUIET),
+            Piece::stretched(Room::between(2, 6, 60), |columns| {
+                used_and_requested(columns, total.used(), total.requested())
+            }),
+            Piece::text(0, format!(" {:>5} used", percent(total.used())), PLAIN),
+            Piece::text(0, format!(" {:>5} requested", percent(total.requested())), PLAIN),
+            // As wide in each row, so that the bars are.
+            Piece::text(1, left(&format!(" of {whole}"), 13), QUIET),
+        ];
+        fit::line(buffer, cut.top(1), 0, &pieces);
     };
-    let columns = usize::from(cut.0.width).saturating_sub(54).min(60);
-    line(buffer, cut.top(1), 0, &row("CPU", totals.cpu, cores(Some(totals.cpu.allocatable)), columns));
-    line(buffer, cut.top(1), 0, &row("memory", totals.memory, bytes(Some(totals.memory.allocatable)), columns));
+    row("CPU", totals.cpu, cores(Some(totals.cpu.allocatable)));
+    row("memory", totals.memory, bytes(Some(totals.memory.allocatable)));
     if totals.gpus.allocatable > 0.0 {
-        let gpus = format!("{:.0}", totals.gpus.allocatable);
-        line(buffer, cut.top(1), 0, &row("GPU", totals.gpus, gpus, columns));
+        row("GPU", totals.gpus, format!("{:.0}", totals.gpus.allocatable));
     }
 }
 
 fn groups(cluster: &Cluster, buffer: &mut Buffer, cut: &mut Cut) {
     // Most of the screen is for nodes.
     let room = (cut.0.height / 4).max(2);
-    let shown = cluster.groups.len().min(usize::from(room));
-    title(buffer, cut.top(1), 0, "Groups", vec![Span::raw(cluster.groups.len().to_string())]);
-    let name_width =
-        cluster.groups.iter().take(shown).map(|group| group.name.chars().count()).max().unwrap_or(0).min(32);
-    for group in cluster.groups.iter().take(shown) {
-        let desired =
-            group.desired.map_or_else(|| super::super::text::UNKNOWN.to_owned(), |desired| desired.to_string());
-        let share = f64::from(group.instances) / f64::from(group.max.max(1));
-        let mut spans = vec![
-            Span::raw(format!(" {} ", left(&group.name, name_width))),
-            Span::styled(format!("{} ", left(&group.instance_type, 13)), QUIET),
-        ];
-        spans.extend(bar(
-            usize::from(cut.0.width).saturating_sub(name_width + 70).clamp(8, 40),
-            &[(share, '█', ACCENT)],
-        ));
-        spans.push(Span::raw(format!(" {} of {desired} desired", group.instances)));
-        spans.push(Span::styled(format!("  min {} max {}", group.min, group.max), QUIET));
-        if !group.observed {
-            spans.push(Span::styled("  not known to AWS yet", WARN));
-        }
-        line(buffer, cut.top(1), 0, &Line::from(spans));
+    let rows: Vec<&Group> = cluster.groups.iter().take(usize::from(room)).collect();
+    let counted = counted(rows.len(), cluster.groups.len());
+    title(buffer, cut.top(1), 0, "Groups", vec![Span::raw(counted)]);
+    let columns = group_columns(&rows);
+    let layout = Layout::new(&columns, cut.0.width);
+    for group in &rows {
+        line(buffer, cut.top(1), 0, &layout.row(group));
     }
 }
 
+/// As wide as what stands in them.
+fn group_columns<'a>(rows: &[&Group]) -> [Column<&'a Group>; 6] {
+    fn desired(group: &Group) -> String {
+        let desired = group.desired.map_or_else(|| UNKNOWN.to_owned(), |desired| desired.to_string());
+        format!("{} of {desired} desired", group.instances)
+    }
+    fn bounds(group: &Group) -> String {
+        format!("min {} max {}", group.min, group.max)
+    }
+    fn unobserved(group: &Group) -> &'static str {
+        if group.observed { "" } else { "not known to AWS yet" }
+    }
+    let widest = |width_of: &dyn Fn(&Group) -> usize| rows.iter().map(|group| width_of(group)).max().unwrap_or(0);
+    fn column<'a>(room: Room, cell: fn(&&'a Group, usize) -> Vec<Span<'static>>) -> Column<&'a Group> {
+        Column { title: "", room, right: false, cell }
+    }
+    [
+        column(Room::fixed(0, widest(&|group| width(&group.name) + 1).min(33)), |group, width| {
+            vec![Span::raw(format!(" {}", clip(&group.name, width.saturating_sub(1))))]
+        }),
+        column(Room::fixed(4, widest(&|group| width(&group.instance_type)).min(20)), |group, width| {
+            vec![Span::styled(clip(&group.instance_type, width), QUIET)]
+        }),
+        column(Room::between(3, 8, 40), |group, columns| {
+            bar(columns, &[(f64::from(group.instances) / f64::from(group.max.max(1)), '█', ACCENT)])
+        }),
+        column(Room::fixed(0, widest(&|group| width(&desired(group)))), |group, _| vec![Span::raw(desired(group))]),
+        column(Room::fixed(2, widest(&|group| width(&bounds(group)))), |group, _| {
+            vec![Span::styled(bounds(group), QUIET)]
+        }),
+        column(Room::fixed(1, widest(&|group| width(unobserved(group)))), |group, _| {
+            vec![Span::styled(unobserved(group), WARN)]
+        }),
+    ]
+}
+
 fn waiting(cluster: &Cluster, buffer: &mut Buffer, area: Rect) {
-    title(buffer, area, 0, "Waiting pods", vec![Span::raw(cluster.waiting.total.to_string())]);
+    let fits = usize::from(area.height.saturating_sub(1));
+    let shown = cluster.waiting.pods.len().min(fits);
+    title(buffer, area, 0, "Waiting pods", vec![Span::raw(counted(shown, cluster.waiting.total))]);
     if cluster.waiting.total == 0 {
         line(buffer, area, 1, &Line::styled(" none", QUIET));
     }
-    let fits = usize::from(area.height.saturating_sub(1));
     for (row, pod) in (1..).zip(cluster.waiting.pods.iter().take(fits)) {
-        let mut spans = vec![Span::raw(format!(" {} ", clip_start(&pod.pod, usize::from(area.width) / 2)))];
-        if let Some((now, since)) = cluster.head.now.zip(pod.since) {
-            spans.push(Span::styled(format!("{} ", span(now.since(since))), WARN));
-        }
-        spans.push(Span::styled(format!("{} ", amounts(pod.requests)), QUIET));
-        spans.push(Span::raw(pod.because.clone()));
-        line(buffer, area, row, &Line::from(spans));
+        let since = cluster.head.now.zip(pod.since).map(|(now, since)| format!(" {}", span(now.since(since))));
+        let pieces = [
+            Piece::text(0, " ", PLAIN),
+            Piece::clipped(0, 16, &pod.pod, PLAIN, clip_start),
+            Piece::text(1, since.unwrap_or_default(), WARN),
+            Piece::text(3, format!(" {}", amounts(pod.requests)), QUIET),
+            Piece::text(2, " ", PLAIN),
+            Piece::clipped(2, 16, &pod.because, PLAIN, clip),
+        ];
+        fit::line(buffer, area, row, &pieces);
     }
 }
 
@@ -189,57 +221,62 @@ fn nodes(app: &mut App, cluster: &Cluster, buffer: &mut Buffer, area: Rect) {
     title(buffer, area, 0, "Nodes", vec![Span::raw(format!("{counted} ")), order]);
     let mut cut = Cut(area);
     cut.top(1);
-    let bars = (usize::from(area.width).saturating_sub(70) / 3).clamp(4, 24);
-    app.page = table::draw(buffer, cut.0, &columns(bars), &rows, |row| &row.node.name, &mut app.list);
+    app.page = table::draw(buffer, cut.0, &columns(), &rows, |row| &row.node.name, &mut app.list);
     app.keys = rows.iter().map(|row| row.node.name.clone()).collect();
 }
 
-fn columns<'a>(bars: usize) -> [Column<Row<'a>>; 9] {
-    let percent_of = 12;
+fn columns<'a>() -> [Column<Row<'a>>; 9] {
+    const BAR: Room = Room::between(6, 8, 24);
+    const BOTH: usize = 11;
     [
         Column {
             title: " NODE",
-            width: 0,
+            room: Room::from(0, 16),
             right: false,
             cell: |row, width| vec![Span::raw(format!(" {}", clip(short(&row.node.name), width.saturating_sub(1))))],
         },
-        Column { title: "STATE", width: 20, right: false, cell: |row, width| state(row, width) },
         Column {
-            title: "CPU",
-            width: bars,
+            title: "STATE",
+            room: Room::between(0, 16, 28),
             right: false,
-            cell: |row, width| used_and_requested(width, row.node.used.cpu, requested(row.node, |amounts| amounts.cpu)),
+            cell: |row, width| state(row.node, row.now, width),
         },
         Column {
-            title: "USED REQ.",
-            width: percent_of,
+            title: "CPU  REQ.",
+            room: Room::fixed(1, BOTH),
             right: true,
             cell: |row, _| both(row.node.used.cpu, requested(row.node, |amounts| amounts.cpu)),
         },
         Column {
-            title: "MEMORY",
-            width: bars,
+            title: "",
+            room: BAR,
+            right: false,
+            cell: |row, width| used_and_requested(width, row.node.used.cpu, requested(row.node, |amounts| amounts.cpu)),
+        },
+        Column {
+            title: "MEM  REQ.",
+            room: Room::fixed(2, BOTH),
+            right: true,
+            cell: |row, _| both(row.node.used.memory, requested(row.node, |amounts| amounts.memory)),
+        },
+        Column {
+            title: "",
+            room: BAR,
             right: false,
             cell: |row, width| {
                 used_and_requested(width, row.node.used.memory, requested(row.node, |amounts| amounts.memory))
             },
         },
-        Column {
-            title: "USED REQ.",
-            width: percent_of,
-            right: true,
-            cell: |row, _| both(row.node.used.memory, requested(row.node, |amounts| amounts.memory)),
-        },
-        Column { title: "GPU", width: 9, right: true, cell: |row, _| gpu(row.node) },
+        Column { title: "GPU", room: Room::fixed(3, 11), right: true, cell: |row, _| gpu(row.node) },
         Column {
             title: "PODS",
-            width: 4,
+            room: Room::fixed(4, 4),
             right: true,
             cell: |row, _| vec![Span::raw(row.node.pods.len().to_string())],
         },
         Column {
             title: "GROUP",
-            width: 14,
+            room: Room::between(5, 11, 20),
             right: false,
             cell: |row, width| vec![Span::styled(clip(&row.node.state.group, width), QUIET)],
         },
@@ -253,12 +290,15 @@ fn short(name: &str) -> &str {
 }
 
 fn requested(node: &Node, of: fn(&Amounts) -> Option<f64>) -> Option<f64> {
-    let allocatable = of(&node.state.allocatable).filter(|allocatable| *allocatable > 0.0)?;
-    Some(of(&node.state.requested)? / allocatable)
+    share(of(&node.state.requested), of(&node.state.allocatable))
+}
+
+fn share(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
+    Some(part? / whole.filter(|whole| *whole > 0.0)?)
 }
 
 fn both(used: Option<f64>, requested: Option<f64>) -> Vec<Span<'static>> {
-    vec![Span::raw(format!("{:>5}", percent(used))), Span::styled(format!(" {:>5}", percent(requested)), QUIET)]
+    vec![Span::raw(percent(used)), Span::styled(format!(" {:>5}", percent(requested)), QUIET)]
 }
 
 fn gpu(node: &Node) -> Vec<Span<'static>> {
@@ -270,21 +310,28 @@ fn gpu(node: &Node) -> Vec<Span<'static>> {
     vec![Span::raw(percent(node.used.gpu)), Span::styled(format!(" {requested:.0}/{there:.0}"), QUIET)]
 }
 
-fn state(row: &Row<'_>, width: usize) -> Vec<Span<'static>> {
-    let state = &row.node.state;
-    let since = row.now.zip(state.since).map(|(now, since)| format!(" {}", span(now.since(since)))).unwrap_or_default();
-    let (text, style) = match &*state.class {
-        _ if state.drained => ("drained".to_owned(), WARN),
-        _ if state.draining => ("draining".to_owned(), WARN),
-        _ if !state.ready => ("not ready".to_owned(), BAD),
-        "busy" if state.waste.is_some() => (format!("busy, GPUs idle{since}"), BAD),
-        "busy" => (format!("▲ busy{since} {}", state.why), PLAIN),
-        "idle" => (format!("▽ idle{since}"), GOOD),
-        "silent" => ("? agent silent".to_owned(), BAD),
-        _ => (format!("? unknown: {}", state.why), BAD),
+/// What it is matters most, then since when, then why.
+fn state(node: &Node, now: Option<Instant>, width: usize) -> Vec<Span<'static>> {
+    let state = &node.state;
+    let since = now.zip(state.since).map(|(now, since)| format!(" {}", span(now.since(since)))).unwrap_or_default();
+    let (what, since, why, style) = match &*state.class {
+        _ if state.drained => ("drained", String::new(), String::new(), WARN),
+        _ if state.draining => ("draining", String::new(), String::new(), WARN),
+        _ if !state.ready => ("not ready", String::new(), String::new(), BAD),
+        "busy" if state.waste.is_some() => ("busy, GPUs idle", since, String::new(), BAD),
+        "busy" => ("▲ busy", since, format!(" {}", state.why), PLAIN),
+        "idle" => ("▽ idle", since, String::new(), GOOD),
+        "silent" => ("? agent silent", String::new(), String::new(), BAD),
+        _ => ("? unknown", String::new(), format!(": {}", state.why), BAD),
     };
     let cordoned = if state.unschedulable && !state.draining { " cordoned" } else { "" };
-    vec![Span::styled(clip(&format!("{text}{cordoned}"), width), style)]
+    let pieces = [
+        Piece::text(0, what, style),
+        Piece::text(2, since, style),
+        Piece::clipped(3, 4, &why, style, clip),
+        Piece::text(1, cordoned, style),
+    ];
+    fit::spans(width, &pieces)
 }
 
 /// The pods of one node.
@@ -294,30 +341,28 @@ fn opened(app: &mut App, cluster: &Cluster, buffer: &mut Buffer, area: Rect) {
     let Some(node) = cluster.nodes.values().find(|node| node.name == name) else {
         return line(buffer, cut.top(1), 0, &Line::raw(format!(" {name} is gone. Esc goes back.")));
     };
-    let row = Row { node, now: cluster.head.now };
-    let mut spans = vec![Span::styled(format!(" {name}  "), BOLD)];
-    spans.extend(state(&row, 40));
-    spans.push(Span::styled(format!("  {}", node.state.group), QUIET));
-    line(buffer, cut.top(1), 0, &Line::from(spans));
-    let bars = usize::from(area.width).saturating_sub(60).min(60);
-    type Pick = fn(&Amounts) -> Option<f64>;
-    type Written = fn(Option<f64>) -> String;
-    let resources: [(&str, Option<f64>, Pick, Written); 2] = [
-        ("CPU", node.used.cpu, |amounts| amounts.cpu, cores),
-        ("memory", node.used.memory, |amounts| amounts.memory, bytes),
+    let state = state(node, cluster.head.now, 40);
+    let mut pieces = vec![Piece::clipped(0, 16, &name, BOLD, clip), Piece::text(0, "  ", PLAIN)];
+    pieces.extend(state.into_iter().map(|span| Piece::text(1, span.content, span.style)));
+    pieces.push(Piece::text(2, format!("  {}", node.state.group), QUIET));
+    pieces.insert(0, Piece::text(0, " ", PLAIN));
+    fit::line(buffer, cut.top(1), 0, &pieces);
+    let amounts = |pick: fn(&Amounts) -> Option<f64>| (pick(&node.state.requested), pick(&node.state.allocatable));
+    let (cpu, memory) = (amounts(|amounts| amounts.cpu), amounts(|amounts| amounts.memory));
+    let resources = [
+        ("CPU", node.used.cpu, cpu, format!("{} of {}", cores(cpu.0), cores(cpu.1))),
+        ("memory", node.used.memory, memory, bytes_of(memory.0, memory.1)),
     ];
-    for (title, used, pick, written) in resources {
-        let share = requested(node, pick);
-        let mut spans = vec![Span::styled(format!(" {title:<7}"), QUIET)];
-        spans.extend(used_and_requested(bars, used, share));
-        let figures = format!(
-            " {:>5} used, {} of {} requested",
-            percent(used),
-            written(pick(&node.state.requested)),
-            written(pick(&node.state.allocatable))
-        );
-        spans.push(Span::raw(figures));
-        line(buffer, cut.top(1), 0, &Line::from(spans));
+    for (title, used, (requested, allocatable), of) in resources {
+        let share = share(requested, allocatable);
+        let pieces = [
+            Piece::text(0, format!(" {title:<7}"), QUIET),
+            Piece::stretched(Room::between(2, 6, 60), |columns| used_and_requested(columns, used, share)),
+            Piece::text(0, format!(" {:>5} used", percent(used)), PLAIN),
+            // As wide in each row, so that the bars are.
+            Piece::text(1, left(&format!(", {of} requested"), 28), PLAIN),
+        ];
+        fit::line(buffer, cut.top(1), 0, &pieces);
     }
     let rows: Vec<&Pod> = node.pods.iter().filter(|pod| app.pods.lets_through(&pod.name)).collect();
     title(buffer, cut.top(1), 0, "Pods", vec![Span::raw(rows.len().to_string())]);
@@ -329,31 +374,31 @@ fn pod_columns<'a>() -> [Column<&'a Pod>; 5] {
     [
         Column {
             title: " POD",
-            width: 0,
+            room: Room::from(0, 16),
             right: false,
             cell: |pod, width| vec![Span::raw(format!(" {}", clip_start(&pod.name, width.saturating_sub(1))))],
         },
         Column {
             title: "CPU REQUEST",
-            width: 11,
+            room: Room::fixed(1, 11),
             right: true,
             cell: |pod, _| vec![Span::raw(cores(pod.requests.cpu))],
         },
         Column {
             title: "MEMORY REQUEST",
-            width: 14,
+            room: Room::fixed(2, 14),
             right: true,
             cell: |pod, _| vec![Span::raw(bytes(pod.requests.memory))],
         },
         Column {
             title: "GPUS",
-            width: 4,
+            room: Room::fixed(3, 4),
             right: true,
             cell: |pod, _| vec![Span::raw(pod.requests.gpus.map_or_else(String::new, |gpus| format!("{gpus:.0}")))],
         },
         Column {
             title: "",
-            width: 22,
+            room: Room::between(4, 18, 22),
             right: false,
             cell: |pod, _| {
                 let daemon = if pod.daemon { "daemon " } else { "" };

@@ -5,13 +5,11 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
-use super::super::node::{Gpu, Node, Part};
-use super::super::paint::{BAD, BOLD, PLAIN, QUIET, WARN, gauge, left, line, title};
-use super::super::text::{UNKNOWN, bytes_of, clip, count, percent, width};
-
-/// The columns before those who hold it, and their widths.
-const HEAD: [(&str, usize); 7] =
-    [("GPU", 5), ("BUSY", 12), ("", 6), ("SM", 6), ("MEMORY", 19), ("POWER", 7), ("TEMP", 6)];
+use super::super::node::{Gpu, Instance, Node, Part};
+use super::super::paint::{BAD, BOLD, PLAIN, WARN, gauge, line, title};
+use super::super::text::{UNKNOWN, bytes_of, clip, counted, percent, width};
+use super::fit::Room;
+use super::table::{Column, Layout};
 
 /// Lines that all of them take.
 pub(super) fn rows(node: &Node) -> usize {
@@ -19,60 +17,141 @@ pub(super) fn rows(node: &Node) -> usize {
 }
 
 pub(super) fn draw(node: &Node, buffer: &mut Buffer, area: Rect) {
+    let rows: Vec<Row<'_>> = node.gpus.iter().flat_map(lines).collect();
+    let fits = usize::from(area.height.saturating_sub(2));
     let models: std::collections::BTreeSet<&str> = node.gpus.iter().map(|gpu| &*gpu.model).collect();
     let models = models.into_iter().collect::<Vec<_>>().join(", ");
-    let what = Span::raw(format!("{} {models}", count(node.gpus.len(), "GPU")));
-    title(buffer, area, 0, "GPUs", vec![what]);
-    let mut head: Vec<_> = HEAD.iter().map(|(name, columns)| Span::styled(left(name, *columns) + " ", QUIET)).collect();
-    head.insert(0, Span::raw(" "));
-    head.push(Span::styled("HELD BY", QUIET));
-    line(buffer, area, 1, &Line::from(head));
-    let lines = node.gpus.iter().flat_map(|gpu| lines(gpu, usize::from(area.width)));
-    for (row, spans) in (2..area.height).zip(lines) {
-        line(buffer, area, row, &Line::from(spans));
+    let shown = |is: fn(&Row<'_>) -> bool| {
+        let all = rows.iter().filter(|row| is(row)).count();
+        (all, counted(rows.iter().take(fits).filter(|row| is(row)).count(), all))
+    };
+    let plural = |all| if all == 1 { "" } else { "s" };
+    let (all, gpus) = shown(|row| matches!(row, Row::Gpu(_)));
+    let mut what = vec![Span::raw(format!("{gpus} GPU{} {models}", plural(all)))];
+    let (all, instances) = shown(|row| matches!(row, Row::Instance(_)));
+    if all > 0 {
+        what.push(Span::raw(format!(", {instances} MIG instance{}", plural(all))));
+    }
+    title(buffer, area, 0, "GPUs", what);
+    let columns = columns(&rows);
+    let layout = Layout::new(&columns, area.width);
+    line(buffer, area, 1, &layout.head());
+    for (at, row) in (2..area.height).zip(&rows) {
+        match row {
+            Row::Verdict(text, style) => line(buffer, area, at, &Line::styled(text.clone(), *style)),
+            row => line(buffer, area, at, &layout.row(row)),
+        }
     }
 }
 
-fn lines(gpu: &Gpu, columns: usize) -> Vec<Vec<Span<'static>>> {
-    let index = gpu.index.map_or_else(|| UNKNOWN.to_owned(), |index| index.to_string());
-    let busy = gpu.busy_permille.map(|permille| permille / 1000.0);
-    let power = gpu.power_watts.map_or_else(|| UNKNOWN.to_owned(), |watts| format!("{watts:.0} W"));
-    let warmth = gpu.temperature_celsius.map_or_else(|| UNKNOWN.to_owned(), |celsius| format!("{celsius:.0} °C"));
-    let mut lines = vec![one((&index, BOLD), busy, &gpu.part, (&power, &warmth), columns)];
+enum Row<'a> {
+    Gpu(&'a Gpu),
+    Instance(&'a Instance),
+    /// What the GPU above is fit for.
+    Verdict(String, Style),
+}
+
+fn lines(gpu: &Gpu) -> Vec<Row<'_>> {
+    let mut rows = vec![Row::Gpu(gpu)];
     if !gpu.because.is_empty() {
         let style = if gpu.verdict.starts_with("drain") { BAD } else { WARN };
-        lines.push(vec![Span::styled(clip(&format!("       {}: {}", gpu.verdict, gpu.because), columns), style)]);
+        rows.push(Row::Verdict(format!("   {}: {}", gpu.verdict, gpu.because), style));
     }
-    for instance in &gpu.mig_instances {
-        let busy = instance.part.sm_active_permille.map(|permille| permille / 1000.0);
-        lines.push(one((&instance.profile, PLAIN), busy, &instance.part, ("", ""), columns));
-    }
-    lines
+    rows.extend(gpu.mig_instances.iter().map(Row::Instance));
+    rows
 }
 
-fn one(
-    (name, style): (&str, Style),
-    busy: Option<f64>,
-    part: &Part,
-    (power, warmth): (&str, &str),
-    columns: usize,
-) -> Vec<Span<'static>> {
-    let [name_width, bar, share, sm, memory, watts, celsius] = HEAD.map(|(_, columns)| columns);
-    let active = part.sm_active_permille.map(|permille| permille / 1000.0);
-    let mut spans = vec![Span::raw(" "), Span::styled(left(&clip(name, name_width), name_width) + " ", style)];
-    spans.extend(gauge(bar, busy));
-    spans.push(Span::raw(" "));
-    for (text, columns) in [
-        (percent(busy), share),
-        (percent(active), sm),
-        (bytes_of(part.memory_used_bytes, part.memory_total_bytes), memory),
-        (power.to_owned(), watts),
-        (warmth.to_owned(), celsius),
-    ] {
-        spans.push(Span::raw(left(&text, columns) + " "));
+impl Row<'_> {
+    fn name(&self) -> (String, Style) {
+        match self {
+            Self::Gpu(gpu) => (gpu.index.map_or_else(|| UNKNOWN.to_owned(), |index| index.to_string()), BOLD),
+            Self::Instance(instance) => (format!("  {}", instance.profile), PLAIN),
+            Self::Verdict(..) => (String::new(), PLAIN),
+        }
     }
-    let used: usize = spans.iter().map(|span| width(&span.content)).sum();
-    let holders = part.holders().map_or_else(|| UNKNOWN.to_owned(), |holders| holders.join(", "));
-    spans.push(Span::raw(clip(&holders, columns.saturating_sub(used))));
-    spans
+
+    /// NVML has none of MIG instances, nor of a GPU that is split into them.
+    fn busy(&self) -> Option<f64> {
+        match self {
+            Self::Gpu(gpu) => gpu.busy_permille.map(|permille| permille / 1000.0),
+            _ => None,
+        }
+    }
+
+    fn part(&self) -> Option<&Part> {
+        match self {
+            Self::Gpu(gpu) => Some(&gpu.part),
+            Self::Instance(instance) => Some(&instance.part),
+            Self::Verdict(..) => None,
+        }
+    }
+
+    /// Of a whole GPU: an instance has no such figures, which is not the same as unknown.
+    fn of_gpu(&self, figure: fn(&Gpu) -> Option<f64>, unit: &str) -> Vec<Span<'static>> {
+        let Self::Gpu(gpu) = self else { return Vec::new() };
+        vec![Span::raw(figure(gpu).map_or_else(|| UNKNOWN.to_owned(), |figure| format!("{figure:.0} {unit}")))]
+    }
+}
+
+fn columns<'a>(rows: &[Row<'a>]) -> [Column<Row<'a>>; 8] {
+    // Profiles are as long as `1c.3g.40gb+me`.
+    let names = rows.iter().map(|row| width(&row.name().0) + 1).max().unwrap_or(0).clamp(4, 20);
+    [
+        Column {
+            title: " GPU",
+            room: Room::fixed(0, names),
+            right: false,
+            cell: |row, width| {
+                let (name, style) = row.name();
+                vec![Span::styled(clip(&format!(" {name}"), width), style)]
+            },
+        },
+        Column {
+            title: "BUSY",
+            room: Room::fixed(0, 5),
+            right: true,
+            cell: |row, _| vec![Span::raw(percent(row.busy()))],
+        },
+        Column { title: "", room: Room::fixed(6, 10), right: false, cell: |row, width| gauge(width, row.busy()) },
+        Column {
+            title: "SM",
+            room: Room::fixed(3, 5),
+            right: true,
+            cell: |row, _| {
+                let active = row.part().and_then(|part| part.sm_active_permille);
+                vec![Span::raw(percent(active.map(|permille| permille / 1000.0)))]
+            },
+        },
+        Column {
+            title: "MEMORY",
+            room: Room::fixed(1, 16),
+            right: true,
+            cell: |row, _| {
+                let of = |part: &Part| bytes_of(part.memory_used_bytes, part.memory_total_bytes);
+                vec![Span::raw(row.part().map(of).unwrap_or_default())]
+            },
+        },
+        Column {
+            title: "POWER",
+            room: Room::fixed(4, 6),
+            right: true,
+            cell: |row, _| row.of_gpu(|gpu| gpu.power_watts, "W"),
+        },
+        Column {
+            title: "TEMP",
+            room: Room::fixed(5, 6),
+            right: true,
+            cell: |row, _| row.of_gpu(|gpu| gpu.temperature_celsius, "°C"),
+        },
+        Column {
+            title: "HELD BY",
+            room: Room::from(2, 12),
+            right: false,
+            cell: |row, width| {
+                let holders = row.part().and_then(Part::holders);
+                let holders = holders.map_or_else(|| UNKNOWN.to_owned(), |holders| holders.join(", "));
+                vec![Span::raw(clip(&holders, width))]
+            },
+        },
+    ]
 }

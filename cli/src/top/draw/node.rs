@@ -6,13 +6,14 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::super::app::{App, Order};
-use super::super::node::{Cgroup, Node};
+use super::super::node::{Cgroup, Cpu, Node};
 use super::super::paint::{
     ACCENT, BAD, BOLD, GOOD, OTHER, PLAIN, QUIET, WARN, bar, gauge, graph, level, line, spark, sparkline, title,
 };
 use super::super::text::{UNKNOWN, bytes, bytes_of, clip_start, cores, count, counted, percent, rate, span, width};
 use super::super::watched::{PRESSURES, Watched};
 use super::cut::Cut;
+use super::fit::{self, Piece, Room};
 use super::gpu;
 use super::table::{self, Column};
 
@@ -20,6 +21,9 @@ use super::table::{self, Column};
 const SOURCES: usize = 3;
 /// From here on a screen has room for graphs of several rows.
 const TALL: u16 = 36;
+
+/// What GPUs leave to the table: its title, its head and three rows.
+const TABLE: u16 = 5;
 
 pub(super) fn draw(app: &mut App, watched: &Watched, buffer: &mut Buffer, area: Rect) {
     let node = &watched.node;
@@ -40,9 +44,8 @@ pub(super) fn draw(app: &mut App, watched: &Watched, buffer: &mut Buffer, area: 
         memory(watched, buffer, cut.top(4), false);
     }
     if !node.gpus.is_empty() {
-        // The table keeps half of what is left.
         let rows = u16::try_from(gpu::rows(node)).unwrap_or(u16::MAX).saturating_add(2);
-        gpu::draw(node, buffer, cut.top(rows.min(cut.0.height / 2)));
+        gpu::draw(node, buffer, cut.top(rows.min(cut.0.height.saturating_sub(TABLE))));
     }
     users(app, node, buffer, cut.0);
 }
@@ -56,7 +59,7 @@ fn class(node: &Node) -> Vec<Span<'static>> {
     };
     let mut spans = vec![Span::styled(mark, style.patch(BOLD))];
     if let Some((now, since)) = node.sampled_at.zip(node.class.since) {
-        spans.push(Span::raw(format!(" for {}", span(now.since(since)))));
+        spans.push(Span::raw(format!("for {}", span(now.since(since)))));
     }
     spans
 }
@@ -87,14 +90,14 @@ fn reasons(node: &Node, buffer: &mut Buffer, cut: &mut Cut) {
 
 fn processors(watched: &Watched, buffer: &mut Buffer, area: Rect, tall: bool) {
     let node = &watched.node;
-    let busy = node.node_cpu.as_ref().and_then(super::super::node::Cpu::busy);
+    let busy = node.node_cpu.as_ref().and_then(Cpu::busy);
     let of = if node.cpus.is_empty() { String::new() } else { format!(" of {}", count(node.cpus.len(), "CPU")) };
     title(buffer, area, 0, "CPU", vec![Span::styled(percent(busy), BOLD), Span::raw(of)]);
     let mut cut = Cut(area);
     cut.top(1);
     history(buffer, cut.top(if tall { 4 } else { 1 }), &watched.cpu);
     line(buffer, cut.top(1), 0, &modes(node, area.width));
-    line(buffer, cut.top(1), 0, &run_queue(watched, usize::from(area.width)));
+    run_queue(watched, buffer, cut.top(1));
     each(node, buffer, cut.0);
 }
 
@@ -125,19 +128,22 @@ fn modes(node: &Node, columns: u16) -> Line<'static> {
     Line::from(spans)
 }
 
-fn run_queue(watched: &Watched, columns: usize) -> Line<'static> {
+fn run_queue(watched: &Watched, buffer: &mut Buffer, area: Rect) {
     let node = &watched.node;
-    let waiting = format!("{} waiting ", cores(node.run_queue_cores));
-    let switches = format!("{} switches/s", rate(node.switches_per_second));
-    let room = columns.saturating_sub(" run queue ".len() + waiting.len() + switches.len() + 1).min(30);
     let top = node.cpus.len().max(1) as f64;
-    let mut spans = vec![Span::styled(" run queue ", QUIET), Span::raw(waiting)];
-    spans.extend(sparkline(&watched.run_queue.columns(room), top, ACCENT));
-    spans.extend([Span::raw(" "), Span::styled(switches, QUIET)]);
-    Line::from(spans)
+    let pieces = [
+        Piece::text(0, " run queue ", QUIET),
+        Piece::text(0, format!("{} waiting", cores(node.run_queue_cores)), PLAIN),
+        Piece::text(2, " ", PLAIN),
+        Piece::stretched(Room::between(2, 1, 30), |columns| {
+            sparkline(&watched.run_queue.columns(columns), top, ACCENT)
+        }),
+        Piece::text(1, format!(" {} switches/s", rate(node.switches_per_second)), QUIET),
+    ];
+    fit::line(buffer, area, 0, &pieces);
 }
 
-/// A bar for each CPU where they fit, else a column for each.
+/// A bar for each CPU where they fit, else a column for each, or for the busiest of some neighbours.
 fn each(node: &Node, buffer: &mut Buffer, area: Rect) {
     const CELL: usize = 18;
     let (columns, rows) = (usize::from(area.width.saturating_sub(1)), usize::from(area.height));
@@ -160,10 +166,12 @@ fn each(node: &Node, buffer: &mut Buffer, area: Rect) {
         }
         return;
     }
-    for (row, cpus) in (0..area.height).zip(node.cpus.chunks(columns)) {
-        let columns = cpus.iter().map(|cpu| {
-            let style = cpu.busy().map_or(PLAIN, level);
-            Span::styled(spark(cpu.busy(), 1.0).to_string(), style)
+    let busiest = |cpus: &[Cpu]| cpus.iter().filter_map(Cpu::busy).reduce(f64::max);
+    let shown: Vec<_> = node.cpus.chunks(node.cpus.len().div_ceil(columns * rows)).map(busiest).collect();
+    for (row, cpus) in (0..area.height).zip(shown.chunks(columns)) {
+        let columns = cpus.iter().map(|busy| {
+            let style = busy.map_or(PLAIN, level);
+            Span::styled(spark(*busy, 1.0).to_string(), style)
         });
         line(buffer, area, row, &Line::from_iter(std::iter::once(Span::raw(" ")).chain(columns)));
     }
@@ -178,9 +186,8 @@ fn memory(watched: &Watched, buffer: &mut Buffer, area: Rect, tall: bool) {
             Rect { y: area.y + 1.min(area.height), height: area.height.saturating_sub(1), ..area },
         );
     };
-    let working = bytes_of(memory.working_set_bytes, memory.total_bytes);
-    let share = format!(" in use, {}", percent(memory.used()));
-    title(buffer, area, 0, "Memory", vec![Span::styled(working, BOLD), Span::raw(share)]);
+    let working = format!(", {}", bytes_of(memory.working_set_bytes, memory.total_bytes));
+    title(buffer, area, 0, "Memory", vec![Span::styled(percent(memory.used()), BOLD), Span::raw(working)]);
     let mut cut = Cut(area);
     cut.top(1);
     history(buffer, cut.top(if tall { 3 } else { 1 }), &watched.memory);
@@ -191,16 +198,24 @@ fn memory(watched: &Watched, buffer: &mut Buffer, area: Rect, tall: bool) {
     let mut split = vec![Span::raw(" ")];
     split.extend(bar(usize::from(area.width.saturating_sub(2)), &shares));
     line(buffer, cut.top(1), 0, &Line::from(split));
-    let mut legend = vec![Span::raw(" ")];
-    for (name, part, fill, style) in parts {
-        legend.extend([Span::styled(fill.to_string(), style), Span::styled(format!(" {name} "), QUIET)]);
-        legend.push(Span::raw(format!("{}  ", bytes(part))));
+    let mut legend = Vec::new();
+    let mut name = |rank, fill: char, style, name: &str, figure: String| {
+        let spans = vec![
+            Span::styled(format!(" {fill}"), style),
+            Span::styled(format!(" {name} "), QUIET),
+            Span::raw(format!("{figure} ")),
+        ];
+        let columns = spans.iter().map(Span::width).sum();
+        legend.push(Piece::stretched(Room::fixed(rank, columns), move |_| spans.clone()));
+    };
+    for (part, bytes_of_it, fill, style) in parts {
+        name(0, fill, style, part, bytes(bytes_of_it));
     }
-    legend.extend([Span::styled("· free ", QUIET), Span::raw(format!("{}  ", bytes(memory.free_bytes)))]);
+    name(2, '·', QUIET, "free", bytes(memory.free_bytes));
     if let Some((total, free)) = memory.swap_total_bytes.zip(memory.swap_free_bytes).filter(|(total, _)| *total > 0.0) {
-        legend.extend([Span::styled("swap ", QUIET), Span::raw(bytes_of(Some(total - free), Some(total)))]);
+        name(1, ' ', QUIET, "swap", bytes_of(Some(total - free), Some(total)));
     }
-    line(buffer, cut.top(1), 0, &Line::from(legend));
+    fit::line(buffer, cut.top(1), 0, &legend);
     pressure(watched, buffer, cut.0);
 }
 
@@ -208,25 +223,26 @@ fn memory(watched: &Watched, buffer: &mut Buffer, area: Rect, tall: bool) {
 fn pressure(watched: &Watched, buffer: &mut Buffer, area: Rect) {
     let known = PRESSURES.into_iter().filter(|name| *name != "irq" || watched.node.pressure.contains_key(*name));
     let known: Vec<_> = known.collect();
-    if usize::from(area.height) < known.len() || area.width < 40 {
-        let mut spans = vec![Span::styled(" stalled ", QUIET)];
-        for name in known {
+    if usize::from(area.height) < known.len() {
+        let mut pieces = vec![Piece::text(0, " stalled", QUIET)];
+        for (rank, name) in (0..).zip(known) {
             let (some, _) = watched.node.stalled(name);
-            spans.push(Span::styled(format!("{name} "), QUIET));
-            spans.push(Span::raw(format!("{} ", percent(some))));
+            pieces.push(Piece::text(rank, format!(" {name} {}", percent(some)), PLAIN));
         }
-        return line(buffer, area, 0, &Line::from(spans));
+        return fit::line(buffer, area, 0, &pieces);
     }
-    let columns = usize::from(area.width).saturating_sub(40).min(40);
     for (row, name) in (0..).zip(known) {
         let (some, full) = watched.node.stalled(name);
-        let mut spans =
-            vec![Span::styled(format!(" stalled on {name:<7}"), QUIET), Span::raw(format!("{:>5} ", percent(some)))];
+        let mut pieces = vec![
+            Piece::text(0, format!(" stalled on {name:<7}"), QUIET),
+            Piece::text(0, format!("{:>5} ", percent(some)), PLAIN),
+        ];
         if let Some(history) = watched.pressures.get(name) {
-            spans.extend(sparkline(&history.columns(columns), 1.0, ACCENT));
+            let draw = |columns| sparkline(&history.columns(columns), 1.0, ACCENT);
+            pieces.push(Piece::stretched(Room::between(2, 1, 40), draw));
         }
-        spans.push(Span::styled(format!(" all {}", percent(full)), QUIET));
-        line(buffer, area, row, &Line::from(spans));
+        pieces.push(Piece::text(1, format!(" all {:>5}", percent(full)), QUIET));
+        fit::line(buffer, area, row, &pieces);
     }
 }
 
@@ -271,38 +287,43 @@ fn columns<'a>() -> [Column<User<'a>>; 7] {
     [
         Column {
             title: " NAME",
-            width: 0,
+            room: Room::from(0, 20),
             right: false,
             cell: |user, width| vec![Span::raw(format!(" {}", clip_start(&user.label, width.saturating_sub(1))))],
         },
-        Column { title: "CPU", width: 6, right: true, cell: |user, _| vec![Span::raw(cores(user.cgroup.cpu_cores))] },
+        Column {
+            title: "CPU",
+            room: Room::fixed(1, 6),
+            right: true,
+            cell: |user, _| vec![Span::raw(cores(user.cgroup.cpu_cores))],
+        },
         Column {
             title: "OF NODE",
-            width: 10,
+            room: Room::fixed(5, 10),
             right: false,
             cell: |user, width| gauge(width, user.cgroup.cpu_cores.map(|cores| cores / user.cpus)),
         },
         Column {
             title: "WAITING",
-            width: 7,
+            room: Room::fixed(3, 7),
             right: true,
             cell: |user, _| vec![Span::raw(cores(user.cgroup.run_queue_cores))],
         },
         Column {
             title: "HELD BACK",
-            width: 9,
+            room: Room::fixed(4, 9),
             right: true,
             cell: |user, _| vec![Span::raw(cores(user.cgroup.throttled_cores))],
         },
         Column {
             title: "MEMORY",
-            width: 9,
+            room: Room::fixed(2, 9),
             right: true,
             cell: |user, _| vec![Span::raw(bytes(user.cgroup.memory_working_set_bytes))],
         },
         Column {
             title: "OF NODE",
-            width: 10,
+            room: Room::fixed(5, 10),
             right: false,
             cell: |user, width| {
                 let share = user.cgroup.memory_working_set_bytes.zip(user.memory).map(|(used, whole)| used / whole);

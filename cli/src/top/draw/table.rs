@@ -5,20 +5,17 @@ use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
 use super::super::list::List;
-use super::super::paint::{QUIET, SELECTED, left, line, right};
+use super::super::paint::{QUIET, SELECTED, clip_line, line};
+use super::fit::{self, Room};
 
-/// Of one table. Columns are left out from the last on where there is no room for them.
+/// Of one table.
 pub(super) struct Column<R> {
     pub(super) title: &'static str,
-    /// In the terminal's columns; the first column gets what the others leave.
-    pub(super) width: usize,
+    pub(super) room: Room,
     /// Whether the title stands at the right, as figures do.
     pub(super) right: bool,
     pub(super) cell: fn(&R, usize) -> Vec<Span<'static>>,
 }
-
-/// The least that is left for the first column.
-const NAME_WIDTH: usize = 16;
 
 /// The highest first, then by name; what is unknown comes last.
 pub(super) fn sort<R>(rows: &mut [R], figure: impl Fn(&R) -> Option<f64>, name: impl Fn(&R) -> &str) {
@@ -38,28 +35,10 @@ pub(super) fn draw<R>(
     let fits = usize::from(area.height.saturating_sub(1));
     let keys: Vec<&str> = rows.iter().map(key).collect();
     let window = list.window(&keys, fits);
-    let widths = widths(usize::from(area.width), columns);
-    let head = columns.iter().zip(&widths).map(|(column, width)| {
-        let title = if column.right { right(column.title, *width) } else { left(column.title, *width) };
-        Span::styled(title + " ", QUIET)
-    });
-    line(buffer, area, 0, &Line::from_iter(head));
+    let columns = Layout::new(columns, area.width);
+    line(buffer, area, 0, &columns.head());
     for (row, (index, item)) in (1..).zip(rows.iter().enumerate().skip(window.offset).take(fits)) {
-        let mut spans = Vec::new();
-        for (column, width) in columns.iter().zip(&widths) {
-            let cell = (column.cell)(item, *width);
-            let used: usize = cell.iter().map(Span::width).sum();
-            let pad = Span::raw(" ".repeat(width.saturating_sub(used)));
-            if column.right {
-                spans.push(pad);
-                spans.extend(cell);
-            } else {
-                spans.extend(cell);
-                spans.push(pad);
-            }
-            spans.push(Span::raw(" "));
-        }
-        line(buffer, area, row, &Line::from(spans));
+        line(buffer, area, row, &columns.row(item));
         if window.chosen == Some(index) {
             let row = Rect { y: area.y + row, height: 1, ..area };
             buffer.set_style(row.intersection(buffer.area), SELECTED);
@@ -68,15 +47,35 @@ pub(super) fn draw<R>(
     fits
 }
 
-fn widths<R>(room: usize, columns: &[Column<R>]) -> Vec<usize> {
-    let mut widths: Vec<usize> = columns.iter().map(|column| column.width).collect();
-    let sum = |widths: &[usize]| widths.iter().skip(1).map(|width| width + 1).sum::<usize>();
-    while widths.len() > 1 && sum(&widths) + NAME_WIDTH + 1 > room {
-        widths.pop();
+/// The columns that have room, with their widths.
+pub(super) struct Layout<'a, R>(Vec<(&'a Column<R>, usize)>);
+
+impl<'a, R> Layout<'a, R> {
+    pub(super) fn new(columns: &'a [Column<R>], width: u16) -> Self {
+        let rooms: Vec<Room> = columns.iter().map(|column| column.room).collect();
+        let widths = fit::widths(usize::from(width), 1, &rooms);
+        Self(columns.iter().zip(widths).filter_map(|(column, width)| Some((column, width?))).collect())
     }
-    let rest = room.saturating_sub(sum(&widths) + 1);
-    if let Some(first) = widths.first_mut() {
-        *first = rest;
+
+    pub(super) fn head(&self) -> Line<'static> {
+        self.line(|column, _| vec![Span::styled(column.title, QUIET)])
     }
-    widths
+
+    pub(super) fn row(&self, row: &R) -> Line<'static> {
+        self.line(|column, width| (column.cell)(row, width))
+    }
+
+    fn line(&self, cell: impl Fn(&Column<R>, usize) -> Vec<Span<'static>>) -> Line<'static> {
+        let mut spans = Vec::new();
+        for (column, width) in &self.0 {
+            let cell = clip_line(&Line::from(cell(column, *width)), *width);
+            let pad = Span::raw(" ".repeat(width.saturating_sub(cell.width())));
+            let (before, after) = if column.right { (Some(pad), None) } else { (None, Some(pad)) };
+            spans.extend(before.into_iter().chain(cell.spans).chain(after));
+            spans.push(Span::raw(" "));
+        }
+        // Nothing stands beside the last one.
+        spans.pop();
+        Line::from(spans)
+    }
 }
