@@ -133,6 +133,9 @@ pub(crate) struct Cgroup {
     pub(crate) run_queue_cores: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) switches_per_second: Option<f64>,
+    /// By whose task came next, named as in `ebb_container_preemptions_total`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) preemptions_per_second: Option<BTreeMap<&'static str, f64>>,
     /// CPUs' worth of time that its CPU limit held it back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) throttled_cores: Option<f64>,
@@ -252,6 +255,10 @@ fn cgroups(now: &Reading, names: &PodNames) -> Vec<Cgroup> {
             run_queue_cores: scheduled.and_then(|(now, then)| cores(now.wait, then.wait)),
             switches_per_second: scheduled
                 .and_then(|(now, then)| Some(now.latency.count().checked_sub(then.latency.count())? as f64 / elapsed)),
+            preemptions_per_second: scheduled.and_then(|(now, then)| {
+                let pairs = now.preemptions.by().into_iter().zip(then.preemptions.by());
+                pairs.map(|((by, now), (_, then))| Some((by, now.checked_sub(then)? as f64 / elapsed))).collect()
+            }),
             throttled_cores: figures
                 .throttling
                 .zip(then.and_then(|then| then.figures.throttling))
@@ -282,6 +289,7 @@ mod tests {
     use crate::reading::Waited;
     use crate::source::Source;
     use crate::source::cgroup::{Cgroups, Figures};
+    use crate::source::ebpf::{CgroupSchedule, Preemptions};
     use crate::source::proc::{CpuTicks, Stat};
 
     fn reading(at: Monotonic, busy: u64, switches: u64, waited_millis: u64) -> Reading {
@@ -318,5 +326,28 @@ mod tests {
         let later =
             Reading { at: now.at + Duration::from_secs(1), cgroups_before: then.cgroups.clone(), ..now.clone() };
         assert_eq!(cgroups(&later, &nobody)[0].cpu_cores, Some(0.5), "over the time between their own readings");
+    }
+
+    #[test]
+    fn preemptions_are_told_apart_by_whose_task_came_next() {
+        let start = Monotonic::now();
+        let reading = |seconds, other_pod| {
+            let preemptions = Preemptions { other_pod, system: 1, ..Preemptions::default() };
+            let schedule = CgroupSchedule { id: 7, preemptions, ..CgroupSchedule::default() };
+            let used = cgroup::Cgroup {
+                path: "/a".into(),
+                id: Some(7),
+                owner: None,
+                appeared: None,
+                figures: Figures::default(),
+            };
+            let at = start + Duration::from_secs(seconds);
+            let cgroups = Cgroups { at, all: vec![used], complete: true, errors: Vec::new() };
+            Reading { schedule: [(7, schedule)].into(), cgroups: Some(Arc::new(cgroups)), ..Reading::empty(at) }
+        };
+        let rates = |then, now| cgroups(&then, &now, &PodNames::default()).remove(0).preemptions_per_second;
+        let expected = [("same_pod", 0.0), ("other_pod", 15.0), ("system", 0.0), ("unknown", 0.0)];
+        assert_eq!(rates(reading(0, 10), reading(2, 40)), Some(BTreeMap::from(expected)));
+        assert_eq!(rates(reading(0, 10), reading(2, 4)), None, "set back");
     }
 }
