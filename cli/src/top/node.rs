@@ -132,6 +132,8 @@ pub(super) struct Cgroup {
     pub(super) throttled_cores: Option<f64>,
     pub(super) cpu_cores: Option<f64>,
     pub(super) run_queue_cores: Option<f64>,
+    /// By whose task came next.
+    pub(super) preemptions_per_second: Option<BTreeMap<String, f64>>,
     pub(super) memory_bytes: Option<f64>,
     pub(super) memory_working_set_bytes: Option<f64>,
 }
@@ -147,12 +149,25 @@ impl Cgroup {
         let container = if is_id { self.container.get(..12).unwrap_or_default() } else { &self.container };
         format!("{} {container}", self.pod)
     }
+
+    /// How often its tasks had to leave a CPU that they could have used, and for whom: the most frequent first.
+    pub(super) fn preemptions(&self) -> Option<Vec<(f64, &'static str)>> {
+        let named =
+            [("same_pod", "own pod"), ("other_pod", "other pods"), ("system", "system"), ("unknown", "unknown")];
+        let by = self.preemptions_per_second.as_ref()?;
+        let rates = named.iter().filter_map(|(key, name)| Some((*by.get(*key)?, *name)));
+        let mut rates: Vec<_> = rates.filter(|(rate, _)| *rate > 0.0).collect();
+        rates.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        Some(rates)
+    }
 }
 
 /// One GPU, or in MIG mode all of one.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct Gpu {
+    #[serde(deserialize_with = "name")]
+    pub(super) uuid: String,
     pub(super) index: Option<u32>,
     #[serde(deserialize_with = "name")]
     pub(super) model: String,
@@ -166,6 +181,13 @@ pub(super) struct Gpu {
     #[serde(deserialize_with = "name")]
     pub(super) because: String,
     pub(super) mig_instances: Vec<Instance>,
+}
+
+impl Gpu {
+    /// Share of time with a kernel running. NVML has none of a GPU that is split into MIG instances.
+    pub(super) fn busy(&self) -> Option<f64> {
+        self.busy_permille.map(|permille| permille / 1000.0)
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -236,6 +258,15 @@ mod tests {
         let node: Node = serde_json::from_str(r#"{"class": {"class": "busy", "since": 5}, "new": [1]}"#).unwrap();
         assert_eq!((&*node.class.class, node.class.since), ("busy", None));
         assert!(node.node_cpu.is_none() && node.memory.is_none() && node.cgroups.is_empty());
+    }
+
+    #[test]
+    fn preemptions_are_told_by_the_most_frequent() {
+        let cgroup = |json: &str| serde_json::from_str::<Cgroup>(json).unwrap();
+        let by = cgroup(r#"{"preemptionsPerSecond": {"same_pod": 1.5, "other_pod": 12, "system": 0, "new": 3}}"#);
+        assert_eq!(by.preemptions(), Some(vec![(12.0, "other pods"), (1.5, "own pod")]));
+        assert_eq!(cgroup(r#"{"preemptionsPerSecond": {"system": 0}}"#).preemptions(), Some(vec![]));
+        assert_eq!(cgroup("{}").preemptions(), None);
     }
 
     #[test]

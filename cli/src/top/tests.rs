@@ -16,9 +16,11 @@ use super::draw::draw;
 use super::plain;
 
 const CLUSTER: &str = include_str!("../../tests/top/cluster.json");
+const CPU: &str = include_str!("../../tests/top/cpu.json");
 const GPUS: &str = include_str!("../../tests/top/gpus.json");
 const MIG: &str = include_str!("../../tests/top/mig.json");
 const BROKEN: &str = include_str!("../../tests/top/broken.json");
+const FIXTURES: [&str; 5] = [CLUSTER, CPU, GPUS, MIG, BROKEN];
 
 fn news(json: &str) -> News {
     if json == CLUSTER {
@@ -54,7 +56,14 @@ fn check(name: &str, json: &str, keys: &[KeyCode], columns: u16, rows: u16) {
 fn a_node_with_its_gpus_and_who_uses_them() {
     check("gpus", GPUS, &[], 80, 24);
     check("gpus", GPUS, &[], 140, 45);
+    check("mig", MIG, &[], 80, 24);
     check("mig", MIG, &[], 140, 45);
+}
+
+#[test]
+fn a_node_without_gpus_whose_pods_take_cpus_from_one_another() {
+    check("cpu", CPU, &[], 80, 24);
+    check("cpu", CPU, &[], 140, 45);
 }
 
 #[test]
@@ -97,8 +106,6 @@ fn mutated(json: &str, at: usize, with: &serde_json::Value) -> String {
     value.to_string()
 }
 
-const FIXTURES: [&str; 4] = [CLUSTER, GPUS, MIG, BROKEN];
-
 /// Without what bars, graphs and rules are made of.
 fn words(drawn: &str) -> impl Iterator<Item = &str> {
     let between = |c: char| matches!(c, '\u{2500}'..='\u{259f}' | '·' | ' ' | '\n' | ',' | '(' | ')' | ':');
@@ -140,7 +147,7 @@ fn what_has_no_room_is_left_out_or_seen_to_be_cut() {
 #[test]
 fn titles_stand_over_their_columns() {
     const RIGHT: &[&str] = &["CPU", "WAITING", "HELD BACK", "MEMORY", "BUSY", "SM", "POWER", "TEMP", "REQ.", "PODS"];
-    const LEFT: &[&str] = &["OF NODE", "HELD BY", "STATE", "GROUP"];
+    const LEFT: &[&str] = &["OF NODE", "HISTORY", "PREEMPTED/S BY", "HELD BY", "STATE", "GROUP"];
     for (json, columns) in FIXTURES.into_iter().flat_map(|json| (60..=200).map(move |columns| (json, columns))) {
         let mut app = App::new("http://127.0.0.1:9482");
         app.take(news(json), Duration::ZERO);
@@ -166,7 +173,7 @@ fn titles_stand_over_their_columns() {
 proptest! {
     #[test]
     fn nothing_that_comes_or_is_pressed_makes_it_panic(
-        which in 0..4_usize,
+        which in 0..FIXTURES.len(),
         at in 0..400_usize,
         with in prop::sample::select(vec![
             serde_json::json!(null),
@@ -188,7 +195,7 @@ proptest! {
             0..12,
         ),
     ) {
-        let json = mutated([CLUSTER, GPUS, MIG, BROKEN][which], at, &with);
+        let json = mutated(FIXTURES[which], at, &with);
         let mut app = App::new("http://127.0.0.1:9482");
         // What is no such document is refused before it comes here.
         if which == 0 {

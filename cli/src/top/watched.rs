@@ -16,6 +16,8 @@ pub(super) struct Watched {
     pub(super) memory: History,
     pub(super) run_queue: History,
     pub(super) pressures: BTreeMap<&'static str, History>,
+    /// Shares of time with a kernel running, by the GPU's UUID.
+    pub(super) gpus: BTreeMap<String, History>,
 }
 
 impl Watched {
@@ -27,6 +29,10 @@ impl Watched {
             self.run_queue.push(node.run_queue_cores);
             for resource in PRESSURES {
                 self.pressures.entry(resource).or_default().push(node.stalled(resource).0);
+            }
+            self.gpus.retain(|uuid, _| node.gpus.iter().any(|gpu| gpu.uuid == *uuid));
+            for gpu in &node.gpus {
+                self.gpus.entry(gpu.uuid.clone()).or_default().push(gpu.busy());
             }
         }
         self.node = node;

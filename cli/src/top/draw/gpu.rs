@@ -5,9 +5,11 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
+use super::super::history::History;
 use super::super::node::{Gpu, Instance, Node, Part};
-use super::super::paint::{BAD, BOLD, PLAIN, WARN, gauge, line, title};
+use super::super::paint::{ACCENT, BAD, BOLD, PLAIN, WARN, gauge, line, sparkline, title};
 use super::super::text::{UNKNOWN, bytes_of, clip, counted, percent, width};
+use super::super::watched::Watched;
 use super::fit::Room;
 use super::table::{Column, Layout};
 
@@ -16,7 +18,11 @@ pub(super) fn rows(node: &Node) -> usize {
     node.gpus.iter().map(|gpu| 1 + gpu.mig_instances.len() + usize::from(!gpu.because.is_empty())).sum()
 }
 
-pub(super) fn draw(node: &Node, buffer: &mut Buffer, area: Rect) {
+/// `past`: whether there is one to show.
+pub(super) fn draw(watched: &Watched, past: bool, buffer: &mut Buffer, area: Rect) {
+    let node = &watched.node;
+    let past = past && node.gpus.iter().any(|gpu| gpu.busy().is_some());
+    let lines = |gpu| lines(gpu, watched.gpus.get(&gpu.uuid).filter(|_| past));
     let rows: Vec<Row<'_>> = node.gpus.iter().flat_map(lines).collect();
     let fits = usize::from(area.height.saturating_sub(2));
     let models: std::collections::BTreeSet<&str> = node.gpus.iter().map(|gpu| &*gpu.model).collect();
@@ -26,14 +32,14 @@ pub(super) fn draw(node: &Node, buffer: &mut Buffer, area: Rect) {
         (all, counted(rows.iter().take(fits).filter(|row| is(row)).count(), all))
     };
     let plural = |all| if all == 1 { "" } else { "s" };
-    let (all, gpus) = shown(|row| matches!(row, Row::Gpu(_)));
+    let (all, gpus) = shown(|row| matches!(row, Row::Gpu(..)));
     let mut what = vec![Span::raw(format!("{gpus} GPU{} {models}", plural(all)))];
     let (all, instances) = shown(|row| matches!(row, Row::Instance(_)));
     if all > 0 {
         what.push(Span::raw(format!(", {instances} MIG instance{}", plural(all))));
     }
     title(buffer, area, 0, "GPUs", what);
-    let columns = columns(&rows);
+    let columns = columns(&rows, past);
     let layout = Layout::new(&columns, area.width);
     line(buffer, area, 1, &layout.head());
     for (at, row) in (2..area.height).zip(&rows) {
@@ -45,14 +51,14 @@ pub(super) fn draw(node: &Node, buffer: &mut Buffer, area: Rect) {
 }
 
 enum Row<'a> {
-    Gpu(&'a Gpu),
+    Gpu(&'a Gpu, Option<&'a History>),
     Instance(&'a Instance),
     /// What the GPU above is fit for.
     Verdict(String, Style),
 }
 
-fn lines(gpu: &Gpu) -> Vec<Row<'_>> {
-    let mut rows = vec![Row::Gpu(gpu)];
+fn lines<'a>(gpu: &'a Gpu, past: Option<&'a History>) -> Vec<Row<'a>> {
+    let mut rows = vec![Row::Gpu(gpu, past)];
     if !gpu.because.is_empty() {
         let style = if gpu.verdict.starts_with("drain") { BAD } else { WARN };
         rows.push(Row::Verdict(format!("   {}: {}", gpu.verdict, gpu.because), style));
@@ -64,23 +70,20 @@ fn lines(gpu: &Gpu) -> Vec<Row<'_>> {
 impl Row<'_> {
     fn name(&self) -> (String, Style) {
         match self {
-            Self::Gpu(gpu) => (gpu.index.map_or_else(|| UNKNOWN.to_owned(), |index| index.to_string()), BOLD),
+            Self::Gpu(gpu, _) => (gpu.index.map_or_else(|| UNKNOWN.to_owned(), |index| index.to_string()), BOLD),
             Self::Instance(instance) => (format!("  {}", instance.profile), PLAIN),
             Self::Verdict(..) => (String::new(), PLAIN),
         }
     }
 
-    /// NVML has none of MIG instances, nor of a GPU that is split into them.
+    /// NVML has no such figure of a MIG instance.
     fn busy(&self) -> Option<f64> {
-        match self {
-            Self::Gpu(gpu) => gpu.busy_permille.map(|permille| permille / 1000.0),
-            _ => None,
-        }
+        if let Self::Gpu(gpu, _) = self { gpu.busy() } else { None }
     }
 
     fn part(&self) -> Option<&Part> {
         match self {
-            Self::Gpu(gpu) => Some(&gpu.part),
+            Self::Gpu(gpu, _) => Some(&gpu.part),
             Self::Instance(instance) => Some(&instance.part),
             Self::Verdict(..) => None,
         }
@@ -88,15 +91,15 @@ impl Row<'_> {
 
     /// Of a whole GPU: an instance has no such figures, which is not the same as unknown.
     fn of_gpu(&self, figure: fn(&Gpu) -> Option<f64>, unit: &str) -> Vec<Span<'static>> {
-        let Self::Gpu(gpu) = self else { return Vec::new() };
+        let Self::Gpu(gpu, _) = self else { return Vec::new() };
         vec![Span::raw(figure(gpu).map_or_else(|| UNKNOWN.to_owned(), |figure| format!("{figure:.0} {unit}")))]
     }
 }
 
-fn columns<'a>(rows: &[Row<'a>]) -> [Column<Row<'a>>; 8] {
+fn columns<'a>(rows: &[Row<'a>], past: bool) -> Vec<Column<Row<'a>>> {
     // Profiles are as long as `1c.3g.40gb+me`.
     let names = rows.iter().map(|row| width(&row.name().0) + 1).max().unwrap_or(0).clamp(4, 20);
-    [
+    let mut columns: Vec<Column<Row<'a>>> = vec![
         Column {
             title: " GPU",
             room: Room::fixed(0, names),
@@ -112,7 +115,7 @@ fn columns<'a>(rows: &[Row<'a>]) -> [Column<Row<'a>>; 8] {
             right: true,
             cell: |row, _| vec![Span::raw(percent(row.busy()))],
         },
-        Column { title: "", room: Room::fixed(6, 10), right: false, cell: |row, width| gauge(width, row.busy()) },
+        Column { title: "", room: Room::fixed(7, 10), right: false, cell: |row, width| gauge(width, row.busy()) },
         Column {
             title: "SM",
             room: Room::fixed(3, 5),
@@ -153,5 +156,13 @@ fn columns<'a>(rows: &[Row<'a>]) -> [Column<Row<'a>>; 8] {
                 vec![Span::raw(clip(&holders, width))]
             },
         },
-    ]
+    ];
+    if past {
+        let cell = |row: &Row<'a>, columns| match row {
+            Row::Gpu(_, Some(past)) => sparkline(&past.columns(columns), 1.0, ACCENT),
+            _ => Vec::new(),
+        };
+        columns.insert(3, Column { title: "HISTORY", room: Room::between(6, 8, 40), right: false, cell });
+    }
+    columns
 }

@@ -45,7 +45,7 @@ pub(super) fn draw(app: &mut App, watched: &Watched, buffer: &mut Buffer, area: 
     }
     if !node.gpus.is_empty() {
         let rows = u16::try_from(gpu::rows(node)).unwrap_or(u16::MAX).saturating_add(2);
-        gpu::draw(node, buffer, cut.top(rows.min(cut.0.height.saturating_sub(TABLE))));
+        gpu::draw(watched, !app.plain, buffer, cut.top(rows.min(cut.0.height.saturating_sub(TABLE))));
     }
     users(app, node, buffer, cut.0);
 }
@@ -283,7 +283,7 @@ fn sort(rows: &mut [User<'_>], order: Order) {
     table::sort(rows, figure, |user| &user.cgroup.path);
 }
 
-fn columns<'a>() -> [Column<User<'a>>; 7] {
+fn columns<'a>() -> [Column<User<'a>>; 8] {
     [
         Column {
             title: " NAME",
@@ -330,5 +330,18 @@ fn columns<'a>() -> [Column<User<'a>>; 7] {
                 gauge(width, share)
             },
         },
+        Column { title: "PREEMPTED/S BY", room: Room::between(6, 16, 32), right: false, cell: preempted },
     ]
+}
+
+fn preempted(user: &User<'_>, width: usize) -> Vec<Span<'static>> {
+    let Some(rates) = user.cgroup.preemptions() else { return vec![Span::raw(UNKNOWN)] };
+    if rates.is_empty() {
+        return vec![Span::raw(rate(Some(0.0)))];
+    }
+    let texts = (0..).zip(rates).map(|(rank, (often, whom))| {
+        let comma = if rank == 0 { "" } else { ", " };
+        Piece::text(rank, format!("{comma}{} {whom}", rate(Some(often))), PLAIN)
+    });
+    fit::spans(width, &texts.collect::<Vec<_>>())
 }
