@@ -6,6 +6,7 @@ mod browser;
 mod ebb;
 mod http;
 mod program;
+mod terminal;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ pub use ebb::{Ebb, node_of};
 pub use http::http;
 pub use program::{Program, binary, free_port};
 pub use rustix::process::Signal;
+pub use terminal::Terminal;
 pub use wait::wait_until;
 
 /// What a lab is made with; see `cargo xtask lab up --help`.

@@ -49,6 +49,8 @@ enum Group {
     Fidelity,
     /// The live page in a real Chromium.
     Browser,
+    /// `ebb top` in a terminal, on a real agent.
+    Top,
     /// The metrics under a real Prometheus and its linter.
     Prometheus,
     /// The readers of outside text, fuzzed for a minute.
@@ -123,6 +125,7 @@ impl Group {
                 // It prints how smooth a thousand nodes are, which it can say only while nothing else runs.
                 tests(&["--package", "ebb-tests", "--test", "browser", "--", "--show-output", "--test-threads=1"])
             }
+            Self::Top => tests(&["--package", "ebb-tests", "--test", "top"]),
             Self::Prometheus => {
                 tools::apt_install(&["prometheus"])?;
                 tests(&["--package", "ebb-tests", "--test", "prometheus"])
