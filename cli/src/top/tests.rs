@@ -1,5 +1,7 @@
 //! Whole frames, and what must hold whatever comes and whatever is pressed. `UPDATE_GOLDEN=1 cargo test --package ebb top`
-//! writes the frames anew.
+//! writes the frames anew, and the pictures in `docs/images`.
+
+mod picture;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -45,11 +47,15 @@ fn check(name: &str, json: &str, keys: &[KeyCode], columns: u16, rows: u16) {
         app.key(KeyEvent::new(*key, KeyModifiers::NONE));
     }
     let drawn = plain::text(&frame(&mut app, columns, rows), false);
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/top-{name}-{columns}x{rows}.txt"));
+    is_golden(&drawn, &format!("tests/golden/top-{name}-{columns}x{rows}.txt"));
+}
+
+fn is_golden(drawn: &str, path: &str) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&golden, &drawn).unwrap();
+        fs::write(&golden, drawn).unwrap();
     }
-    assert_eq!(drawn, fs::read_to_string(&golden).unwrap(), "{name}");
+    assert_eq!(drawn, fs::read_to_string(&golden).unwrap(), "{path}");
 }
 
 #[test]
@@ -76,6 +82,51 @@ fn a_cluster_with_what_is_used_and_what_is_requested() {
     check("cluster", CLUSTER, &[], 80, 24);
     check("cluster", CLUSTER, &[], 140, 45);
     check("cluster-pods", CLUSTER, &[KeyCode::Down, KeyCode::Enter], 80, 24);
+}
+
+/// Of the README: a node that was watched for five minutes, whose figures went up and down.
+#[test]
+fn pictures_are_of_what_is_drawn() {
+    let News::Node(last) = news(GPUS) else { unreachable!("a node's document") };
+    let mut app = App::new("http://127.0.0.1:9482");
+    for ago in (0..300).rev() {
+        let mut node = last.clone();
+        node.sampled_at = node.sampled_at.map(|now| now.before(Duration::from_secs(ago)));
+        // Of its last value; the last one is itself.
+        let swing = |low: f64, pace: f64, phase: f64| {
+            let wave =
+                |seconds: u64| (seconds as f64 * pace + phase).sin() * (seconds as f64 * pace * 3.7 + phase).cos();
+            ((1.0 + low) / 2.0 + (1.0 - low) / 2.0 * (wave(ago) - wave(0))).clamp(low, 1.0)
+        };
+        let scale = |figure: &mut Option<f64>, by: f64| {
+            *figure = figure.map(|figure| if ago == 0 { figure } else { figure * by })
+        };
+        for (index, gpu) in node.gpus.iter_mut().enumerate() {
+            let by = match index {
+                // A training that writes a checkpoint now and then, all of its GPUs at once.
+                0..4 if (ago + 20) % 75 < 14 => 0.12,
+                0..4 => swing(0.96, 0.9, index as f64),
+                _ => swing(0.1, 0.07, index as f64),
+            };
+            scale(&mut gpu.busy_permille, by);
+        }
+        if let Some(cpu) = &mut node.node_cpu {
+            scale(&mut cpu.busy_permille, swing(0.5, 0.05, 0.0));
+        }
+        if let Some(memory) = &mut node.memory {
+            scale(&mut memory.working_set_bytes, 1.0 - 0.001 * ago as f64);
+        }
+        scale(&mut node.run_queue_cores, swing(0.1, 0.11, 2.0));
+        for (phase, stalled) in (1..).zip(node.pressure.values_mut()) {
+            scale(&mut stalled.some_permille, swing(0.1, 0.08, f64::from(phase)));
+        }
+        app.take(News::Node(node), Duration::ZERO);
+    }
+    is_golden(&picture::svg(&frame(&mut app, 124, 37)), "../docs/images/top-node.svg");
+
+    let mut app = App::new("http://127.0.0.1:9484");
+    app.take(news(CLUSTER), Duration::ZERO);
+    is_golden(&picture::svg(&frame(&mut app, 132, 32)), "../docs/images/top-cluster.svg");
 }
 
 #[test]

@@ -161,7 +161,7 @@ fn waiting(cluster: &Cluster, buffer: &mut Buffer, area: Rect) {
             Piece::text(1, since.unwrap_or_default(), WARN),
             Piece::text(3, format!(" {}", amounts(pod.requests)), QUIET),
             Piece::text(2, " ", PLAIN),
-            Piece::clipped(2, 16, &pod.because, PLAIN, clip),
+            Piece::clipped(2, 40, &pod.because, PLAIN, clip),
         ];
         fit::line(buffer, area, row, &pieces);
     }
