@@ -331,23 +331,26 @@ mod tests {
     #[test]
     fn preemptions_are_told_apart_by_whose_task_came_next() {
         let start = Monotonic::now();
-        let reading = |seconds, other_pod| {
+        let read = |seconds, other_pod| {
             let preemptions = Preemptions { other_pod, system: 1, ..Preemptions::default() };
-            let schedule = CgroupSchedule { id: 7, preemptions, ..CgroupSchedule::default() };
             let used = cgroup::Cgroup {
                 path: "/a".into(),
                 id: Some(7),
                 owner: None,
                 appeared: None,
                 figures: Figures::default(),
+                schedule: Some(CgroupSchedule { preemptions, ..CgroupSchedule::default() }),
+                cuda_launches: None,
             };
             let at = start + Duration::from_secs(seconds);
-            let cgroups = Cgroups { at, all: vec![used], complete: true, errors: Vec::new() };
-            Reading { schedule: [(7, schedule)].into(), cgroups: Some(Arc::new(cgroups)), ..Reading::empty(at) }
+            Some(Arc::new(Cgroups { at, all: vec![used], complete: true, errors: Vec::new() }))
         };
-        let rates = |then, now| cgroups(&then, &now, &PodNames::default()).remove(0).preemptions_per_second;
+        let rates = |cgroups_before, latest| {
+            let reading = Reading { cgroups: latest, cgroups_before, ..Reading::empty(start) };
+            cgroups(&reading, &PodNames::default()).remove(0).preemptions_per_second
+        };
         let expected = [("same_pod", 0.0), ("other_pod", 15.0), ("system", 0.0), ("unknown", 0.0)];
-        assert_eq!(rates(reading(0, 10), reading(2, 40)), Some(BTreeMap::from(expected)));
-        assert_eq!(rates(reading(0, 10), reading(2, 4)), None, "set back");
+        assert_eq!(rates(read(0, 10), read(2, 40)), Some(BTreeMap::from(expected)));
+        assert_eq!(rates(read(0, 10), read(2, 4)), None, "set back");
     }
 }

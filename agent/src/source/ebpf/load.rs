@@ -36,7 +36,11 @@ pub enum Error {
     Attach { program: &'static str, source: Box<ProgramError> },
     #[error("read {}, in which launches of CUDA kernels should be counted", path.display())]
     Library { path: PathBuf, source: io::Error },
-    #[error("count the calls of {function} in {}: is this libcuda, and does the kernel have CONFIG_UPROBES?", library.display())]
+    #[error(
+        "count the calls of {function} in {}: it must be libcuda, the kernel needs CONFIG_UPROBES, and where the sysctl \
+         kernel.perf_event_paranoid is above 2 some distributions' kernels ask for the capability SYS_ADMIN",
+        library.display()
+    )]
     Probe { function: &'static str, library: PathBuf, source: Box<ProgramError> },
     #[error("read or change the kernel program's {map}")]
     Map { map: &'static str, source: MapError },
