@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
 use serde::{Deserialize, Serialize};
 
 use crate::intent::{self, Intent, Progress};
@@ -35,6 +36,7 @@ pub struct Pod {
     pub uid: String,
     pub namespace: String,
     pub name: String,
+    pub labels: BTreeMap<String, String>,
     /// The node it is bound to.
     pub node: Option<String>,
     pub controller: Controller,
@@ -48,6 +50,12 @@ pub struct Pod {
     pub node_selector: BTreeMap<String, String>,
     /// Alternatives, of which a node must match one; empty: any node.
     pub node_affinity: Vec<SelectorTerm>,
+    pub host_ports: Vec<HostPort>,
+    /// Pods to be near to, and to be far from; only what is required.
+    pub pod_affinity: Vec<PodTerm>,
+    pub pod_anti_affinity: Vec<PodTerm>,
+    /// Only those with `whenUnsatisfiable: DoNotSchedule`.
+    pub spread: Vec<Spread>,
     /// Since when the scheduler has said that it finds no node.
     pub unschedulable_since: Option<Instant>,
 }
@@ -88,7 +96,7 @@ pub struct Taint {
     pub effect: TaintEffect,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TaintEffect {
     NoExecute,
     NoSchedule,
@@ -107,7 +115,7 @@ impl TaintEffect {
 }
 
 /// `None` means any.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Toleration {
     pub key: Option<String>,
     /// `None`: operator `Exists`.
@@ -115,22 +123,93 @@ pub struct Toleration {
     pub effect: Option<TaintEffect>,
 }
 
+/// A port of the node that a pod takes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HostPort {
+    /// `None`: on all addresses of the node.
+    pub ip: Option<String>,
+    pub protocol: String,
+    pub port: i32,
+}
+
+impl HostPort {
+    pub fn conflicts_with(&self, other: &Self) -> bool {
+        let meet = self.ip.is_none() || other.ip.is_none() || self.ip == other.ip;
+        meet && (&self.protocol, self.port) == (&other.protocol, other.port)
+    }
+}
+
+/// Pods, and the label by whose value nodes are near each other.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PodTerm {
+    /// `None`: those of every namespace. A selector of namespaces by their labels is not known here, and reads as that.
+    pub namespaces: Option<Vec<String>>,
+    /// `None`: no pod.
+    pub selector: Option<Vec<Requirement>>,
+    pub topology_key: String,
+}
+
+impl PodTerm {
+    pub fn is_about(&self, pod: &Pod) -> bool {
+        self.namespaces.as_ref().is_none_or(|names| names.contains(&pod.namespace))
+            && self.selector.as_ref().is_some_and(|all| all.iter().all(|it| it.holds(&pod.labels)))
+    }
+}
+
+/// How evenly pods must stand over the values of a label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Spread {
+    pub max_skew: u32,
+    pub min_domains: u32,
+    /// As in [`PodTerm`].
+    pub selector: Option<Vec<Requirement>>,
+    pub topology_key: String,
+    /// Whether only nodes count that the pod's node selector and affinity admit.
+    pub honors_affinity: bool,
+    /// Whether only nodes count whose taints the pod tolerates.
+    pub honors_taints: bool,
+}
+
 /// Requirements that must all hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SelectorTerm {
     pub labels: Vec<Requirement>,
     /// On `metadata.name`, the only field a node can be selected by.
     pub names: Vec<Requirement>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Requirement {
     pub key: String,
     pub operator: Operator,
     pub values: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl Requirement {
+    pub fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.meets(labels.get(&self.key).map(String::as_str))
+    }
+
+    /// `None`: there is no such label.
+    pub fn meets(&self, value: Option<&str>) -> bool {
+        let listed = || value.is_some_and(|value| self.values.iter().any(|wanted| wanted == value));
+        let compare = |holds: fn(i64, i64) -> bool| {
+            let bound = self.values.first().and_then(|bound| bound.parse().ok());
+            value.and_then(|value| value.parse().ok()).zip(bound).is_some_and(|(value, bound)| holds(value, bound))
+        };
+        match self.operator {
+            Operator::DoesNotExist => value.is_none(),
+            Operator::Exists => value.is_some(),
+            Operator::Gt => compare(|value, bound| value > bound),
+            Operator::In => listed(),
+            Operator::Lt => compare(|value, bound| value < bound),
+            Operator::NotIn => !listed(),
+            Operator::Unknown => false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Operator {
     DoesNotExist,
     Exists,
@@ -188,15 +267,16 @@ impl From<&api::Pod> for Pod {
     fn from(pod: &api::Pod) -> Self {
         let spec = pod.spec.clone().unwrap_or_default();
         let status = pod.status.clone().unwrap_or_default();
-        let required = spec
-            .affinity
-            .as_ref()
-            .and_then(|affinity| affinity.node_affinity.as_ref())
-            .and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
+        let affinity = spec.affinity.clone().unwrap_or_default();
+        let required = affinity.node_affinity.and_then(|node| node.required_during_scheduling_ignored_during_execution);
+        let near = affinity.pod_affinity.and_then(|it| it.required_during_scheduling_ignored_during_execution);
+        let far = affinity.pod_anti_affinity.and_then(|it| it.required_during_scheduling_ignored_during_execution);
+        let term = |term: &api::PodAffinityTerm| pod_term(term, &pod.metadata);
         Self {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),
+            labels: pod.metadata.labels.clone().unwrap_or_default(),
             node: spec.node_name.clone().filter(|name| !name.is_empty()),
             controller: controller(pod),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
@@ -208,6 +288,16 @@ impl From<&api::Pod> for Pod {
             node_affinity: required
                 .map(|selector| selector.node_selector_terms.iter().map(selector_term).collect())
                 .unwrap_or_default(),
+            host_ports: host_ports(&spec),
+            pod_affinity: near.iter().flatten().map(term).collect(),
+            pod_anti_affinity: far.iter().flatten().map(term).collect(),
+            spread: spec
+                .topology_spread_constraints
+                .iter()
+                .flatten()
+                .filter(|constraint| constraint.when_unsatisfiable == "DoNotSchedule")
+                .map(|constraint| spread(constraint, &pod.metadata))
+                .collect(),
             unschedulable_since: unschedulable_since(&status),
         }
     }
@@ -274,6 +364,67 @@ fn toleration(toleration: &api::Toleration) -> Option<Toleration> {
     })
 }
 
+/// Of init containers only sidecars hold theirs while the pod runs, and only those count for the scheduler.
+fn host_ports(spec: &api::PodSpec) -> Vec<HostPort> {
+    let sidecars = spec.init_containers.iter().flatten().filter(|it| it.restart_policy.as_deref() == Some("Always"));
+    let ports = sidecars.chain(&spec.containers).flat_map(|container| container.ports.iter().flatten());
+    let taken = ports.filter_map(|port| {
+        let ip = port.host_ip.clone().filter(|ip| !ip.is_empty() && ip != "0.0.0.0");
+        let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".into());
+        Some(HostPort { ip, protocol, port: port.host_port.filter(|port| *port > 0)? })
+    });
+    taken.collect()
+}
+
+fn pod_term(term: &api::PodAffinityTerm, metadata: &ObjectMeta) -> PodTerm {
+    let named = term.namespaces.clone().filter(|names| !names.is_empty());
+    let namespaces = match (named, &term.namespace_selector) {
+        (_, Some(_)) => None,
+        (Some(names), None) => Some(names),
+        (None, None) => Some(metadata.namespace.iter().cloned().collect()),
+    };
+    PodTerm {
+        namespaces,
+        // The API server has put `matchLabelKeys` and `mismatchLabelKeys` into it.
+        selector: term.label_selector.as_ref().map(label_selector),
+        topology_key: term.topology_key.clone(),
+    }
+}
+
+fn spread(constraint: &api::TopologySpreadConstraint, metadata: &ObjectMeta) -> Spread {
+    let at_least_one = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok()).unwrap_or(1).max(1);
+    let mut selector = constraint.label_selector.as_ref().map(label_selector);
+    if let Some(selector) = &mut selector {
+        for key in constraint.match_label_keys.iter().flatten() {
+            let value = metadata.labels.as_ref().and_then(|labels| labels.get(key));
+            selector.extend(value.map(|value| equals(key, value)));
+        }
+    }
+    Spread {
+        max_skew: at_least_one(Some(constraint.max_skew)),
+        min_domains: at_least_one(constraint.min_domains),
+        selector,
+        topology_key: constraint.topology_key.clone(),
+        honors_affinity: constraint.node_affinity_policy.as_deref() != Some("Ignore"),
+        honors_taints: constraint.node_taints_policy.as_deref() == Some("Honor"),
+    }
+}
+
+fn equals(key: &str, value: &str) -> Requirement {
+    Requirement { key: key.to_owned(), operator: Operator::In, values: vec![value.to_owned()] }
+}
+
+/// One without requirements is about every pod.
+fn label_selector(selector: &LabelSelector) -> Vec<Requirement> {
+    let expression = |it: &LabelSelectorRequirement| Requirement {
+        key: it.key.clone(),
+        operator: operator(&it.operator),
+        values: it.values.clone().unwrap_or_default(),
+    };
+    let labels = selector.match_labels.iter().flatten().map(|(key, value)| equals(key, value));
+    labels.chain(selector.match_expressions.iter().flatten().map(expression)).collect()
+}
+
 fn selector_term(term: &api::NodeSelectorTerm) -> SelectorTerm {
     let requirements =
         |list: &Option<Vec<api::NodeSelectorRequirement>>| list.iter().flatten().map(requirement).collect::<Vec<_>>();
@@ -281,7 +432,15 @@ fn selector_term(term: &api::NodeSelectorTerm) -> SelectorTerm {
 }
 
 fn requirement(requirement: &api::NodeSelectorRequirement) -> Requirement {
-    let operator = match requirement.operator.as_str() {
+    Requirement {
+        key: requirement.key.clone(),
+        operator: operator(&requirement.operator),
+        values: requirement.values.clone().unwrap_or_default(),
+    }
+}
+
+fn operator(text: &str) -> Operator {
+    match text {
         "DoesNotExist" => Operator::DoesNotExist,
         "Exists" => Operator::Exists,
         "Gt" => Operator::Gt,
@@ -289,8 +448,7 @@ fn requirement(requirement: &api::NodeSelectorRequirement) -> Requirement {
         "Lt" => Operator::Lt,
         "NotIn" => Operator::NotIn,
         _ => Operator::Unknown,
-    };
-    Requirement { key: requirement.key.clone(), operator, values: requirement.values.clone().unwrap_or_default() }
+    }
 }
 
 fn unschedulable_since(status: &api::PodStatus) -> Option<Instant> {

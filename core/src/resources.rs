@@ -15,7 +15,7 @@ const CPU: &str = "cpu";
 /// Amounts by resource name: `cpu` in thousandths of a core, everything else in its own unit (bytes, devices, pods).
 ///
 /// A name that is absent stands for zero, so that comparing and subtracting need no special cases.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Resources(BTreeMap<String, u64>);
 
 impl Resources {

@@ -1,17 +1,24 @@
 //! Whether a pod fits a node, as kube-scheduler's filters would say.
 //!
-//! Modelled: resources, taints and tolerations, unschedulable nodes, node selector and required node affinity.
-//! Not modelled yet: inter-pod affinity, topology spread, host ports, volumes. A pod that needs those counts as
-//! fitting here, so it can be promised a node that the scheduler then refuses; it is never promised a second one,
-//! because it "fits" the first.
+//! Modelled: resources, host ports, taints and tolerations, unschedulable nodes, node selector and required node affinity,
+//! required inter-pod affinity and anti-affinity, topology spread. [`Place`] knows one node, [`Cluster`] also what pods
+//! mean for each other.
+//! Not modelled yet: volumes, and namespaces selected by their labels. A pod that needs those counts as fitting here, so
+//! it can be promised a node that the scheduler then refuses; it is never promised a second one, because it "fits" the
+//! first.
+
+mod cluster;
+mod topology;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kubernetes::{Operator, Pod, Requirement, SelectorTerm, Taint, TaintEffect, Toleration};
+use crate::kubernetes::{Pod, SelectorTerm, Taint, TaintEffect, Toleration};
 use crate::resources::Resources;
+
+pub use cluster::{Cluster, NodeId, ShapeId};
 
 /// A node, real or to come, as a place for pods.
 #[derive(Clone, Debug)]
@@ -24,19 +31,31 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Why the pod cannot run here; `Ok` if it can.
+    /// Why the pod cannot run here, other pods left aside; `Ok` if it can.
     pub fn admits(&self, pod: &Pod) -> Result<(), Misfit> {
+        self.is_meant_for(pod)?;
+        self.has_room_for(pod)
+    }
+
+    /// As [`Self::admits`], but for what may be taken.
+    fn is_meant_for(&self, pod: &Pod) -> Result<(), Misfit> {
         if let Some(taint) = self.taints.iter().find(|taint| repels(taint, &pod.tolerations)) {
             return Err(Misfit::Taint { key: taint.key.clone() });
         }
-        for (key, value) in &pod.node_selector {
-            if self.labels.get(key) != Some(value) {
-                return Err(Misfit::NodeSelector { key: key.clone() });
-            }
+        self.is_selected_by(&pod.node_selector, &pod.node_affinity)
+    }
+
+    fn is_selected_by(&self, selector: &BTreeMap<String, String>, affinity: &[SelectorTerm]) -> Result<(), Misfit> {
+        if let Some((key, _)) = selector.iter().find(|(key, value)| self.labels.get(*key) != Some(value)) {
+            return Err(Misfit::NodeSelector { key: key.clone() });
         }
-        if !pod.node_affinity.is_empty() && !pod.node_affinity.iter().any(|term| self.matches(term)) {
+        if !affinity.is_empty() && !affinity.iter().any(|term| self.matches(term)) {
             return Err(Misfit::NodeAffinity);
         }
+        Ok(())
+    }
+
+    fn has_room_for(&self, pod: &Pod) -> Result<(), Misfit> {
         match pod.requests.lacking_in(&self.free) {
             Some(resource) => Err(Misfit::Resource { name: resource.to_owned() }),
             None => Ok(()),
@@ -44,13 +63,10 @@ impl Place<'_> {
     }
 
     fn matches(&self, term: &SelectorTerm) -> bool {
-        let label =
-            |requirement: &Requirement| meets(requirement, self.labels.get(&requirement.key).map(String::as_str));
-        let name = |requirement: &Requirement| meets(requirement, self.name);
         // A term without requirements matches nothing (API reference, NodeSelectorTerm).
         !(term.labels.is_empty() && term.names.is_empty())
-            && term.labels.iter().all(label)
-            && term.names.iter().all(name)
+            && term.labels.iter().all(|requirement| requirement.holds(self.labels))
+            && term.names.iter().all(|requirement| requirement.meets(self.name))
     }
 }
 
@@ -58,10 +74,38 @@ impl Place<'_> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Misfit {
+    HostPort {
+        port: i32,
+    },
     NodeAffinity,
-    NodeSelector { key: String },
-    Resource { name: String },
-    Taint { key: String },
+    NodeSelector {
+        key: String,
+    },
+    /// Pods that it must be near to are not there.
+    PodAffinity {
+        key: String,
+    },
+    /// Pods that it must be far from are there.
+    PodAntiAffinity {
+        key: String,
+    },
+    /// Pods that must be far from it are there.
+    PodsAntiAffinity {
+        key: String,
+    },
+    Resource {
+        name: String,
+    },
+    Spread {
+        key: String,
+    },
+    Taint {
+        key: String,
+    },
+    /// The node lacks the label of a spread constraint.
+    TopologyKey {
+        key: String,
+    },
 }
 
 impl fmt::Display for Misfit {
@@ -69,6 +113,12 @@ impl fmt::Display for Misfit {
         match self {
             Self::NodeAffinity => f.write_str("does not match the pod's node affinity"),
             Self::NodeSelector { key } => write!(f, "does not match the pod's node selector {key}"),
+            Self::HostPort { port } => write!(f, "its port {port} is taken"),
+            Self::PodAffinity { key } => write!(f, "has no pods by {key} that the pod must be near to"),
+            Self::PodAntiAffinity { key } => write!(f, "has pods by {key} that the pod must be far from"),
+            Self::PodsAntiAffinity { key } => write!(f, "has pods by {key} that must be far from the pod"),
+            Self::Spread { key } => write!(f, "would be uneven by {key}"),
+            Self::TopologyKey { key } => write!(f, "lacks the label {key} to spread by"),
             Self::Resource { name } => write!(f, "too little {name}"),
             Self::Taint { key } => write!(f, "has the taint {key} that the pod does not tolerate"),
         }
@@ -86,26 +136,10 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         && toleration.value.as_ref().is_none_or(|value| *value == taint.value)
 }
 
-fn meets(requirement: &Requirement, value: Option<&str>) -> bool {
-    let listed = || value.is_some_and(|value| requirement.values.iter().any(|wanted| wanted == value));
-    let compare = |holds: fn(i64, i64) -> bool| {
-        let bound = requirement.values.first().and_then(|bound| bound.parse().ok());
-        value.and_then(|value| value.parse().ok()).zip(bound).is_some_and(|(value, bound)| holds(value, bound))
-    };
-    match requirement.operator {
-        Operator::DoesNotExist => value.is_none(),
-        Operator::Exists => value.is_some(),
-        Operator::Gt => compare(|value, bound| value > bound),
-        Operator::In => listed(),
-        Operator::Lt => compare(|value, bound| value < bound),
-        Operator::NotIn => !listed(),
-        Operator::Unknown => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kubernetes::{Operator, Requirement};
 
     fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()

@@ -6,6 +6,7 @@ mod browser;
 mod ebb;
 mod http;
 mod program;
+pub mod scheduling;
 mod terminal;
 mod wait;
 

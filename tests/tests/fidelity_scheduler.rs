@@ -1,6 +1,5 @@
 //! The scheduling model against the real kube-scheduler: what it binds must fit by the model, and what it leaves pending
 //! must fit nowhere, for the same causes.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use ebb_core::resources::Resources;
 use ebb_core::schedule::{Misfit, Place};
 use ebb_core::time::Instant;
 use ebb_sim::scheduler::{Action, Event, Scheduler};
+use ebb_tests::scheduling::{Chance, bound_to, refusal, said};
 use ebb_tests::{Lab, LabOptions};
 use k8s_openapi::api::core::v1 as api;
 use kube::api::{ListParams, PostParams};
@@ -140,26 +140,6 @@ fn model(nodes: &[Node], pods: &[api::Pod]) -> BTreeSet<String> {
     bound
 }
 
-fn bound_to(pod: &api::Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref()
-}
-
-/// What the scheduler last said of a pod that it found no node for.
-fn refusal(pod: &api::Pod) -> Option<String> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let refused = |it: &&api::PodCondition| it.type_ == "PodScheduled" && it.reason.as_deref() == Some("Unschedulable");
-    conditions.iter().find(refused)?.message.clone()
-}
-
-/// The number of nodes of which `0/15 nodes are available: 4 node(s) had untolerated taint {…}, 3 Insufficient cpu.` says
-/// this.
-fn said(message: &str, cause: &str) -> usize {
-    let causes = message.split(" preemption: ").next().unwrap_or_default();
-    let causes = causes.split_once(": ").map_or("", |(_, causes)| causes).split(", ");
-    let counts = causes.filter(|it| it.contains(cause)).filter_map(|it| it.split(' ').next()?.parse::<usize>().ok());
-    counts.sum()
-}
-
 /// A pod of some shape.
 fn pod(chance: &mut Chance, number: u64) -> Value {
     let mut requests = json!({
@@ -203,20 +183,4 @@ fn pod(chance: &mut Chance, number: u64) -> Value {
             "affinity": affinity,
         },
     })
-}
-
-/// SplitMix64: enough to mix shapes, and the same everywhere.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-
-    fn one_of(&mut self, choices: &[&'static str]) -> &'static str {
-        choices[usize::try_from(self.below(choices.len() as u64)).unwrap()]
-    }
 }

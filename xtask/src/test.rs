@@ -12,7 +12,7 @@ use crate::{tools, vm};
 
 /// Runs the project's tests and checks, all of them or the groups named.
 ///
-/// `lab`, `manifests`, `burst` and `fidelity` bring up control planes on loopback and build what those need (see `cargo
+/// `lab`, `manifests`, `burst`, `scheduler` and `fidelity` bring up control planes on loopback and build what those need (see `cargo
 /// xtask lab --help`); the first run on a machine takes about half an hour for that, later ones minutes. `bpf` and
 /// `deny` and `fuzz` install tools into the cache, `vm` fetches kernels into it; `rights`, `vm`, `prometheus` and
 /// `browser` install Debian packages. Every group runs, also after one has failed; the last line counts.
@@ -21,6 +21,12 @@ pub(crate) struct Args {
     /// What to run; nothing: everything, in this order.
     #[arg(value_enum)]
     groups: Vec<Group>,
+    /// How many pods `scheduler` compares
+    #[arg(long, value_name = "COUNT", default_value_t = 300)]
+    pods: u32,
+    /// What makes them
+    #[arg(long, default_value_t = 1)]
+    seed: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -45,7 +51,9 @@ enum Group {
     Lab,
     /// One burst, up and down, through real parts.
     Burst,
-    /// The models of scheduler and HPA against the real ones.
+    /// The scheduling model against the real kube-scheduler, pod by pod.
+    Scheduler,
+    /// The simulator's scheduler and HPA against the real ones.
     Fidelity,
     /// The live page in a real Chromium.
     Browser,
@@ -68,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let name = possible.get_name().to_owned();
         println!("── {name}: {}", possible.get_help().map(ToString::to_string).unwrap_or_default());
         let start = Instant::now();
-        let count = group.run().unwrap_or_else(|error| {
+        let count = group.run(args).unwrap_or_else(|error| {
             println!("{error:#}");
             Count { passed: 0, failed: 1 }
         });
@@ -94,7 +102,7 @@ struct Count {
 }
 
 impl Group {
-    fn run(self) -> Result<Count> {
+    fn run(self, args: &Args) -> Result<Count> {
         match self {
             Self::Fmt => check(&mut cargo(&["fmt", "--all", "--check"])).and_then(|root| {
                 let bpf = check(cargo(&["fmt", "--check"]).current_dir(crate::process::root().join("ebpf")))?;
@@ -131,6 +139,11 @@ impl Group {
                 tests(&["--package", "ebb-tests", "--test", "prometheus"])
             }
             Self::Fuzz => check(&mut xtask(&["fuzz", "--seconds", "60"])),
+            Self::Scheduler => run_tests(
+                cargo(&["test", "--package", "ebb-tests", "--test", "scheduler", "--", "--show-output"])
+                    .env("EBB_TEST_PODS", args.pods.to_string())
+                    .env("EBB_TEST_SEED", args.seed.to_string()),
+            ),
             Self::Fidelity => tests(&[
                 "--package",
                 "ebb-tests",
@@ -168,10 +181,13 @@ fn check(command: &mut Command) -> Result<Count> {
     Ok(if passed { Count { passed: 1, failed: 0 } } else { Count { passed: 0, failed: 1 } })
 }
 
-/// Runs `cargo test`, shows what it prints, and adds up the results of its test binaries.
 fn tests(args: &[&str]) -> Result<Count> {
-    let mut command = cargo(&["test"]);
-    let mut child = command.args(args).stdout(Stdio::piped()).spawn().context("start cargo test")?;
+    run_tests(cargo(&["test"]).args(args))
+}
+
+/// Runs `cargo test`, shows what it prints, and adds up the results of its test binaries.
+fn run_tests(command: &mut Command) -> Result<Count> {
+    let mut child = command.stdout(Stdio::piped()).spawn().context("start cargo test")?;
     let mut count = Count::default();
     for line in BufReader::new(child.stdout.take().expect("was asked for")).lines() {
         let line = line.context("read what cargo test prints")?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::place::{self, Placement, Room};
+use super::place::{self, Origin, Placement, Room};
 use super::{Action, Call, Fleet, Group, Member, Target};
 use crate::classify::GpuUse;
 use crate::intent::{DEADLINE_MARGIN, Intent, Phase};
@@ -174,9 +174,16 @@ impl Fleet {
             let open = !member.node.unschedulable || returning(member);
             member.node.ready && open && member.intent(now).is_none() && !self.is_newcomer(member)
         };
-        let serving = self.nodes.values().filter(serves).map(|member| self.place_on(member));
-        let leaving = census.iter().flat_map(|group| &group.leaving).map(|(member, ..)| self.place_on(member));
-        place::place(due, serving.collect(), leaving.collect(), rooms.collect())
+        let name = |member: &'a Member| member.node.name.as_str();
+        let leaving: Vec<&Member> =
+            census.iter().flat_map(|group| &group.leaving).map(|(member, ..)| *member).collect();
+        let leaves = |member: &Member| leaving.iter().any(|leaving| leaving.node.name == member.node.name);
+        let (serving, others): (Vec<_>, Vec<_>) = self.nodes.values().partition(serves);
+        let closed = others.into_iter().filter(|member| !leaves(member));
+        let seats = serving.into_iter().map(|member| self.seat(member, Origin::Serving(name(member))));
+        let seats = seats.chain(leaving.iter().map(|member| self.seat(member, Origin::Leaving(name(member)))));
+        let seats = seats.chain(closed.map(|member| self.seat(member, Origin::Closed)));
+        place::place(due, seats.collect(), rooms.collect())
     }
 
     /// Raises groups for waiting pods and to their minimum; tells each pod what is happening.

@@ -3,23 +3,26 @@
 //! First fit, the most demanding pods first; pods of one shape walk over the places only once together.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::Fleet;
-use crate::kubernetes::Pod;
+use crate::kubernetes::{Node, Pod};
 use crate::reason::{Obstacle, Reason};
-use crate::resources::Resources;
-use crate::schedule::Place;
+use crate::schedule::{Cluster, NodeId, Place, ShapeId};
 use crate::time::Instant;
 
-/// A place pods can be put into.
-struct Bin<'a> {
-    place: Place<'a>,
-    origin: Origin<'a>,
+/// A node and what runs on it.
+pub(super) struct Seat<'a> {
+    /// With nothing of it taken.
+    pub(super) place: Place<'a>,
+    pub(super) pods: Vec<&'a Pod>,
+    pub(super) origin: Origin<'a>,
 }
 
 #[derive(Clone, Copy)]
-enum Origin<'a> {
+pub(super) enum Origin<'a> {
+    /// Takes no pods now; those it has still mean something to others.
+    Closed,
     Serving(&'a str),
     /// Being drained, which can be cancelled.
     Leaving(&'a str),
@@ -59,57 +62,59 @@ pub(super) struct Wanted {
     pub(super) since: Instant,
 }
 
-/// Puts each pod somewhere. `waiting`: pods and since when they wait.
+/// Puts each pod somewhere. `waiting`: pods and since when they wait. Of seats for one pod the first is taken.
 pub(super) fn place<'a>(
-    mut waiting: Vec<(&'a Pod, Instant)>,
-    serving: Vec<Place<'a>>,
-    leaving: Vec<Place<'a>>,
+    waiting: Vec<(&'a Pod, Instant)>,
+    seats: Vec<Seat<'a>>,
     mut rooms: Vec<Room<'a>>,
 ) -> Placement<'a> {
-    let bin = |place: Place<'a>, origin: fn(&'a str) -> Origin<'a>| Some(Bin { origin: origin(place.name?), place });
-    let mut bins: Vec<Bin<'a>> = serving.into_iter().filter_map(|place| bin(place, Origin::Serving)).collect();
-    bins.extend(leaving.into_iter().filter_map(|place| bin(place, Origin::Leaving)));
-    for room in &rooms {
-        let coming = Bin { place: room.template.clone(), origin: Origin::Coming(room.group) };
-        bins.extend(
-            std::iter::repeat_with(|| Bin { place: coming.place.clone(), origin: coming.origin })
-                .take(room.coming as usize),
-        );
+    let mut cluster = Cluster::default();
+    let mut origins = Vec::new();
+    for Seat { place, pods, origin } in seats {
+        let node = cluster.add(place);
+        origins.push(origin);
+        for pod in pods {
+            let shape = cluster.shape(pod);
+            cluster.put(node, shape);
+        }
     }
-    waiting.sort_by_cached_key(|(pod, _)| order(pod));
-
+    for room in &rooms {
+        for _ in 0..room.coming {
+            cluster.add(room.template.clone());
+            origins.push(Origin::Coming(room.group));
+        }
+    }
     let mut placement = Placement::default();
-    // Where the last pod of the same shape found room: free room only shrinks, so nothing before that fits this one.
+    // Where the last pod of the same shape found room. If its room only shrinks, nothing before that fits this one.
     let mut start = 0;
-    let mut previous: Option<&Pod> = None;
-    for (pod, since) in waiting {
-        if !previous.is_some_and(|previous| same_shape(previous, pod)) {
+    let mut previous = None;
+    for (shape, pod, since) in in_order(&mut cluster, waiting) {
+        if previous != Some(shape) || !cluster.only_shrinks_for(shape) {
             start = 0;
         }
-        previous = Some(pod);
-        let found = (start..bins.len()).find(|&index| bins[index].place.admits(pod).is_ok());
-        start = found.unwrap_or(bins.len());
-        if found.is_none() {
-            match open(&mut rooms, pod) {
-                Ok(bin) => bins.push(bin),
+        previous = Some(shape);
+        let takes = |&node: &NodeId| !matches!(origins[node], Origin::Closed) && cluster.admits(node, shape).is_ok();
+        let found = (start..cluster.nodes()).find(takes);
+        let node = match found {
+            Some(node) => node,
+            None => match open(&cluster, &mut rooms, shape, pod) {
+                Ok((group, template)) => {
+                    origins.push(Origin::New(group));
+                    let first = || Wanted { nodes: 0, pods: 0, first: pod.full_name(), since };
+                    placement.wanted.entry(group).or_insert_with(first).nodes += 1;
+                    cluster.add(template)
+                }
                 Err(groups) => {
+                    start = cluster.nodes();
                     placement.explained.push((pod, Reason::NoGroupFits { groups }));
                     continue;
                 }
-            }
-            if let Origin::New(group) = bins[start].origin {
-                let wanted = placement.wanted.entry(group).or_insert_with(|| Wanted {
-                    nodes: 0,
-                    pods: 0,
-                    first: pod.full_name(),
-                    since,
-                });
-                wanted.nodes += 1;
-            }
-        }
-        let bin = &mut bins[start];
-        bin.place.free.subtract(&pod.requests);
-        let because = match bin.origin {
+            },
+        };
+        start = node;
+        cluster.put(node, shape);
+        let because = match origins[node] {
+            Origin::Closed => continue,
             Origin::Serving(node) => Reason::SchedulerToPlace { node: node.to_owned() },
             Origin::Leaving(node) => {
                 placement.kept.entry(node).or_insert_with(|| pod.full_name());
@@ -131,26 +136,42 @@ pub(super) fn place<'a>(
 
 /// Important pods first, then the largest; pods of one shape beside each other; names last, so that the order never
 /// depends on chance.
-fn order(pod: &Pod) -> (Reverse<i32>, bool, Reverse<&Resources>, String, &str, &str) {
-    let selection = format!("{:?}{:?}{:?}", pod.tolerations, pod.node_selector, pod.node_affinity);
-    (Reverse(pod.priority), !pod.requests.has_gpu(), Reverse(&pod.requests), selection, &pod.namespace, &pod.name)
+fn in_order<'a>(cluster: &mut Cluster<'a>, waiting: Vec<(&'a Pod, Instant)>) -> Vec<(ShapeId, &'a Pod, Instant)> {
+    let mut shapes: HashMap<ShapeId, String> = HashMap::new();
+    let mut pods = Vec::new();
+    for (pod, since) in waiting {
+        let shape = cluster.shape(pod);
+        shapes.entry(shape).or_insert_with(|| selection(pod));
+        pods.push((shape, pod, since));
+    }
+    let key = |&(shape, pod, _): &(ShapeId, &'a Pod, Instant)| {
+        let demand = (Reverse(pod.priority), !pod.requests.has_gpu(), Reverse(&pod.requests));
+        (demand, &shapes[&shape], &pod.namespace, &pod.name)
+    };
+    pods.sort_by(|a, b| key(a).cmp(&key(b)));
+    pods
 }
 
-fn same_shape(a: &Pod, b: &Pod) -> bool {
-    a.requests == b.requests
-        && a.tolerations == b.tolerations
-        && a.node_selector == b.node_selector
-        && a.node_affinity == b.node_affinity
+/// The same for all pods of a shape; that of another is another, but for what they ask for.
+fn selection(pod: &Pod) -> String {
+    let Pod { tolerations, node_selector, node_affinity, labels, host_ports, .. } = pod;
+    let others = (&pod.namespace, labels, host_ports, &pod.pod_affinity, &pod.pod_anti_affinity, &pod.spread);
+    format!("{tolerations:?}{node_selector:?}{node_affinity:?}{others:?}")
 }
 
 /// A new node for the pod, from the group that suits it best: no GPU for a pod that asks for none, if that can be
 /// avoided, and then the smallest node.
-fn open<'a>(rooms: &mut [Room<'a>], pod: &Pod) -> Result<Bin<'a>, Vec<(String, Obstacle)>> {
-    let obstacle = |room: &Room| match room.more {
-        None => Some(Obstacle::Unobserved),
-        Some(_) if room.template.admits(pod).is_err() => room.template.admits(pod).err().map(Obstacle::Misfit),
-        Some(0) => Some(Obstacle::Maximum(room.max)),
-        Some(_) => None,
+fn open<'a>(
+    cluster: &Cluster<'a>,
+    rooms: &mut [Room<'a>],
+    shape: ShapeId,
+    pod: &Pod,
+) -> Result<(&'a str, Place<'a>), Vec<(String, Obstacle)>> {
+    let obstacle = |room: &Room<'a>| match (room.more, cluster.would_admit(&room.template, shape)) {
+        (None, _) => Some(Obstacle::Unobserved),
+        (Some(_), Err(misfit)) => Some(Obstacle::Misfit(misfit)),
+        (Some(0), Ok(())) => Some(Obstacle::Maximum(room.max)),
+        (Some(_), Ok(())) => None,
     };
     let wastes_gpu = |room: &Room| room.template.free.has_gpu() && !pod.requests.has_gpu();
     let fullness = |room: &Room| pod.requests.dominant_permille(&room.template.free);
@@ -161,13 +182,19 @@ fn open<'a>(rooms: &mut [Room<'a>], pod: &Pod) -> Result<Bin<'a>, Vec<(String, O
     match best {
         Some(room) => {
             room.more = room.more.map(|more| more - 1);
-            Ok(Bin { place: room.template.clone(), origin: Origin::New(room.group) })
+            Ok((room.group, room.template.clone()))
         }
         None => Err(rooms.iter().filter_map(|room| Some((room.group.to_owned(), obstacle(room)?))).collect()),
     }
 }
 
 impl Fleet {
+    pub(super) fn seat<'a>(&'a self, member: &'a super::Member, origin: Origin<'a>) -> Seat<'a> {
+        let Node { name, labels, taints, allocatable, .. } = &member.node;
+        let place = Place { name: Some(name), labels, taints, free: allocatable.clone() };
+        Seat { place, pods: self.pods_on(name).filter(|pod| !pod.finished).collect(), origin }
+    }
+
     /// The node as a place, with what is left on it.
     pub(super) fn place_on<'a>(&'a self, member: &'a super::Member) -> Place<'a> {
         let node = &member.node;

@@ -1,0 +1,135 @@
+//! Nodes with the pods on them: what fits where, also for what pods mean for each other. Sums are kept as pods come and
+//! go, and pods that a scheduler could not tell apart are one shape.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
+
+use super::topology::{Demands, Topology};
+use super::{Misfit, Place};
+use crate::kubernetes::Pod;
+
+/// By the order in which they were added.
+pub type NodeId = usize;
+pub type ShapeId = usize;
+
+#[derive(Debug, Default)]
+pub struct Cluster<'a> {
+    nodes: Vec<Node<'a>>,
+    shapes: Vec<Shape<'a>>,
+    by_features: HashMap<Features<'a>, ShapeId>,
+    topology: Topology,
+}
+
+#[derive(Debug)]
+struct Node<'a> {
+    place: Place<'a>,
+    pods: BTreeMap<ShapeId, u32>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shape<'a> {
+    /// One of them, for what it asks for.
+    pub(super) pod: &'a Pod,
+    pub(super) demands: Demands,
+}
+
+/// Pods are equal that differ in nothing that filters read.
+#[derive(Debug)]
+struct Features<'a>(&'a Pod);
+
+impl Features<'_> {
+    fn all(&self) -> impl Hash + PartialEq {
+        let pod = self.0;
+        let selection = (&pod.tolerations, &pod.node_selector, &pod.node_affinity);
+        let others = (&pod.pod_affinity, &pod.pod_anti_affinity, &pod.spread);
+        (&pod.namespace, &pod.labels, pod.terminating, &pod.requests, &pod.host_ports, selection, others)
+    }
+}
+
+impl PartialEq for Features<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.all() == other.all()
+    }
+}
+
+impl Eq for Features<'_> {}
+
+impl Hash for Features<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.all().hash(state);
+    }
+}
+
+impl<'a> Cluster<'a> {
+    /// With nothing of it taken.
+    pub fn add(&mut self, place: Place<'a>) -> NodeId {
+        let id = self.nodes.len();
+        self.topology.add(id, &place);
+        self.nodes.push(Node { place, pods: BTreeMap::new() });
+        id
+    }
+
+    pub fn place(&self, node: NodeId) -> &Place<'a> {
+        &self.nodes[node].place
+    }
+
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn shape(&mut self, pod: &'a Pod) -> ShapeId {
+        if let Some(&known) = self.by_features.get(&Features(pod)) {
+            return known;
+        }
+        let id = self.shapes.len();
+        let there = self.nodes.iter().map(|node| (&node.place, &node.pods));
+        let demands = self.topology.demands(pod, &mut self.shapes, there);
+        self.shapes.push(Shape { pod, demands });
+        self.by_features.insert(Features(pod), id);
+        id
+    }
+
+    /// Whether room for pods of this shape can only shrink while others are put somewhere: a node that has refused one
+    /// refuses the next.
+    pub fn only_shrinks_for(&self, shape: ShapeId) -> bool {
+        self.shapes[shape].demands.only_shrink()
+    }
+
+    /// Why a pod of this shape cannot run there; `Ok` if it can. Of several causes the one that kube-scheduler's filters
+    /// come to first.
+    pub fn admits(&self, node: NodeId, shape: ShapeId) -> Result<(), Misfit> {
+        let Node { place, pods } = &self.nodes[node];
+        self.fits(node, place, pods, &self.shapes[shape])
+    }
+
+    /// As [`Self::admits`], of one node more.
+    pub fn would_admit(&self, place: &Place<'_>, shape: ShapeId) -> Result<(), Misfit> {
+        self.fits(self.nodes.len(), place, &BTreeMap::new(), &self.shapes[shape])
+    }
+
+    fn fits(
+        &self,
+        id: NodeId,
+        place: &Place<'_>,
+        pods: &BTreeMap<ShapeId, u32>,
+        Shape { pod, demands }: &Shape<'_>,
+    ) -> Result<(), Misfit> {
+        place.is_meant_for(pod)?;
+        let taken = || pods.keys().flat_map(|&shape| &self.shapes[shape].pod.host_ports);
+        if let Some(port) = pod.host_ports.iter().find(|port| taken().any(|taken| taken.conflicts_with(port))) {
+            return Err(Misfit::HostPort { port: port.port });
+        }
+        place.has_room_for(pod)?;
+        self.topology.admits(id, place, demands)
+    }
+
+    pub fn put(&mut self, node: NodeId, shape: ShapeId) {
+        let (id, node, Shape { pod, demands }) = (node, &mut self.nodes[node], &self.shapes[shape]);
+        node.place.free.subtract(&pod.requests);
+        *node.pods.entry(shape).or_default() += 1;
+        self.topology.put(id, &node.place, demands);
+    }
+}

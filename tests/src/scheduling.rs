@@ -1,0 +1,39 @@
+//! Pods by chance, and what kube-scheduler says of each, for the tests that hold a model against it.
+
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+
+pub fn bound_to(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref()
+}
+
+/// What the scheduler last said of a pod that it found no node for.
+pub fn refusal(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let refused = |it: &&PodCondition| it.type_ == "PodScheduled" && it.reason.as_deref() == Some("Unschedulable");
+    conditions.iter().find(refused)?.message.clone()
+}
+
+/// The number of nodes of which `0/15 nodes are available: 4 node(s) had untolerated taint {…}, 3 Insufficient cpu.` says
+/// this.
+pub fn said(message: &str, cause: &str) -> usize {
+    let causes = message.split(" preemption: ").next().unwrap_or_default();
+    let causes = causes.split_once(": ").map_or("", |(_, causes)| causes).split(", ");
+    let counts = causes.filter(|it| it.contains(cause)).filter_map(|it| it.split(' ').next()?.parse::<usize>().ok());
+    counts.sum()
+}
+
+/// SplitMix64: enough to mix shapes, and the same everywhere.
+pub struct Chance(pub u64);
+
+impl Chance {
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+
+    pub fn one_of(&mut self, choices: &[&'static str]) -> &'static str {
+        choices[usize::try_from(self.below(choices.len() as u64)).expect("it is below a usize")]
+    }
+}
