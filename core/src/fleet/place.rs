@@ -205,3 +205,93 @@ impl Fleet {
         Place { name: Some(&node.name), labels: &node.labels, taints: &node.taints, free }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::slice;
+
+    use super::*;
+    use crate::kubernetes::{Operator, PodTerm, Requirement, Spread};
+    use crate::resources::Resources;
+    use crate::schedule::Misfit;
+
+    fn waiting(count: usize, with: impl Fn(Vec<Requirement>) -> Pod) -> Vec<Pod> {
+        let app = |name: &str| Requirement { key: "app".into(), operator: Operator::In, values: vec![name.into()] };
+        let pod = |index: usize| Pod {
+            uid: index.to_string(),
+            name: format!("web-{index}"),
+            namespace: "default".into(),
+            labels: [("app".to_owned(), "web".to_owned())].into(),
+            requests: Resources::from_texts([("cpu", "100m"), ("pods", "1")]).unwrap(),
+            ..with(vec![app("web")])
+        };
+        (0..count).map(pod).collect()
+    }
+
+    /// How many nodes are wanted for pods that would all fit on one, if some are coming.
+    fn check(pods: &[Pod], coming: u32, wanted: Option<u32>) {
+        let labels = BTreeMap::new();
+        let free = Resources::from_texts([("cpu", "4"), ("pods", "20")]).unwrap();
+        let template = Place { name: None, labels: &labels, taints: &[], free };
+        let room = Room { group: "cpu", template, coming, more: Some(10), max: 10 };
+        let now = Instant::from_millis(0);
+        let placement = place(pods.iter().map(|pod| (pod, now)).collect(), vec![], vec![room]);
+        assert_eq!(placement.wanted.get("cpu").map(|wanted| wanted.nodes), wanted, "{:?}", placement.explained);
+    }
+
+    fn alone(selector: Vec<Requirement>) -> Pod {
+        let namespaces = Some(vec!["default".to_owned()]);
+        let term = PodTerm { namespaces, selector: Some(selector), topology_key: "kubernetes.io/hostname".into() };
+        Pod { pod_anti_affinity: vec![term], ..Pod::default() }
+    }
+
+    #[test]
+    fn pods_that_must_stand_alone_get_a_node_each() {
+        check(&waiting(5, |_| Pod::default()), 0, Some(1));
+        check(&waiting(5, alone), 0, Some(5));
+        check(&waiting(5, alone), 2, Some(3));
+        check(&waiting(5, alone), 5, None);
+    }
+
+    #[test]
+    fn pods_are_spread_over_nodes_that_are_only_coming() {
+        let even = |selector| Spread {
+            max_skew: 1,
+            min_domains: 1,
+            selector: Some(selector),
+            topology_key: "kubernetes.io/hostname".into(),
+            honors_affinity: true,
+            honors_taints: false,
+        };
+        let spread = |selector| Pod { spread: vec![even(selector)], ..Pod::default() };
+        check(&waiting(6, spread), 3, None);
+        // One node is no unevenness.
+        check(&waiting(6, spread), 1, None);
+    }
+
+    #[test]
+    fn a_node_that_takes_no_pods_still_has_those_that_others_keep_away_from() {
+        let zone = |name: &str| BTreeMap::from([("zone".to_owned(), name.to_owned())]);
+        let (labels, template) = (zone("a"), zone("a"));
+        let far = |selector| {
+            let Pod { pod_anti_affinity, .. } = alone(selector);
+            let terms = pod_anti_affinity.into_iter().map(|term| PodTerm { topology_key: "zone".into(), ..term });
+            Pod { pod_anti_affinity: terms.collect(), ..Pod::default() }
+        };
+        let pods = waiting(2, far);
+        let free = || Resources::from_texts([("cpu", "4"), ("pods", "20")]).unwrap();
+        let seat = Seat {
+            place: Place { name: Some("cordoned"), labels: &labels, taints: &[], free: free() },
+            pods: vec![&pods[0]],
+            origin: Origin::Closed,
+        };
+        let template = Place { name: None, labels: &template, taints: &[], free: free() };
+        let room = Room { group: "cpu", template, coming: 0, more: Some(1), max: 1 };
+        let placement = place(vec![(&pods[1], Instant::from_millis(0))], vec![seat], vec![room]);
+        let [(_, Reason::NoGroupFits { groups })] = placement.explained.as_slice() else {
+            panic!("{:?}", placement.explained)
+        };
+        let misfit = Misfit::PodAntiAffinity { key: "zone".into() };
+        assert_eq!(groups, slice::from_ref(&("cpu".to_owned(), Obstacle::Misfit(misfit))));
+    }
+}
