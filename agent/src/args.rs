@@ -99,8 +99,8 @@ pub struct Args {
     #[arg(long, env = "EBB_NVML_LIBRARY", value_name = "FILE")]
     pub nvml_library: Option<PathBuf>,
     /// Count each container's launches of CUDA kernels, by probes in this libcuda.so.1, which must be the very file that
-    /// containers map. A launch then costs two traps into the kernel: microseconds, in some VMs tens of them. Who
-    /// launches nothing need not be idle: kernels may run for long
+    /// containers map. A launch then costs two traps into the kernel: microseconds, in some VMs tens of them. Needs
+    /// the capability SYS_ADMIN at the start. Who launches nothing need not be idle: kernels may run for long
     #[arg(long, env = "EBB_CUDA_LAUNCHES", value_name = "FILE")]
     pub cuda_launches: Option<PathBuf>,
     /// The kernel's log, where NVIDIA's driver writes its XIDs

@@ -37,8 +37,8 @@ pub enum Error {
     #[error("read {}, in which launches of CUDA kernels should be counted", path.display())]
     Library { path: PathBuf, source: io::Error },
     #[error(
-        "count the calls of {function} in {}: it must be libcuda, the kernel needs CONFIG_UPROBES, and where the sysctl \
-         kernel.perf_event_paranoid is above 2 some distributions' kernels ask for the capability SYS_ADMIN",
+        "count the calls of {function} in {}: it must be libcuda, and the kernel needs CONFIG_UPROBES and asks for the \
+         capability SYS_ADMIN (some older ones, for PERFMON)",
         library.display()
     )]
     Probe { function: &'static str, library: PathBuf, source: Box<ProgramError> },
