@@ -14,9 +14,10 @@ use crate::process::{capture, root, run as run_command};
 ///
 /// Builds release binaries first: minutes, the first time. `agent` and `ebpf` need root. `agent` takes two
 /// minutes and needs prometheus-node-exporter, which it installs from Debian's packages, and cAdvisor, which it builds
-/// with Go; it makes cgroups, and for ten seconds it sets the sysctl kernel.bpf_stats_enabled. `ebpf` takes 40 seconds. `burst` brings up a lab (see `cargo xtask lab
-/// --help`) and takes about five seconds a trial. `sim` takes minutes. Nothing is left running. Progress goes to standard error. A busy
-/// machine makes all figures worse. Aims are printed beside the figures; nothing fails when one is missed.
+/// with Go; it makes cgroups, and for ten seconds it sets the sysctl kernel.bpf_stats_enabled. `ebpf` takes 40 seconds.
+/// `burst` brings up a lab (see `cargo xtask lab --help`) and takes about five seconds a trial. `planning` takes ten
+/// seconds, `sim` minutes. Nothing is left running. Progress goes to standard error. A busy machine makes all figures
+/// worse. Aims are printed beside the figures; nothing fails when one is missed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to measure; nothing: everything.
@@ -40,6 +41,8 @@ enum Group {
     Ebpf,
     /// From a pod that finds no node to `SetDesiredCapacity`, beside a loop that does nothing else.
     Burst,
+    /// How long the rules take to find room for a burst, as it grows, and for pods that mean something for each other.
+    Planning,
     /// Virtual time a second of the simulator, as clusters grow.
     Sim,
 }
@@ -69,6 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::Agent => ("agent", agent::measure(args.seconds)?),
             Group::Ebpf => ("ebpf", ebpf()?),
             Group::Burst => ("burst", burst(args.trials)?),
+            Group::Planning => ("planning", planning()?),
             Group::Sim => ("sim", sim()?),
         };
         match args.output {
@@ -163,6 +167,46 @@ fn ebpf() -> Result<Vec<Row>> {
             theirs: system_call,
             aim: "",
         },
+    ])
+}
+
+/// Each figure is one decision on a whole picture.
+fn planning() -> Result<Vec<Row>> {
+    const WORK: [&str; 7] = [
+        "fill:5000:500",
+        "fill:50000:5000",
+        "near:10000:0",
+        "apart:10000:0",
+        "even:1000:1000",
+        "even:10000:1000",
+        "types:10000:0",
+    ];
+    build(&["ebb-sim", "--example", "planning"])?;
+    eprintln!("seven decisions, the best of three tries of each");
+    let mut best = [f64::INFINITY; WORK.len()];
+    for _ in 0..3 {
+        let printed = capture(Command::new(root().join("target/release/examples/planning")).args(WORK))?;
+        for (best, line) in best.iter_mut().zip(printed.lines()) {
+            let decision: Value = serde_json::from_str(line).context("read the decisions")?;
+            *best = best.min(decision["seconds"].as_f64().context("find how long one took")?);
+        }
+    }
+    let [fill_small, fill, near, apart, even_small, even, types] = best;
+    let millis = |what, seconds: f64, theirs: Option<(f64, &'static str)>, aim| {
+        let theirs = theirs.map(|(seconds, who)| (seconds * 1e3, who));
+        Row { what, unit: "ms", ours: seconds * 1e3, theirs, aim }
+    };
+    let growth = |what, small: f64, large: f64| {
+        let ours = (large / small).log10();
+        Row { what, unit: "exponent", ours, theirs: Some((1.0, "in proportion")), aim: "" }
+    };
+    Ok(vec![
+        millis("50 000 pods onto 5 000 nodes", fill, None, "below 1 s"),
+        growth("its growth, from a tenth of both", fill_small, fill),
+        millis("10 000 pods that keep apart", apart, Some((near, "the same, keeping from nobody")), ""),
+        millis("10 000 pods spread over 1 000 nodes", even, None, ""),
+        growth("its growth, from a tenth of the pods", even_small, even),
+        Row { what: "10 000 mixed pods, 400 groups", unit: "pods/s", ours: 10_000.0 / types, theirs: None, aim: "" },
     ])
 }
 

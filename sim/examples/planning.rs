@@ -1,0 +1,184 @@
+//! How long the coordinator's rules take to find room for a burst: `cargo xtask bench planning`. The arguments are work
+//! as `kind:pods:nodes`; prints a JSON object for each, with the time of the one decision that answers the burst.
+//!
+//! - `fill`: pods of twenty shapes, for nodes that are there and have room for all.
+//! - `types`: pods of fifty shapes and no nodes, with 400 groups to choose from.
+//! - `apart`: pods that keep away from their like, node by node, a hundred kinds of them, and no nodes.
+//! - `near`: the same pods, which keep away from nobody.
+//! - `even`: pods that are to be spread over the nodes that are there and over their three zones.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant as Wall};
+
+use ebb_core::fleet::{Action, Event, Fleet, GroupState, Instance};
+use ebb_core::kubernetes::{Node, Operator, Pod, PodTerm, Requirement, Spread};
+use ebb_core::policy::{Group, Policy, ScaleUp};
+use ebb_core::resources::Resources;
+use ebb_core::time::Instant;
+
+const ZONE: &str = "topology.kubernetes.io/zone";
+const HOSTNAME: &str = "kubernetes.io/hostname";
+
+struct Work {
+    groups: BTreeMap<String, Group>,
+    nodes: Vec<Node>,
+    pods: Vec<Pod>,
+}
+
+fn main() {
+    for argument in std::env::args().skip(1) {
+        let parts: Vec<_> = argument.split(':').collect();
+        let [kind, pods, nodes] = parts[..] else { panic!("{argument}: expected kind:pods:nodes") };
+        let number = |text: &str| text.parse().unwrap_or_else(|error| panic!("{argument}: {error}"));
+        let (pods, nodes): (u32, u32) = (number(pods), number(nodes));
+        let work = match kind {
+            "fill" => fill(pods, nodes),
+            "types" => types(pods),
+            "apart" => apart(pods),
+            "near" => near(pods),
+            "even" => even(pods, nodes),
+            _ => panic!("{argument}: there is no such kind"),
+        };
+        let (seconds, actions) = decide(work);
+        let wanted: u32 = actions
+            .iter()
+            .map(|action| if let Action::SetDesired { from, to, .. } = action { to - from } else { 0 })
+            .sum();
+        println!(
+            "{{\"kind\": \"{kind}\", \"pods\": {pods}, \"nodes\": {nodes}, \"seconds\": {seconds:.4}, \"wanted\": {wanted}}}"
+        );
+    }
+}
+
+/// The picture is complete but for the groups; their description lets the rules decide.
+fn decide(work: Work) -> (f64, Vec<Action>) {
+    let now = Instant::from_millis(1_767_603_600_000);
+    let scale_up = ScaleUp { pending_for: Duration::ZERO, batch_window: Duration::ZERO, ..ScaleUp::default() };
+    let described = |(name, group): (&String, &Group)| GroupState {
+        name: name.clone(),
+        min: 0,
+        max: group.max,
+        desired: if name == "there" { work.nodes.len() as u32 } else { 0 },
+        instances: work
+            .nodes
+            .iter()
+            .filter(|_| name == "there")
+            .map(|node| Instance { id: node.instance.clone().expect("all have one"), live: true })
+            .collect(),
+    };
+    let groups = work.groups.iter().map(described).collect();
+    let mut fleet = Fleet::new(Policy { groups: work.groups, scale_up, ..Policy::default() });
+    work.nodes.into_iter().for_each(|node| _ = fleet.handle(now, Event::NodeApplied(node)));
+    let pods = work.pods.into_iter().map(|pod| Pod { unschedulable_since: Some(now), ..pod });
+    pods.for_each(|pod| _ = fleet.handle(now, Event::PodApplied(pod)));
+    fleet.handle(now, Event::Leading(true));
+    let asked = fleet.handle(now, Event::Synced(true));
+    let asked = asked.into_iter().find(|action| matches!(action, Action::Describe { .. }));
+    let asked = asked.expect("groups are described before anything is done about them");
+    let start = Wall::now();
+    let actions = fleet.handle(now, Event::Groups { asked, groups });
+    (start.elapsed().as_secs_f64(), actions)
+}
+
+fn fill(pods: u32, nodes: u32) -> Work {
+    let group = group(4_000, 16, nodes);
+    let shape = |number: u32| pod(number, 100 + 10 * u64::from(number % 20), 64 + 16 * u64::from(number % 20));
+    Work {
+        nodes: (0..nodes).map(|number| node(number, &group)).collect(),
+        groups: BTreeMap::from([("there".to_owned(), group)]),
+        pods: (0..pods).map(shape).collect(),
+    }
+}
+
+fn types(pods: u32) -> Work {
+    let group = |number: u32| {
+        let cpu = 2_000 * u64::from(1 + number % 48);
+        (format!("type-{number:03}"), group(cpu, 2 + u64::from(number) % 9 * cpu / 2_000, 10_000))
+    };
+    let shape = |number: u32| pod(number, 100 * (1 + u64::from(number % 50)), 128 * (1 + u64::from(number * 7 % 50)));
+    Work { nodes: Vec::new(), groups: (0..400).map(group).collect(), pods: (0..pods).map(shape).collect() }
+}
+
+fn apart(pods: u32) -> Work {
+    let shape = |number: u32| {
+        let app = format!("app-{}", number % 100);
+        let term = PodTerm {
+            namespaces: Some(vec!["default".to_owned()]),
+            selector: Some(vec![is(&app)]),
+            topology_key: HOSTNAME.to_owned(),
+        };
+        Pod { pod_anti_affinity: vec![term], ..of_app(pod(number, 100, 64), &app) }
+    };
+    let groups = BTreeMap::from([("new".to_owned(), group(4_000, 16, pods))]);
+    Work { nodes: Vec::new(), groups, pods: (0..pods).map(shape).collect() }
+}
+
+fn near(pods: u32) -> Work {
+    let work = apart(pods);
+    let near = |pod| Pod { pod_anti_affinity: Vec::new(), ..pod };
+    Work { pods: work.pods.into_iter().map(near).collect(), ..work }
+}
+
+fn even(pods: u32, nodes: u32) -> Work {
+    let spread = |app: &str, key: &str| Spread {
+        max_skew: 1,
+        min_domains: 1,
+        selector: Some(vec![is(app)]),
+        topology_key: key.to_owned(),
+        honors_affinity: true,
+        honors_taints: false,
+    };
+    let shape = |number: u32| {
+        let app = format!("app-{}", number % 20);
+        let spread = vec![spread(&app, ZONE), spread(&app, HOSTNAME)];
+        Pod { spread, ..of_app(pod(number, 100, 64), &app) }
+    };
+    Work { pods: (0..pods).map(shape).collect(), ..fill(0, nodes) }
+}
+
+fn group(cpu: u64, memory_gib: u64, max: u32) -> Group {
+    let mut allocatable = Resources::default();
+    allocatable.set("cpu", cpu - 80);
+    allocatable.set("memory", (memory_gib << 30) - (memory_gib << 28));
+    allocatable.set("pods", 110);
+    Group {
+        min: 0,
+        max,
+        instance_type: "m5.xlarge".to_owned(),
+        labels: BTreeMap::new(),
+        taints: Vec::new(),
+        allocatable,
+        unneeded_for: Duration::from_secs(600),
+    }
+}
+
+fn node(number: u32, group: &Group) -> Node {
+    let name = format!("node-{number:05}");
+    let zone = format!("zone-{}", number % 3);
+    Node {
+        uid: name.clone(),
+        instance: Some(format!("i-{number:05}")),
+        labels: BTreeMap::from([(ZONE.to_owned(), zone), (HOSTNAME.to_owned(), name.clone())]),
+        ready: true,
+        allocatable: group.allocatable.clone(),
+        name,
+        ..Node::default()
+    }
+}
+
+fn pod(number: u32, cpu: u64, memory_mib: u64) -> Pod {
+    let mut requests = Resources::default();
+    requests.set("cpu", cpu);
+    requests.set("memory", memory_mib << 20);
+    requests.set("pods", 1);
+    let name = format!("pod-{number:06}");
+    Pod { uid: name.clone(), namespace: "default".to_owned(), name, requests, ..Pod::default() }
+}
+
+fn of_app(pod: Pod, app: &str) -> Pod {
+    Pod { labels: BTreeMap::from([("app".to_owned(), app.to_owned())]), ..pod }
+}
+
+fn is(app: &str) -> Requirement {
+    Requirement { key: "app".to_owned(), operator: Operator::In, values: vec![app.to_owned()] }
+}
