@@ -67,7 +67,7 @@ impl<'a> Cluster<'a> {
     /// With nothing of it taken.
     pub fn add(&mut self, place: Place<'a>) -> NodeId {
         let id = self.nodes.len();
-        self.topology.add(id, &place);
+        self.topology.add(&place);
         self.nodes.push(Node { place, pods: BTreeMap::new() });
         id
     }
@@ -127,9 +127,10 @@ impl<'a> Cluster<'a> {
     }
 
     pub fn put(&mut self, node: NodeId, shape: ShapeId) {
-        let (id, node, Shape { pod, demands }) = (node, &mut self.nodes[node], &self.shapes[shape]);
+        let Shape { pod, demands } = &self.shapes[shape];
+        self.topology.put(node, demands);
+        let node = &mut self.nodes[node];
         node.place.free.subtract(&pod.requests);
         *node.pods.entry(shape).or_default() += 1;
-        self.topology.put(id, &node.place, demands);
     }
 }

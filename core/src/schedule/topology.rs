@@ -4,7 +4,6 @@
 //! Of a node that is to come it may not be known in which zone it will be. Rules by a label that it lacks admit it, and
 //! do not count it.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use super::cluster::Shape;
@@ -45,20 +44,33 @@ struct Eligible {
 #[derive(Debug)]
 struct Counter {
     rule: Rule,
-    domains: HashMap<String, Domain>,
+    domains: Vec<Domain>,
+    by_value: HashMap<String, usize>,
+    /// Of each node.
+    seats: Vec<Seat>,
     /// In all domains.
     pods: u32,
-    /// How many domains have so many pods.
-    levels: BTreeMap<u32, u32>,
+    /// Of the domains that have nodes the rule is about: how many have so many pods.
+    levels: BTreeMap<u32, usize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seat {
+    /// `None`: the node lacks the label, or it is not known yet.
+    domain: Option<usize>,
+    /// Whether the rule is about the node.
+    counts: bool,
 }
 
 /// One value of a rule's label.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Domain {
     /// That the rule is about.
     pods: u32,
     /// That have the rule as their own anti-affinity.
     bearers: u32,
+    /// Whether it has a node that the rule is about.
+    counts: bool,
 }
 
 /// What a shape of pods means to counters, and they to it.
@@ -88,17 +100,19 @@ impl Demands {
 }
 
 impl Topology {
-    pub(super) fn add(&mut self, id: NodeId, place: &Place<'_>) {
-        self.counters.iter_mut().for_each(|counter| counter.count(id, place, 0));
+    /// The next node.
+    pub(super) fn add(&mut self, place: &Place<'_>) {
+        self.counters.iter_mut().for_each(|counter| counter.add(place));
     }
 
-    pub(super) fn put(&mut self, id: NodeId, place: &Place<'_>, demands: &Demands) {
+    pub(super) fn put(&mut self, node: NodeId, demands: &Demands) {
         for &counter in &demands.counted_by {
-            self.counters[counter].count(id, place, 1);
+            self.counters[counter].count(node, 1);
         }
         for &counter in &demands.anti_affinity {
-            if let Some(domain) = self.counters[counter].domain_mut(id, place) {
-                domain.bearers += 1;
+            let counter = &mut self.counters[counter];
+            if let Some(domain) = counter.seats[node].domain {
+                counter.domains[domain].bearers += 1;
             }
         }
     }
@@ -114,12 +128,12 @@ impl Topology {
         let mut counter = |rule: Rule| {
             *self.by_rule.entry(rule).or_insert_with_key(|rule| {
                 let index = self.counters.len();
-                let mut counter =
-                    Counter { rule: rule.clone(), domains: HashMap::new(), pods: 0, levels: BTreeMap::new() };
+                let mut counter = Counter::new(rule.clone());
                 let counted: Vec<bool> = shapes.iter().map(|shape| rule.counts(shape.pod)).collect();
-                for (id, (place, pods)) in there.clone().enumerate() {
+                for (node, (place, pods)) in there.clone().enumerate() {
                     let pods = pods.iter().filter(|(shape, _)| counted[**shape]).map(|(_, pods)| pods).sum();
-                    counter.count(id, place, pods);
+                    counter.add(place);
+                    counter.count(node, pods);
                 }
                 for (shape, _) in shapes.iter_mut().zip(counted).filter(|(_, counted)| *counted) {
                     shape.demands.counted_by.push(index);
@@ -143,43 +157,36 @@ impl Topology {
         Demands { counted_by, affinity, anti_affinity, spread, starts_itself }
     }
 
-    pub(super) fn admits(&self, id: NodeId, place: &Place<'_>, demands: &Demands) -> Result<(), Misfit> {
+    /// `node`: one that was added, or the next one.
+    pub(super) fn admits(&self, node: NodeId, place: &Place<'_>, demands: &Demands) -> Result<(), Misfit> {
+        let domain = |index: usize| self.counters[index].domain(node, place);
+        let key = |index: usize| self.counters[index].rule.key.clone();
         for even in &demands.spread {
-            let counter = &self.counters[even.counter];
-            let key = || counter.rule.key.clone();
-            match counter.rule.value(id, place) {
-                None if place.name.is_some() => return Err(Misfit::TopologyKey { key: key() }),
-                Some(value) if !counter.stays_even(even, &value) => return Err(Misfit::Spread { key: key() }),
+            match domain(even.counter) {
+                None if place.name.is_some() => return Err(Misfit::TopologyKey { key: key(even.counter) }),
+                Some(domain) if !self.counters[even.counter].stays_even(even, domain) => {
+                    return Err(Misfit::Spread { key: key(even.counter) });
+                }
                 _ => {}
             }
         }
-        let pods = |counter: &Counter, of: fn(&Domain) -> u32| {
-            let value = counter.rule.value(id, place)?;
-            Some(counter.domains.get(&*value).map_or(0, of))
-        };
         // The first of pods that must be near each other finds none to be near to.
         let is_first = demands.starts_itself && demands.affinity.iter().all(|&index| self.counters[index].pods == 0);
-        for &index in &demands.affinity {
-            let counter = &self.counters[index];
-            let is_near = match pods(counter, |domain| domain.pods) {
-                None => place.name.is_none(),
-                Some(pods) => pods > 0 || is_first,
-            };
-            if !is_near {
-                return Err(Misfit::PodAffinity { key: counter.rule.key.clone() });
-            }
-        }
-        let meets = |indices: &[usize], of: fn(&Domain) -> u32| {
-            let found = indices.iter().find(|&&index| pods(&self.counters[index], of).is_some_and(|pods| pods > 0));
-            found.map(|&index| self.counters[index].rule.key.clone())
+        let is_near = |&&index: &&usize| match domain(index) {
+            None => place.name.is_none(),
+            Some(domain) => domain.pods > 0 || is_first,
         };
-        if let Some(key) = meets(&demands.anti_affinity, |domain| domain.pods) {
-            return Err(Misfit::PodAntiAffinity { key });
+        if let Some(&index) = demands.affinity.iter().find(|index| !is_near(index)) {
+            return Err(Misfit::PodAffinity { key: key(index) });
         }
-        match meets(&demands.counted_by, |domain| domain.bearers) {
-            Some(key) => Err(Misfit::PodsAntiAffinity { key }),
-            None => Ok(()),
+        let has = |index: usize, pods: fn(Domain) -> u32| domain(index).is_some_and(|domain| pods(domain) > 0);
+        if let Some(&index) = demands.anti_affinity.iter().find(|&&index| has(index, |domain| domain.pods)) {
+            return Err(Misfit::PodAntiAffinity { key: key(index) });
         }
+        if let Some(&index) = demands.counted_by.iter().find(|&&index| has(index, |domain| domain.bearers)) {
+            return Err(Misfit::PodsAntiAffinity { key: key(index) });
+        }
+        Ok(())
     }
 }
 
@@ -217,40 +224,48 @@ impl Rule {
         let selects_all = || self.about.iter().all(|term| term.selector.as_ref().is_some_and(Vec::is_empty));
         self.is_about(pod) && !(self.on.is_some() && (pod.terminating || selects_all()))
     }
-
-    /// `None`: the node lacks the label, or it is not known yet.
-    fn value<'p>(&self, id: NodeId, place: &Place<'p>) -> Option<Cow<'p, str>> {
-        value(&self.key, id, place)
-    }
 }
 
 impl Eligible {
-    fn has(&self, id: NodeId, place: &Place<'_>) -> bool {
-        self.keys.iter().all(|key| value(key, id, place).is_some())
+    fn has(&self, place: &Place<'_>) -> bool {
+        let has_key = |key: &String| place.labels.contains_key(key) || names_itself(key, place);
+        self.keys.iter().all(has_key)
             && place.is_selected_by(&self.node_selector, &self.node_affinity).is_ok()
             && self.tolerations.as_ref().is_none_or(|own| !place.taints.iter().any(|taint| repels(taint, own)))
     }
 }
 
 impl Counter {
-    /// `None`: the rule is not about this node.
-    fn domain_mut(&mut self, id: NodeId, place: &Place<'_>) -> Option<&mut Domain> {
-        let value = self.rule.value(id, place)?;
-        if !self.rule.on.as_ref().is_none_or(|nodes| nodes.has(id, place)) {
-            return None;
-        }
-        if !self.domains.contains_key(&*value) {
-            *self.levels.entry(0).or_default() += 1;
-        }
-        Some(self.domains.entry(value.into_owned()).or_default())
+    fn new(rule: Rule) -> Self {
+        let (by_value, levels) = (HashMap::new(), BTreeMap::new());
+        Self { rule, domains: Vec::new(), by_value, seats: Vec::new(), pods: 0, levels }
     }
 
-    fn count(&mut self, id: NodeId, place: &Place<'_>, more: u32) {
-        let Some(domain) = self.domain_mut(id, place) else { return };
-        let before = domain.pods;
-        domain.pods += more;
+    fn add(&mut self, place: &Place<'_>) {
+        let Self { rule, domains, by_value, .. } = self;
+        let another = || {
+            domains.push(Domain::default());
+            domains.len() - 1
+        };
+        let domain = match place.labels.get(&rule.key) {
+            Some(value) => Some(*by_value.entry(value.clone()).or_insert_with(another)),
+            None => names_itself(&rule.key, place).then(another),
+        };
+        let counts = domain.is_some() && rule.on.as_ref().is_none_or(|nodes| nodes.has(place));
+        if let Some(domain) = domain.map(|domain| &mut self.domains[domain]).filter(|domain| counts && !domain.counts) {
+            domain.counts = true;
+            *self.levels.entry(domain.pods).or_default() += 1;
+        }
+        self.seats.push(Seat { domain, counts });
+    }
+
+    fn count(&mut self, node: NodeId, more: u32) {
+        let Seat { domain: Some(domain), counts: true } = self.seats[node] else { return };
+        let pods = &mut self.domains[domain].pods;
+        let before = *pods;
+        *pods += more;
         self.pods += more;
-        *self.levels.entry(before + more).or_default() += 1;
+        *self.levels.entry(*pods).or_default() += 1;
         if let Some(domains) = self.levels.get_mut(&before) {
             *domains -= 1;
             if *domains == 0 {
@@ -259,19 +274,27 @@ impl Counter {
         }
     }
 
+    /// `None`: the node lacks the label, or it is not known yet. Of the next node: as if it were there.
+    fn domain(&self, node: NodeId, place: &Place<'_>) -> Option<Domain> {
+        match self.seats.get(node) {
+            Some(seat) => seat.domain.map(|domain| self.domains[domain]),
+            None => match place.labels.get(&self.rule.key) {
+                Some(value) => Some(self.by_value.get(value).map_or(Domain::default(), |&domain| self.domains[domain])),
+                None => names_itself(&self.rule.key, place).then(Domain::default),
+            },
+        }
+    }
+
     /// With one more in that domain.
-    fn stays_even(&self, even: &Even, value: &str) -> bool {
+    fn stays_even(&self, even: &Even, domain: Domain) -> bool {
         let fewest = self.levels.first_key_value().map_or(0, |(pods, _)| *pods);
-        let fewest = if self.domains.len() < even.min_domains as usize { 0 } else { fewest };
-        let pods = self.domains.get(value).map_or(0, |domain| domain.pods) + u32::from(even.counts_itself);
-        pods <= fewest.saturating_add(even.max_skew)
+        let domains = self.levels.values().sum::<usize>();
+        let fewest = if domains < even.min_domains as usize { 0 } else { fewest };
+        domain.pods + u32::from(even.counts_itself) <= fewest.saturating_add(even.max_skew)
     }
 }
 
-fn value<'p>(key: &str, id: NodeId, place: &Place<'p>) -> Option<Cow<'p, str>> {
-    match place.labels.get(key) {
-        Some(value) => Some(Cow::Borrowed(value)),
-        None if key == HOSTNAME && place.name.is_none() => Some(Cow::Owned(format!("to come: {id}"))),
-        None => None,
-    }
+/// Whether it is to get a value of its own for this label, which it does not show yet.
+fn names_itself(key: &str, place: &Place<'_>) -> bool {
+    key == HOSTNAME && place.name.is_none()
 }
