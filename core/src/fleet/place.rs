@@ -197,12 +197,9 @@ impl Fleet {
 
     /// The node as a place, with what is left on it.
     pub(super) fn place_on<'a>(&'a self, member: &'a super::Member) -> Place<'a> {
-        let node = &member.node;
-        let mut free = node.allocatable.clone();
-        for pod in self.pods_on(&node.name).filter(|pod| !pod.finished) {
-            free.subtract(&pod.requests);
-        }
-        Place { name: Some(&node.name), labels: &node.labels, taints: &node.taints, free }
+        let Seat { mut place, pods, .. } = self.seat(member, Origin::Closed);
+        pods.iter().for_each(|pod| place.free.subtract(&pod.requests));
+        place
     }
 }
 
