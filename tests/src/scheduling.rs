@@ -1,6 +1,26 @@
 //! Pods by chance, and what kube-scheduler says of each, for the tests that hold a model against it.
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use std::time::Duration;
+
+use ebb_core::kubernetes::Node;
+use k8s_openapi::api::core::v1::{self as api, Pod, PodCondition};
+use kube::Api;
+use kube::api::ListParams;
+
+use crate::Lab;
+
+/// So many nodes, once all of them are open to pods.
+pub async fn open_nodes(lab: &Lab, nodes: &Api<api::Node>, count: usize, within: Duration) -> Vec<Node> {
+    let mut known: Vec<Node> = Vec::new();
+    let open = async || {
+        let listed = nodes.list(&ListParams::default()).await.expect("the API server lists nodes").items;
+        known = listed.iter().map(Node::from).collect();
+        let starts = |node: &Node| node.taints.iter().any(|taint| taint.key.starts_with("node.kubernetes.io/"));
+        known.len() == count && known.iter().all(|node| node.ready && !starts(node))
+    };
+    lab.wait_until("all nodes to be open", within, open).await;
+    known
+}
 
 pub fn bound_to(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref()

@@ -9,7 +9,7 @@ use ebb_core::resources::Resources;
 use ebb_core::schedule::{Misfit, Place};
 use ebb_core::time::Instant;
 use ebb_sim::scheduler::{Action, Event, Scheduler};
-use ebb_tests::scheduling::{Chance, bound_to, refusal, said};
+use ebb_tests::scheduling::{Chance, bound_to, open_nodes, refusal, said};
 use ebb_tests::{Lab, LabOptions};
 use k8s_openapi::api::core::v1 as api;
 use kube::api::{ListParams, PostParams};
@@ -36,13 +36,7 @@ async fn the_scheduler_binds_what_the_model_admits_and_nothing_else() {
     let client = lab.client().await;
     let nodes: Api<api::Node> = Api::all(client.clone());
     let pods: Api<api::Pod> = Api::namespaced(client, "default");
-    let open = async || {
-        let nodes = nodes.list(&ListParams::default()).await.unwrap().items;
-        let nodes: Vec<Node> = nodes.iter().map(Node::from).collect();
-        let starts = |node: &Node| node.taints.iter().any(|taint| taint.key.starts_with("node.kubernetes.io/"));
-        nodes.len() == NODES && nodes.iter().all(|node| node.ready && !starts(node))
-    };
-    lab.wait_until("all nodes to be open", SOON, open).await;
+    open_nodes(&lab, &nodes, NODES, SOON).await;
     for number in 0..PODS {
         let pod = serde_json::from_value(pod(&mut Chance(SEED << 32 | number), number)).unwrap();
         pods.create(&PostParams::default(), &pod).await.unwrap();

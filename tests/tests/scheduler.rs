@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use ebb_core::kubernetes::{Node, Pod};
 use ebb_core::schedule::{Cluster, Misfit, Place};
-use ebb_tests::scheduling::{Chance, bound_to, refusal, said};
+use ebb_tests::scheduling::{Chance, bound_to, open_nodes, refusal, said};
 use ebb_tests::{Lab, LabOptions};
 use k8s_openapi::api::core::v1 as api;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -40,14 +40,7 @@ async fn the_model_and_the_scheduler_agree_pod_by_pod() {
     let client = lab.client().await;
     let nodes: Api<api::Node> = Api::all(client.clone());
     let pods: Api<api::Pod> = Api::namespaced(client, "default");
-    let mut known = Vec::new();
-    let open = async || {
-        let listed = nodes.list(&ListParams::default()).await.unwrap().items;
-        known = listed.iter().map(Node::from).collect();
-        let starts = |node: &Node| node.taints.iter().any(|taint| taint.key.starts_with("node.kubernetes.io/"));
-        known.len() == NODES && known.iter().all(|node| node.ready && !starts(node))
-    };
-    lab.wait_until("all nodes to be open", SOON, open).await;
+    let known = open_nodes(&lab, &nodes, NODES, SOON).await;
 
     let mut there: BTreeMap<String, (usize, Pod)> = BTreeMap::new();
     let (mut refused, mut causes, mut differences) = (0, BTreeMap::<&str, u64>::new(), Vec::new());
