@@ -7,7 +7,8 @@ use std::time::Duration;
 use ebb_core::classify::{self, IdlePolicy};
 use ebb_core::instance;
 use ebb_core::kubernetes::{Taint, TaintEffect};
-use ebb_core::policy::{self, Policy};
+use ebb_core::policy::{self, Expander, Policy};
+use ebb_core::price::{self, Dollars};
 use ebb_core::resources::Resources;
 use ebb_core::time::parse_duration;
 use ebb_core::units::Permille;
@@ -31,6 +32,9 @@ pub(super) fn policy(file: &File, overrides: &Overrides) -> Result<Policy, Vec<P
     overrides.apply(&mut scale_up, &mut scale_down);
     let idle = check.idle(&file.idle, file.scale_down.utilization_below.as_ref());
     let groups = check.groups(&file.groups, &scale_down);
+    if scale_up.expander == Expander::Price {
+        check.prices(&file.groups.value, &groups);
+    }
     if check.problems.is_empty() {
         return Ok(Policy { groups, scale_up, scale_down, idle });
     }
@@ -96,6 +100,7 @@ impl Check {
             pending_for: self.duration(file.pending_for.as_ref(), default.pending_for),
             batch_window: self.duration(file.batch_window.as_ref(), default.batch_window),
             provision_timeout: self.limit(file.provision_timeout.as_ref(), default.provision_timeout),
+            expander: self.read(file.expander.as_ref(), default.expander, expander),
         }
     }
 
@@ -111,6 +116,7 @@ impl Check {
             max_parallel_drains,
             drain_timeout: self.limit(file.drain_timeout.as_ref(), default.drain_timeout),
             report_timeout: self.limit(file.report_timeout.as_ref(), default.report_timeout),
+            consolidate: self.read(file.consolidate.as_ref(), default.consolidate, flag),
         }
     }
 
@@ -194,6 +200,23 @@ impl Check {
             taints: file.taints.iter().filter_map(|taint| self.taint(taint)).collect(),
             allocatable,
             unneeded_for: self.duration(file.unneeded_for.as_ref(), unneeded_for),
+            priority: self.read(file.priority.as_ref(), 0, integer),
+            price: file
+                .price
+                .as_ref()
+                .map(|price| self.read(Some(price), Dollars::default(), str::parse))
+                .or_else(|| price::per_hour(&file.instance_type.value)),
+        }
+    }
+
+    /// What is not known cannot be compared.
+    fn prices(&mut self, file: &[file::Group], groups: &BTreeMap<String, policy::Group>) {
+        for group in file.iter().filter(|group| groups.get(&group.name.value).is_some_and(|it| it.price.is_none())) {
+            let message = format_args!(
+                "no price is known for {}: give its price (of an hour, in US dollars), or choose another expander",
+                group.instance_type.value
+            );
+            self.refuse(group.instance_type.referenced, message);
         }
     }
 
@@ -253,6 +276,22 @@ impl Check {
 /// A number of things.
 pub fn count(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| format!("`{text}` is no whole number of 0 or more"))
+}
+
+fn integer(text: &str) -> Result<i32, String> {
+    text.parse().map_err(|_| format!("`{text}` is no whole number"))
+}
+
+fn flag(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("`{text}` is neither true nor false"))
+}
+
+fn expander(text: &str) -> Result<Expander, String> {
+    match text {
+        "leastWaste" => Ok(Expander::LeastWaste),
+        "price" => Ok(Expander::Price),
+        _ => Err(format!("`{text}` is no expander: leastWaste or price")),
+    }
 }
 
 /// AWS names Graviton types with a `g` after the generation (`m7g`, `im4gn`, `g5g`); the first, `a1`, came before.

@@ -48,6 +48,8 @@ pub(super) struct Group {
     pub(super) taints: Vec<Taint>,
     pub(super) allocatable: Option<Spanned<BTreeMap<String, Text>>>,
     pub(super) unneeded_for: Option<Text>,
+    pub(super) priority: Option<Text>,
+    pub(super) price: Option<Text>,
 }
 
 #[derive(Deserialize)]
@@ -65,6 +67,7 @@ pub(super) struct ScaleUp {
     pub(super) pending_for: Option<Text>,
     pub(super) batch_window: Option<Text>,
     pub(super) provision_timeout: Option<Text>,
+    pub(super) expander: Option<Text>,
 }
 
 #[derive(Default, Deserialize)]
@@ -76,6 +79,7 @@ pub(super) struct ScaleDown {
     pub(super) max_parallel_drains: Option<Text>,
     pub(super) drain_timeout: Option<Text>,
     pub(super) report_timeout: Option<Text>,
+    pub(super) consolidate: Option<Text>,
 }
 
 #[derive(Default, Deserialize)]

@@ -50,6 +50,28 @@ fn a_threshold_left_out_keeps_its_distance() {
 }
 
 #[test]
+fn prices_are_known_or_given_where_they_are_compared() {
+    let group = |price: &str| {
+        let capacity = "allocatable: {cpu: 4, memory: 16Gi}";
+        format!(
+            "groups: [{{name: a, min: 0, max: 1, instanceType: x, {capacity}{price}}}]\nscaleUp: {{expander: price}}"
+        )
+    };
+    refused(
+        &group(""),
+        &["f:1:50: no price is known for x: give its price (of an hour, in US dollars), or choose another expander"],
+    );
+    refused(&group(", price: cheap"), &["f:1:97: `cheap` is no amount of US dollars as `0.526`"]);
+    let policy = parse(&group(", price: 0.1, priority: -3")).unwrap();
+    assert_eq!((policy.groups["a"].price.unwrap().micros(), policy.groups["a"].priority), (100_000, -3));
+    assert_eq!(parse(GROUP).unwrap().groups["a"].price.unwrap().micros(), 192_000);
+    refused(
+        &format!("{GROUP}scaleUp: {{expander: random}}\nscaleDown: {{consolidate: perhaps}}"),
+        &["f:2:21: `random` is no expander: leastWaste or price", "f:3:26: `perhaps` is neither true nor false"],
+    );
+}
+
+#[test]
 fn capacity_without_pods_has_the_kubelets_default() {
     let text = "groups: [{name: a, min: 0, max: 1, instanceType: x, allocatable: {cpu: 4, memory: 16Gi}}]";
     assert_eq!(parse(text).unwrap().groups["a"].allocatable.amount("pods"), 110);

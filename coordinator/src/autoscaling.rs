@@ -1,4 +1,4 @@
-//! The Auto Scaling API: four calls, and what their errors mean to the core.
+//! The Auto Scaling API: five calls, and what their errors mean to the core.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,14 +8,18 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_autoscaling::Client;
 use aws_sdk_autoscaling::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
-use aws_sdk_autoscaling::types::AutoScalingGroup;
+use aws_sdk_autoscaling::types::{Activity, AutoScalingGroup, ScalingActivityStatusCode};
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
-use ebb_core::fleet::{Failure, GroupState, Instance};
+use ebb_core::fleet::{self, Failure, GroupState};
+use ebb_core::launch::LaunchFailure;
+use ebb_core::time::Instant;
 
 use crate::effects::{CALL_TIMEOUT, CallError};
 
 /// What the API takes at most in `AutoScalingGroupNames` and gives at most in one page.
 const NAMES: usize = 100;
+/// Of a group that lacks instances, each time that it is looked at.
+const ACTIVITIES: i32 = 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub struct AutoScaling {
@@ -51,7 +55,22 @@ impl AutoScaling {
                 groups.extend(page.auto_scaling_groups().iter().map(state).map(|group| (group.name.clone(), group)));
             }
         }
+        for group in groups.values_mut().filter(|group| count(&group.instances) < group.desired) {
+            match self.failures(&group.name).await {
+                Ok(failures) => group.failures = failures,
+                // The groups' state is worth having without.
+                Err(error) => tracing::warn!(group = group.name, %error, "cannot see why instances do not come"),
+            }
+        }
         Ok(groups.into_values().collect())
+    }
+
+    /// What failed of the last things that the group did, the newest first. One page: AWS gives the newest first, and what
+    /// matters is whether what is tried now fails.
+    async fn failures(&self, group: &str) -> Result<Vec<LaunchFailure>, CallError> {
+        let call = self.client.describe_scaling_activities().auto_scaling_group_name(group).max_records(ACTIVITIES);
+        let reply = call.send().await.map_err(|error| call_error(&error))?;
+        Ok(reply.activities().iter().filter_map(failure_of).collect())
     }
 
     /// Sets the desired capacity if it still is `from`. The API knows no such condition, so look first: without that,
@@ -81,11 +100,28 @@ impl AutoScaling {
     }
 }
 
+fn count(instances: &[fleet::Instance]) -> u32 {
+    u32::try_from(instances.iter().filter(|instance| instance.live).count()).unwrap_or(u32::MAX)
+}
+
+/// `None`: it did not fail.
+fn failure_of(activity: &Activity) -> Option<LaunchFailure> {
+    let failed = matches!(
+        activity.status_code(),
+        Some(ScalingActivityStatusCode::Failed | ScalingActivityStatusCode::Cancelled)
+    );
+    let at = activity.start_time().filter(|_| failed)?.to_millis().ok()?;
+    Some(LaunchFailure {
+        at: Instant::from_millis(u64::try_from(at).ok()?),
+        message: activity.status_message().unwrap_or_default().to_owned(),
+    })
+}
+
 fn state(group: &AutoScalingGroup) -> GroupState {
     let count = |raw: Option<i32>| raw.and_then(|raw| u32::try_from(raw).ok()).unwrap_or(0);
     let instance = |instance: &aws_sdk_autoscaling::types::Instance| {
         let state = instance.lifecycle_state().map_or("", |state| state.as_str());
-        Instance {
+        fleet::Instance {
             id: instance.instance_id().unwrap_or_default().to_owned(),
             live: state == "InService" || state.starts_with("Pending"),
         }
@@ -96,7 +132,18 @@ fn state(group: &AutoScalingGroup) -> GroupState {
         max: count(group.max_size()),
         desired: count(group.desired_capacity()),
         instances: group.instances().iter().map(instance).collect(),
+        zones: group.availability_zones().to_vec(),
+        instance_types: instance_types(group),
+        tags: group.tags().iter().filter_map(|tag| Some((tag.key()?.to_owned(), tag.value()?.to_owned()))).collect(),
+        failures: Vec::new(),
     }
+}
+
+/// Of a mixed instances policy's overrides. One that says requirements of types rather than types is read as none.
+fn instance_types(group: &AutoScalingGroup) -> Vec<String> {
+    let template = group.mixed_instances_policy().and_then(|policy| policy.launch_template());
+    let overrides = template.map(|template| template.overrides()).unwrap_or_default();
+    overrides.iter().filter_map(|it| Some(it.instance_type()?.to_owned())).collect()
 }
 
 fn call_error<E>(error: &SdkError<E>) -> CallError
@@ -167,7 +214,7 @@ mod tests {
             let instance =
                 aws_sdk_autoscaling::types::Instance::builder().instance_id("i").lifecycle_state(state.into());
             let group = AutoScalingGroup::builder().desired_capacity(1).instances(instance.build()).build();
-            assert_eq!(super::state(&group).instances, [Instance { id: "i".into(), live }], "{state}");
+            assert_eq!(super::state(&group).instances, [fleet::Instance { id: "i".into(), live }], "{state}");
         };
         for state in ["Pending", "Pending:Wait", "Pending:Proceed", "InService"] {
             check(state, true);

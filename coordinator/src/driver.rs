@@ -163,6 +163,7 @@ mod tests {
             taints: Vec::new(),
             allocatable: Resources::from_texts([("cpu", "4"), ("pods", "10")]).unwrap(),
             unneeded_for: Duration::from_secs(600),
+            ..Group::default()
         };
         Policy { groups: BTreeMap::from([("a".to_owned(), group)]), ..Policy::default() }
     }
@@ -189,7 +190,7 @@ mod tests {
                 if !matches!(action, Action::Describe { .. }) {
                     return (action, self.clock.now().since(start));
                 }
-                let group = GroupState { name: "a".into(), min: 0, max: 3, desired: 0, instances: Vec::new() };
+                let group = GroupState { name: "a".into(), max: 3, ..GroupState::default() };
                 self.inbox.send(Event::Groups { asked: action, groups: vec![group] }).await.unwrap();
             }
         }

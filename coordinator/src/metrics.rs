@@ -58,6 +58,7 @@ pub struct Metrics {
     nodes_draining: Gauge,
     nodes_gpu_waste: Gauge,
     group_observed: PerGroup,
+    group_failing: PerGroup,
     group_min: PerGroup,
     group_max: PerGroup,
     group_desired: PerGroup,
@@ -81,6 +82,7 @@ impl Metrics {
             nodes_draining: Gauge::default(),
             nodes_gpu_waste: Gauge::default(),
             group_observed: Family::default(),
+            group_failing: Family::default(),
             group_min: Family::default(),
             group_max: Family::default(),
             group_desired: Family::default(),
@@ -103,6 +105,8 @@ impl Metrics {
         ebb.register("nodes_gpu_waste", "Nodes that are busy without their GPUs", metrics.nodes_gpu_waste.clone());
         let help = "Whether the Auto Scaling API knows the group";
         ebb.register("group_observed", help, metrics.group_observed.clone());
+        let help = "Whether the group is not counted on for new nodes, because its launches fail";
+        ebb.register("group_failing", help, metrics.group_failing.clone());
         ebb.register("group_min", "Configured least number of nodes", metrics.group_min.clone());
         ebb.register("group_max", "Configured greatest number of nodes", metrics.group_max.clone());
         ebb.register("group_desired", "Desired capacity", metrics.group_desired.clone());
@@ -162,6 +166,7 @@ impl Metrics {
                 family.get_or_create(&[("group", group.name.clone())]).set(value);
             };
             set(&self.group_observed, u8::from(group.observed).into());
+            set(&self.group_failing, u8::from(group.failing.is_some()).into());
             set(&self.group_min, group.min.into());
             set(&self.group_max, group.max.into());
             // Not known is not zero.

@@ -44,7 +44,6 @@ mod tests {
     use ebb_core::fleet::{Event, Fleet, GroupState};
     use ebb_core::kubernetes::Node;
     use ebb_core::policy::{Group, Policy};
-    use ebb_core::resources::Resources;
     use prometheus_client::registry::Registry;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
@@ -74,10 +73,8 @@ mod tests {
             min: 1,
             max: 3,
             instance_type: "m5.xlarge".into(),
-            labels: BTreeMap::new(),
-            taints: Vec::new(),
-            allocatable: Resources::default(),
             unneeded_for: Duration::from_secs(600),
+            ..Group::default()
         };
         let policy = Policy { groups: BTreeMap::from([("workers".to_owned(), group)]), ..Policy::default() };
         let (inbox, events) = mpsc::channel(INBOX);
@@ -110,7 +107,7 @@ mod tests {
             inbox.send(event).await.unwrap();
         }
         let asked = actions.recv().await.unwrap();
-        let state = GroupState { name: "workers".into(), min: 0, max: 3, desired: 0, instances: Vec::new() };
+        let state = GroupState { name: "workers".into(), max: 3, ..GroupState::default() };
         inbox.send(Event::Groups { asked, groups: vec![state] }).await.unwrap();
         let text = get(&address, "/events", "raises workers from 0 to 1").await;
         assert!(text.contains("text/event-stream") && text.contains("fewer nodes than the minimum of 1"), "{text}");

@@ -1,27 +1,31 @@
 //! Everything the coordinator knows, and the rules on it. One way in ([`Fleet::handle`]), a list of actions out.
 //!
 //! Here: the words, and what is kept of the world. `decide` looks at that and says what to do; `place` finds room for
-//! waiting pods.
+//! waiting pods, with `choice` of the group where a new node is needed; `shrink` says which nodes may go.
 
+mod choice;
 mod decide;
 mod place;
+mod shrink;
+mod template;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::classify::Class;
 use crate::intent::Intent;
 use crate::kubernetes::{Controller, Node, Pod};
+use crate::launch::{self, Failing, LaunchFailure};
 use crate::policy::Policy;
-use crate::reason::Reason;
+use crate::reason::{Reason, Stay};
 use crate::report::Report;
 use crate::resources::Resources;
 use crate::time::Instant;
 use crate::view;
+use template::Template;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +63,7 @@ pub enum Event {
 }
 
 /// An Auto Scaling group as the API describes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GroupState {
     pub name: String,
@@ -67,6 +71,17 @@ pub struct GroupState {
     pub max: u32,
     pub desired: u32,
     pub instances: Vec<Instance>,
+    /// Availability zones that it launches in.
+    #[serde(default)]
+    pub zones: Vec<String>,
+    /// Of a mixed instances policy; empty: it has none.
+    #[serde(default)]
+    pub instance_types: Vec<String>,
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// Its last scaling activities that failed, as far as they were asked for: while it has fewer instances than desired.
+    #[serde(default)]
+    pub failures: Vec<LaunchFailure>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -248,9 +263,19 @@ pub struct Fleet {
     pods: BTreeMap<String, Pod>,
     /// UIDs of the pods bound to each node, whether or not the node is known.
     pods_on: BTreeMap<String, BTreeSet<String>>,
+    /// UIDs of the pods that wait for a node.
+    waiting: BTreeSet<String>,
+    /// The node of each instance.
+    node_of: HashMap<String, String>,
     calls: BTreeMap<Target, Call>,
     /// What was last said about each waiting pod, by UID.
     explained: BTreeMap<String, Reason>,
+    /// Groups that were not counted on at the last decision.
+    failing: BTreeMap<String, Failing>,
+    /// Why each node was still there at the last decision.
+    stays: BTreeMap<String, Stay>,
+    /// When it was last looked for nodes whose pods fit elsewhere.
+    consolidated_at: Option<Instant>,
     decide_at: Option<Instant>,
 }
 
@@ -269,8 +294,14 @@ struct Call {
     retry_at: Option<Instant>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Group {
+    template: Template,
+    /// What the last of its nodes that was seen ready offers.
+    shown: Option<Resources>,
+    failures: launch::Memory,
+    /// Since when it has fewer instances than desired, with none that came meanwhile.
+    short_since: Option<Instant>,
     /// `None`: not yet described, or unknown to the API.
     observed: Option<GroupState>,
     /// When the last description that we have was asked for; `None`: it must be asked for again before anything is
@@ -291,6 +322,20 @@ struct Decided {
 }
 
 impl Group {
+    fn new(policy: &crate::policy::Group) -> Self {
+        Self {
+            template: Template::configured(policy),
+            shown: None,
+            failures: launch::Memory::default(),
+            short_since: None,
+            observed: None,
+            asked_at: None,
+            decided: None,
+            first_seen: BTreeMap::new(),
+            terminated: BTreeSet::new(),
+        }
+    }
+
     fn desired(&self) -> Option<u32> {
         let observed = self.observed.as_ref()?;
         let newer = self.decided.as_ref().filter(|decided| self.asked_at.is_none_or(|asked| asked <= decided.at));
@@ -313,7 +358,12 @@ struct Member {
     heard: Option<Heard>,
     /// Since when no pod has held the node, as far as we have watched.
     empty_since: Option<Instant>,
+    /// Until when it is not drained again, because its last drain was given up.
+    spared_until: Option<Instant>,
 }
+
+/// How long a node whose drain was given up is left in peace: Cluster Autoscaler's `unremovable-node-recheck-timeout`.
+const SPARED: Duration = Duration::from_secs(5 * 60);
 
 /// The intent, or its absence, that a write of ours left on a Node.
 #[derive(Debug)]
@@ -346,19 +396,15 @@ struct Heard {
 }
 
 impl Heard {
-    /// Since when the node has been idle by our clock: the two clocks may differ, so only the agent's difference is
-    /// taken.
-    fn idle_since(&self) -> Option<Instant> {
-        match self.report.class {
-            Class::Idle { since } => Some(self.at.before(self.report.sampled_at.since(since))),
-            Class::Busy { .. } | Class::Unknown { .. } => None,
-        }
+    /// A time of the agent's by our clock: the two may differ, so only the agent's difference is taken.
+    fn by_our_clock(&self, since: Instant) -> Instant {
+        self.at.before(self.report.sampled_at.since(since))
     }
 }
 
 impl Fleet {
     pub fn new(policy: Policy) -> Self {
-        let groups = policy.groups.keys().map(|name| (name.clone(), Group::default())).collect();
+        let groups = policy.groups.iter().map(|(name, policy)| (name.clone(), Group::new(policy))).collect();
         Self {
             policy,
             leading: false,
@@ -367,8 +413,13 @@ impl Fleet {
             nodes: BTreeMap::new(),
             pods: BTreeMap::new(),
             pods_on: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            node_of: HashMap::new(),
             calls: BTreeMap::new(),
             explained: BTreeMap::new(),
+            failing: BTreeMap::new(),
+            stays: BTreeMap::new(),
+            consolidated_at: None,
             decide_at: None,
         }
     }
@@ -386,8 +437,11 @@ impl Fleet {
         if !(self.leading && self.synced) || self.decide_at.is_none_or(|at| now < at) {
             return Vec::new();
         }
-        let (actions, next) = self.decide(now);
-        self.decide_at = next;
+        let decide::Decision { actions, next, failing, stays, consolidated } = self.decide(now);
+        (self.decide_at, self.failing, self.stays) = (next, failing, stays);
+        if consolidated {
+            self.consolidated_at = Some(now);
+        }
         for action in &actions {
             for target in action.targets() {
                 self.calls.entry(target).or_default().retry_at = None;
@@ -418,6 +472,7 @@ impl Fleet {
                 max: policy.max,
                 desired: group.desired(),
                 instances: u32::try_from(group.live().count()).unwrap_or(u32::MAX),
+                failing: self.failing.get(name).cloned(),
             }
         });
         let groups = groups.collect();
@@ -447,12 +502,14 @@ impl Fleet {
                 class: heard.map(|heard| heard.report.class),
                 utilization: heard.map(|heard| heard.report.utilization),
                 gpu_waste: heard.and_then(|heard| heard.report.gpu_waste),
+                stays: self.stays.get(&node.name).cloned(),
                 allocatable: node.allocatable.clone(),
                 requested,
                 pods,
             }
         });
-        let waiting = self.pods.values().filter_map(|pod| {
+        let waiting = self.waiting.iter().filter_map(|uid| {
+            let pod = self.pods.get(uid)?;
             Some(view::Waiting {
                 pod: pod.full_name(),
                 since: pod.waits_since()?,
@@ -499,7 +556,9 @@ impl Fleet {
             Event::NodeApplied(node) => self.node_applied(now, node),
             Event::NodeDeleted { name, uid } => {
                 let gone = self.nodes.get(&name).is_some_and(|member| member.node.uid == uid);
-                gone.then(|| self.nodes.remove(&name)).map(|_| Soon::Batch)
+                let member = gone.then(|| self.nodes.remove(&name))??;
+                self.forget_instance(&member.node);
+                Some(Soon::Batch)
             }
             Event::PodApplied(pod) => self.pod_applied(now, pod),
             Event::PodDeleted { uid } => self.pod_deleted(now, &uid),
@@ -523,7 +582,9 @@ impl Fleet {
         }
         match action {
             Action::SetDesired { group, to, .. } => {
-                self.groups.get_mut(&group)?.decided = Some(Decided { desired: to, at: now });
+                let group = self.groups.get_mut(&group)?;
+                group.decided = Some(Decided { desired: to, at: now });
+                group.short_since = Some(now);
             }
             Action::Terminate { group, instance, .. } => {
                 let group = self.groups.get_mut(&group)?;
@@ -532,7 +593,12 @@ impl Fleet {
                 group.terminated.insert(instance);
             }
             Action::Drain { node, uid, intent, .. } => self.written(now, &node, &uid, Some(intent)),
-            Action::CancelDrain { node, uid, .. } => self.written(now, &node, &uid, None),
+            Action::CancelDrain { node, uid, because, .. } => {
+                self.written(now, &node, &uid, None);
+                if let Some(member) = self.nodes.get_mut(&node).filter(|_| because == Reason::DrainGivenUp) {
+                    member.spared_until = Some(now + SPARED);
+                }
+            }
             Action::Describe { .. } => {}
             Action::Explain { .. } => return None,
         }
@@ -555,17 +621,36 @@ impl Fleet {
             let described: BTreeSet<_> = state.iter().flat_map(|state| &state.instances).map(|i| &i.id).collect();
             group.first_seen.retain(|id, _| described.contains(id));
             group.terminated.retain(|id| described.contains(id));
+            let mut came = false;
             for instance in state.iter().flat_map(|state| &state.instances) {
+                came |= !group.first_seen.contains_key(&instance.id);
                 group.first_seen.entry(instance.id.clone()).or_insert(now);
             }
             group.observed = state;
             group.asked_at = Some(*at);
+            let Some(state) = &group.observed else { continue };
+            group.failures.told(now, &state.failures, came);
+            let short = group.live().count() < group.desired().unwrap_or(0) as usize;
+            group.short_since = short.then(|| group.short_since.filter(|_| !came).unwrap_or(now));
+            let policy = &self.policy.groups[name];
+            let nodes = group.live().filter_map(|instance| self.nodes.get(self.node_of.get(instance)?));
+            if let Some(member) = nodes.filter(|member| !decide::is_starting(member, policy)).last() {
+                group.shown = Some(member.node.allocatable.clone());
+            }
+            group.template = Template::described(policy, state, group.shown.as_ref());
         }
         Some(Soon::Now)
     }
 
     fn node_applied(&mut self, now: Instant, node: Node) -> Option<Soon> {
         let name = node.name.clone();
+        if let Some(before) = self.nodes.get(&name).filter(|member| member.node.instance != node.instance) {
+            let before = before.node.clone();
+            self.forget_instance(&before);
+        }
+        if let Some(instance) = &node.instance {
+            self.node_of.insert(instance.clone(), name.clone());
+        }
         match self.nodes.get_mut(&name) {
             Some(member) if member.node == node => return None,
             Some(member) if member.node.uid == node.uid => {
@@ -574,21 +659,31 @@ impl Fleet {
             }
             // New, or another node of the same name, of which nothing has been heard.
             _ => {
-                self.nodes.insert(
-                    name.clone(),
-                    Member { node, first_seen: now, written: None, heard: None, empty_since: None },
-                );
+                let member =
+                    Member { node, first_seen: now, written: None, heard: None, empty_since: None, spared_until: None };
+                self.nodes.insert(name.clone(), member);
                 self.forget_emptiness(now, &name);
             }
         }
         Some(Soon::Batch)
     }
 
+    fn forget_instance(&mut self, node: &Node) {
+        if let Some(instance) = &node.instance
+            && self.node_of.get(instance) == Some(&node.name)
+        {
+            self.node_of.remove(instance);
+        }
+    }
+
     fn pod_applied(&mut self, now: Instant, pod: Pod) -> Option<Soon> {
         if self.pods.get(&pod.uid) == Some(&pod) {
             return None;
         }
-        if pod.waits_since().is_none() {
+        if pod.waits_since().is_some() {
+            self.waiting.insert(pod.uid.clone());
+        } else {
+            self.waiting.remove(&pod.uid);
             self.explained.remove(&pod.uid);
         }
         let node = pod.node.clone();
@@ -604,6 +699,7 @@ impl Fleet {
 
     fn pod_deleted(&mut self, now: Instant, uid: &str) -> Option<Soon> {
         let pod = self.pods.remove(uid)?;
+        self.waiting.remove(uid);
         self.explained.remove(uid);
         if let Some(node) = &pod.node {
             if let Some(uids) = self.pods_on.get_mut(node) {

@@ -3,12 +3,22 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1 as api;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, LabelSelectorRequirement, ObjectMeta, OwnerReference,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::intent::{self, Intent, Progress};
+use crate::reason::Pin;
 use crate::resources::Resources;
 use crate::time::Instant;
+
+/// Cluster Autoscaler's and Karpenter's annotations on a Node that is to stay; both want the value `true`.
+const PROTECTION: [&str; 2] = ["cluster-autoscaler.kubernetes.io/scale-down-disabled", DO_NOT_DISRUPT];
+const DO_NOT_DISRUPT: &str = "karpenter.sh/do-not-disrupt";
+const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+/// Volumes that a pod can lose, by name, separated by commas.
+const SAFE_TO_EVICT_VOLUMES: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes";
 
 /// A Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +32,9 @@ pub struct Node {
     pub unschedulable: bool,
     pub ready: bool,
     pub allocatable: Resources,
+    /// An annotation by which somebody keeps autoscalers away from it.
+    #[serde(default)]
+    pub protected_by: Option<String>,
     pub intent: Option<Intent>,
     pub progress: Option<Progress>,
     /// Whether the `DrainInProgress` condition stands.
@@ -44,6 +57,9 @@ pub struct Pod {
     pub finished: bool,
     /// It has a deletion timestamp.
     pub terminating: bool,
+    /// Why it is not moved for the sake of fewer nodes.
+    #[serde(default)]
+    pub pin: Option<Pin>,
     pub priority: i32,
     pub requests: Resources,
     pub tolerations: Vec<Toleration>,
@@ -226,7 +242,8 @@ impl From<&api::Node> for Node {
         let spec = node.spec.clone().unwrap_or_default();
         let status = node.status.clone().unwrap_or_default();
         let holds = |name| status.conditions.iter().flatten().any(|c| c.type_ == name && c.status == "True");
-        let annotation = |key| node.metadata.annotations.as_ref().and_then(|all| all.get(key));
+        let annotation = |key: &str| node.metadata.annotations.as_ref().and_then(|all| all.get(key));
+        let protects = |key: &&str| annotation(key).is_some_and(|value| value == "true");
         Self {
             name: node.metadata.name.clone().unwrap_or_default(),
             uid: node.metadata.uid.clone().unwrap_or_default(),
@@ -241,6 +258,7 @@ impl From<&api::Node> for Node {
                 // The API server refuses malformed quantities, so an error here is an object that never was one.
                 .map(|list| Resources::from_list(list).unwrap_or_default())
                 .unwrap_or_default(),
+            protected_by: PROTECTION.into_iter().find(protects).map(Into::into),
             intent: annotation(intent::INTENT_ANNOTATION).and_then(|text| intent::decode(text)),
             progress: annotation(intent::PROGRESS_ANNOTATION).and_then(|text| intent::decode(text)),
             draining: holds(intent::CONDITION_DRAINING),
@@ -281,6 +299,7 @@ impl From<&api::Pod> for Pod {
             controller: controller(pod),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             terminating: pod.metadata.deletion_timestamp.is_some(),
+            pin: pin(pod),
             priority: spec.priority.unwrap_or(0),
             requests: requests(&spec),
             tolerations: spec.tolerations.iter().flatten().filter_map(toleration).collect(),
@@ -303,10 +322,38 @@ impl From<&api::Pod> for Pod {
     }
 }
 
+/// In the order of Cluster Autoscaler's rules, but that a pod of any controller counts as replicated: those of custom
+/// controllers (Ray's, Spark's) are made anew as well.
+fn pin(pod: &api::Pod) -> Option<Pin> {
+    let annotation = |key| pod.metadata.annotations.as_ref().and_then(|all| all.get(key)).map(String::as_str);
+    let safe = annotation(SAFE_TO_EVICT);
+    let expendable = annotation(SAFE_TO_EVICT_VOLUMES).unwrap_or_default();
+    let local = |volume: &&api::Volume| {
+        let in_memory = |volume: &api::EmptyDirVolumeSource| volume.medium.as_deref() == Some("Memory");
+        volume.host_path.is_some() || volume.empty_dir.as_ref().is_some_and(|volume| !in_memory(volume))
+    };
+    let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).filter(local);
+    match controller(pod) {
+        Controller::DaemonSet | Controller::Node => None,
+        Controller::Workload if annotation(DO_NOT_DISRUPT) == Some("true") => Some(Pin::DoNotDisrupt),
+        Controller::Workload if safe == Some("true") => None,
+        Controller::Workload if safe == Some("on-completion") => Some(Pin::OnCompletion),
+        Controller::Workload if owner(pod).is_none() => Some(Pin::NotReplicated),
+        Controller::Workload if pod.metadata.namespace.as_deref() == Some("kube-system") => Some(Pin::System),
+        Controller::Workload if safe == Some("false") => Some(Pin::NotSafeToEvict),
+        Controller::Workload => {
+            volumes.any(|it| !expendable.split(',').any(|name| name == it.name)).then_some(Pin::LocalStorage)
+        }
+    }
+}
+
+fn owner(pod: &api::Pod) -> Option<&OwnerReference> {
+    pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+}
+
 fn controller(pod: &api::Pod) -> Controller {
     let mirror = pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"));
-    let owner = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-    match owner {
+    match owner(pod) {
         _ if mirror => Controller::Node,
         Some(owner) if owner.kind == "DaemonSet" && owner.api_version == "apps/v1" => Controller::DaemonSet,
         _ => Controller::Workload,
@@ -507,6 +554,31 @@ mod tests {
         let mirror = serde_json::json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}});
         assert!(!pod(mirror).holds_node());
         assert!(!pod(serde_json::json!({"status": {"phase": "Succeeded"}})).holds_node());
+    }
+
+    #[test]
+    fn annotations_owners_and_volumes_say_what_must_not_be_moved() {
+        let check = |metadata: serde_json::Value, volumes: serde_json::Value, expected: Option<Pin>| {
+            let json = serde_json::json!({"metadata": metadata, "spec": {"containers": [], "volumes": volumes}});
+            assert_eq!(pod(json.clone()).pin, expected, "{json}");
+        };
+        let owner = || serde_json::json!([{"apiVersion": "ray.io/v1", "kind": "RayCluster", "name": "x", "uid": "u", "controller": true}]);
+        let annotated =
+            |key: &str, value: &str| serde_json::json!({"ownerReferences": owner(), "annotations": {key: value}});
+        let none = || serde_json::json!([]);
+        let local = || serde_json::json!([{"name": "scratch", "emptyDir": {}}]);
+        check(serde_json::json!({"ownerReferences": owner()}), none(), None);
+        check(serde_json::json!({}), none(), Some(Pin::NotReplicated));
+        check(serde_json::json!({"annotations": {SAFE_TO_EVICT: "true"}}), local(), None);
+        check(annotated(SAFE_TO_EVICT, "false"), none(), Some(Pin::NotSafeToEvict));
+        check(annotated(SAFE_TO_EVICT, "on-completion"), none(), Some(Pin::OnCompletion));
+        check(annotated(DO_NOT_DISRUPT, "true"), none(), Some(Pin::DoNotDisrupt));
+        check(annotated("other", "true"), local(), Some(Pin::LocalStorage));
+        check(annotated(SAFE_TO_EVICT_VOLUMES, "scratch"), local(), None);
+        let memory = serde_json::json!([{"name": "shm", "emptyDir": {"medium": "Memory"}}]);
+        check(serde_json::json!({"ownerReferences": owner()}), memory, None);
+        let system = serde_json::json!({"ownerReferences": owner(), "namespace": "kube-system"});
+        check(system, none(), Some(Pin::System));
     }
 
     #[test]

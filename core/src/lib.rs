@@ -9,6 +9,7 @@ pub mod fleet;
 pub mod instance;
 pub mod intent;
 pub mod kubernetes;
+pub mod launch;
 pub mod lease;
 pub mod policy;
 pub mod price;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::classify::IdlePolicy;
 use crate::kubernetes::Taint;
+use crate::price::Dollars;
 use crate::resources::Resources;
 
 /// Everything the coordinator's rules can be told. The defaults are the flow's numbers.
@@ -20,7 +21,7 @@ pub struct Policy {
 }
 
 /// An Auto Scaling group and the nodes it makes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     /// Nodes never fewer than this; the Auto Scaling group's own minimum holds as well.
     pub min: u32,
@@ -34,6 +35,12 @@ pub struct Group {
     pub allocatable: Resources,
     /// How long a node must be unneeded before it is drained.
     pub unneeded_for: Duration,
+    /// Of the groups that could make a node, those with the highest are asked.
+    #[serde(default)]
+    pub priority: i32,
+    /// What an hour of a node costs.
+    #[serde(default)]
+    pub price: Option<Dollars>,
 }
 
 /// When nodes are added.
@@ -45,6 +52,19 @@ pub struct ScaleUp {
     pub batch_window: Duration,
     /// After this an instance that has not become a ready node is no longer waited for.
     pub provision_timeout: Duration,
+    #[serde(default)]
+    pub expander: Expander,
+}
+
+/// How to choose between groups of one priority that could make a node. (Cluster Autoscaler's word.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Expander {
+    /// The one whose node the waiting pods fill best.
+    #[default]
+    LeastWaste,
+    /// The one whose node costs the least for what the waiting pods ask of it. Every group has a price.
+    Price,
 }
 
 impl Default for ScaleUp {
@@ -55,6 +75,7 @@ impl Default for ScaleUp {
             pending_for: Duration::from_secs(30),
             batch_window: Duration::from_millis(50),
             provision_timeout: Duration::from_secs(15 * 60),
+            expander: Expander::LeastWaste,
         }
     }
 }
@@ -72,6 +93,10 @@ pub struct ScaleDown {
     pub drain_timeout: Duration,
     /// A report older than this says nothing.
     pub report_timeout: Duration,
+    /// Whether nodes with pods are drained as well, if they are idle, little of them is asked for, and the pods fit on
+    /// other nodes.
+    #[serde(default)]
+    pub consolidate: bool,
 }
 
 impl Default for ScaleDown {
@@ -83,6 +108,7 @@ impl Default for ScaleDown {
             max_parallel_drains: 1,
             drain_timeout: Duration::from_secs(15 * 60),
             report_timeout: Duration::from_secs(30),
+            consolidate: false,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Source: AWS, "Amazon EC2 On-Demand Pricing", Linux, us-east-1.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +55,28 @@ impl Dollars {
         self.0
     }
 }
+
+impl FromStr for Dollars {
+    type Err = InvalidDollars;
+
+    /// As `0.526`, with six decimals at most.
+    fn from_str(text: &str) -> Result<Self, InvalidDollars> {
+        let invalid = || InvalidDollars(text.to_owned());
+        let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits(whole) || !digits(decimals) || decimals.len() > 6 {
+            return Err(invalid());
+        }
+        let whole: u64 = whole.parse().map_err(|_| invalid())?;
+        let micros: u64 = format!("{decimals:0<6}").parse().map_err(|_| invalid())?;
+        let sum = whole.checked_mul(1_000_000).and_then(|whole| whole.checked_add(micros));
+        sum.map(Self).ok_or_else(invalid)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is no amount of US dollars as `0.526`")]
+pub struct InvalidDollars(String);
 
 impl std::ops::Add for Dollars {
     type Output = Self;
@@ -148,6 +171,19 @@ mod tests {
         assert_eq!((cost.node_seconds, cost.total.unwrap().micros()), (3 * 3600, 3 * 192_000));
         assert_eq!(cost.total.unwrap().to_string(), "$0.58");
         assert_eq!(cost.per_hour.unwrap().micros(), 4 * 192_000);
+    }
+
+    #[test]
+    fn amounts_are_read_to_the_millionth() {
+        let check = |text: &str, micros: Option<u64>| {
+            assert_eq!(text.parse::<Dollars>().ok().map(Dollars::micros), micros, "{text}");
+        };
+        check("0.526", Some(526_000));
+        check("12", Some(12_000_000));
+        check("0.000001", Some(1));
+        for text in ["", ".5", "1.", "-1", "1e3", "$1", "0.0000001", "99999999999999999"] {
+            check(text, None);
+        }
     }
 
     #[test]

@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::classify::{Missing, Signal};
+use crate::launch::Failing;
 use crate::schedule::Misfit;
-use crate::time::format_duration;
+use crate::time::{Instant, format_duration};
+use crate::units::Permille;
 
 /// The reason of an action, or of its absence.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -16,6 +19,8 @@ pub enum Reason {
     BelowMinimum { min: u32 },
     /// A waiting pod fits the node that was being drained.
     CapacityNeeded { pod: String },
+    /// The node was measured idle, little of it is asked for, and its pods fit on others.
+    Consolidated { idle: Duration, pods: usize, requested: Permille },
     /// The drain did not end before its deadline, or the agent gave it up.
     DrainGivenUp,
     /// The agent has drained the node and nothing came back to it.
@@ -38,6 +43,8 @@ pub enum Reason {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Obstacle {
+    /// Its last launches failed.
+    Failing(Failing),
     /// A node of the group would not take it.
     Misfit(Misfit),
     /// The group is at its maximum.
@@ -52,6 +59,7 @@ impl Reason {
         match self {
             Self::BelowMinimum { .. } => "BelowMinimum",
             Self::CapacityNeeded { .. } => "CapacityNeeded",
+            Self::Consolidated { .. } => "Consolidated",
             Self::DrainGivenUp => "DrainGivenUp",
             Self::Drained { .. } => "Drained",
             Self::MinimumReached { .. } => "MinimumReached",
@@ -70,6 +78,10 @@ impl fmt::Display for Reason {
         match self {
             Self::BelowMinimum { min } => write!(f, "fewer nodes than the minimum of {min}"),
             Self::CapacityNeeded { pod } => write!(f, "pod {pod} waits and fits this node"),
+            Self::Consolidated { idle, pods, requested } => {
+                let pods = if *pods == 1 { "its pod fits".into() } else { format!("its {pods} pods fit") };
+                write!(f, "measured idle for {}, {requested} of it asked for, {pods} on other nodes", short(idle))
+            }
             Self::DrainGivenUp => f.write_str("the drain was given up"),
             Self::Drained { took } => write!(f, "drained in {}", short(took)),
             Self::MinimumReached { min } => write!(f, "the group is at its minimum of {min}"),
@@ -96,9 +108,143 @@ impl fmt::Display for Reason {
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Failing(failing) => failing.fmt(f),
             Self::Misfit(misfit) => misfit.fmt(f),
             Self::Maximum(max) => write!(f, "at its maximum of {max}"),
             Self::Unobserved => f.write_str("not known to the Auto Scaling API (yet)"),
         }
+    }
+}
+
+/// Why a node is still there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "stay")]
+pub enum Stay {
+    /// It was measured busy.
+    Busy { signal: Signal },
+    /// Somebody else has cordoned it.
+    Cordoned,
+    /// It is being drained.
+    Draining { deadline: Instant },
+    /// Its last drain was given up.
+    GivenUp { until: Instant },
+    /// It has GPUs, and its agent sees none.
+    GpuUnseen,
+    /// The group would fall below its minimum.
+    Minimum { min: u32 },
+    /// One of its pods fits nowhere else.
+    NoRoomElsewhere { pod: String },
+    /// It belongs to no group of the configuration.
+    NotOurs,
+    /// Pods hold it.
+    Occupied { pods: usize, first: String },
+    /// A pod on it must not be moved.
+    PodPinned { pod: String, pin: Pin },
+    /// An annotation of the node asks for it.
+    Protected { annotation: String },
+    /// More of it is asked for than the threshold.
+    Requested { share: Permille, below: Permille },
+    /// Its last drain could not be asked for; it is tried again.
+    Retried,
+    /// Its agent has not been heard for the report timeout.
+    Silent,
+    /// It is on its way to take pods.
+    Starting,
+    /// As many nodes drain as may at the same time.
+    Turn { most: u32 },
+    /// The Auto Scaling API has not told of its group yet.
+    Undescribed,
+    /// Its agent cannot say what it does.
+    Unknown { missing: Missing },
+    /// Nobody needs it, for not long enough yet.
+    Unneeded { until: Instant },
+    /// A waiting pod fits it.
+    Wanted { pod: String },
+}
+
+impl Stay {
+    /// A closed set of CamelCase words.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Busy { .. } => "Busy",
+            Self::Cordoned => "Cordoned",
+            Self::Draining { .. } => "Draining",
+            Self::GivenUp { .. } => "GivenUp",
+            Self::GpuUnseen => "GpuUnseen",
+            Self::Minimum { .. } => "Minimum",
+            Self::NoRoomElsewhere { .. } => "NoRoomElsewhere",
+            Self::NotOurs => "NotOurs",
+            Self::Occupied { .. } => "Occupied",
+            Self::PodPinned { .. } => "PodPinned",
+            Self::Protected { .. } => "Protected",
+            Self::Requested { .. } => "Requested",
+            Self::Retried => "Retried",
+            Self::Silent => "Silent",
+            Self::Starting => "Starting",
+            Self::Turn { .. } => "Turn",
+            Self::Undescribed => "Undescribed",
+            Self::Unknown { .. } => "Unknown",
+            Self::Unneeded { .. } => "Unneeded",
+            Self::Wanted { .. } => "Wanted",
+        }
+    }
+}
+
+impl fmt::Display for Stay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy { signal } => write!(f, "measured busy by its {signal}"),
+            Self::Cordoned => f.write_str("somebody else has cordoned it"),
+            Self::Draining { deadline } => write!(f, "it is being drained, until {deadline} at the latest"),
+            Self::GivenUp { until } => write!(f, "its last drain was given up; not tried again before {until}"),
+            Self::GpuUnseen => f.write_str("it has GPUs and its agent sees none, so nothing is known of their use"),
+            Self::Minimum { min } => write!(f, "its group is at its minimum of {min}"),
+            Self::NoRoomElsewhere { pod } => write!(f, "pod {pod} fits on no other node"),
+            Self::NotOurs => f.write_str("it belongs to no group of the configuration"),
+            Self::Occupied { pods: 1, first } => write!(f, "pod {first} holds it"),
+            Self::Occupied { pods, first } => write!(f, "{pods} pods hold it, first {first}"),
+            Self::PodPinned { pod, pin } => write!(f, "pod {pod} must not be moved: {pin}"),
+            Self::Protected { annotation } => write!(f, "its annotation {annotation} asks for it"),
+            Self::Requested { share, below } => write!(f, "{share} of it is asked for, not less than {below}"),
+            Self::Retried => f.write_str("a call about it failed or is under way"),
+            Self::Silent => f.write_str("its agent is silent, so nothing is known of what it does"),
+            Self::Starting => f.write_str("it is starting"),
+            Self::Turn { most: 1 } => f.write_str("it may go, after the node that drains now"),
+            Self::Turn { most } => write!(f, "it may go, after one of the {most} nodes that drain now"),
+            Self::Undescribed => f.write_str("the Auto Scaling API has not told of its group yet"),
+            Self::Unknown { missing } => write!(f, "its agent cannot tell what it does: {missing}"),
+            Self::Unneeded { until } => write!(f, "nobody needs it; it may go at {until}"),
+            Self::Wanted { pod } => write!(f, "the waiting pod {pod} fits it"),
+        }
+    }
+}
+
+/// What makes a pod one that is not moved for the sake of fewer nodes.
+///
+/// The rules, and their order, are Cluster Autoscaler's for drainability; `karpenter.sh/do-not-disrupt` is Karpenter's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Pin {
+    DoNotDisrupt,
+    /// A volume of the node's own: its content would be lost.
+    LocalStorage,
+    NotReplicated,
+    NotSafeToEvict,
+    /// `safe-to-evict: on-completion`: the node waits for its end.
+    OnCompletion,
+    /// Of kube-system, and on fewer nodes than all.
+    System,
+}
+
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DoNotDisrupt => "its annotation karpenter.sh/do-not-disrupt says so",
+            Self::LocalStorage => "it has a volume of the node's own",
+            Self::NotReplicated => "no controller would replace it",
+            Self::NotSafeToEvict => "its annotation cluster-autoscaler.kubernetes.io/safe-to-evict says so",
+            Self::OnCompletion => "its annotation asks to wait for its end",
+            Self::System => "it is of kube-system",
+        })
     }
 }

@@ -75,6 +75,26 @@ impl Resources {
         }
     }
 
+    /// Lowers each amount to `other`'s where that is lower.
+    pub fn lower_to(&mut self, other: &Self) {
+        self.0.retain(|name, amount| {
+            *amount = (*amount).min(other.amount(name));
+            *amount > 0
+        });
+    }
+
+    /// How many times `self` fits into `free`; `u64::MAX` if it asks for nothing.
+    pub fn times_in(&self, free: &Self) -> u64 {
+        self.0.iter().map(|(name, amount)| free.amount(name) / amount).min().unwrap_or(u64::MAX)
+    }
+
+    /// `self` for each of so many.
+    pub fn subtract_times(&mut self, other: &Self, times: u64) {
+        for (name, amount) in &other.0 {
+            self.set(name, self.amount(name).saturating_sub(amount.saturating_mul(times)));
+        }
+    }
+
     /// The largest share of `whole` that `self` takes of any resource, in thousandths, held to 1000.
     pub fn dominant_permille(&self, whole: &Self) -> u64 {
         let share = |(name, amount): (&String, &u64)| match whole.amount(name) {
@@ -122,6 +142,19 @@ mod tests {
         assert_eq!(sum.amount("cpu"), 1500);
         sum.subtract(&part);
         assert_eq!(sum, before);
+    }
+
+    #[test]
+    fn times_are_told_by_the_scarcest() {
+        let free = resources(&[("cpu", "4"), ("memory", "1Gi")]);
+        assert_eq!(resources(&[("cpu", "1"), ("memory", "400Mi")]).times_in(&free), 2);
+        assert_eq!(resources(&[(NVIDIA_GPU, "1")]).times_in(&free), 0);
+        let mut rest = free.clone();
+        rest.subtract_times(&resources(&[("cpu", "1")]), 3);
+        assert_eq!(rest.amount("cpu"), 1000);
+        let mut least = free;
+        least.lower_to(&resources(&[("cpu", "8")]));
+        assert_eq!(least, resources(&[("cpu", "4")]));
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Place<'_> {
     }
 
     /// As [`Self::admits`], but for what may be taken.
-    fn is_meant_for(&self, pod: &Pod) -> Result<(), Misfit> {
+    pub(crate) fn is_meant_for(&self, pod: &Pod) -> Result<(), Misfit> {
         if let Some(taint) = self.taints.iter().find(|taint| repels(taint, &pod.tolerations)) {
             return Err(Misfit::Taint { key: taint.key.clone() });
         }

@@ -4,8 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::classify::{Class, Utilization};
+use crate::launch::Failing;
 use crate::price::Cost;
-use crate::reason::Reason;
+use crate::reason::{Reason, Stay};
 use crate::resources::Resources;
 use crate::time::Instant;
 
@@ -49,6 +50,9 @@ pub struct Group {
     pub desired: Option<u32>,
     /// In service or on their way there, whether or not they are nodes yet.
     pub instances: u32,
+    /// Why it is not counted on for new nodes now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failing: Option<Failing>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +74,9 @@ pub struct Node {
     /// Since when it has been busy without its GPUs, by its agent's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_waste: Option<Instant>,
+    /// Why it is still there, as of the last decision; `None`: none was taken yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stays: Option<Stay>,
     pub allocatable: Resources,
     /// The sum over its pods.
     pub requested: Resources,

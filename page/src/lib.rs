@@ -191,6 +191,7 @@ mod tests {
             drained: false,
             class: Some(Class::Busy { since: Instant::from_millis(1_000), signal: Signal::Cpu }),
             gpu_waste: None,
+            stays: None,
             utilization: Some(Utilization { cpu: Some(Permille::percent(70)), ..Utilization::default() }),
             allocatable: resources("3920m", "14Gi"),
             requested: resources("3200m", "8Gi"),
@@ -207,6 +208,7 @@ mod tests {
             max: 1000,
             desired: Some(nodes as u32),
             instances: nodes as u32,
+            failing: None,
         };
         let nodes = (0..nodes).map(node).collect();
         Snapshot {

@@ -65,6 +65,7 @@ fn decide(work: Work) -> (f64, Vec<Action>) {
             .filter(|_| name == "there")
             .map(|node| Instance { id: node.instance.clone().expect("all have one"), live: true })
             .collect(),
+        ..GroupState::default()
     };
     let groups = work.groups.iter().map(described).collect();
     let mut fleet = Fleet::new(Policy { groups: work.groups, scale_up, ..Policy::default() });
@@ -149,6 +150,7 @@ fn group(cpu: u64, memory_gib: u64, max: u32) -> Group {
         taints: Vec::new(),
         allocatable,
         unneeded_for: Duration::from_secs(600),
+        ..Group::default()
     }
 }
 

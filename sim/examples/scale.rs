@@ -46,6 +46,7 @@ fn scenario(nodes: u32) -> Scenario {
         taints: Vec::new(),
         allocatable: instance::allocatable("m5.xlarge").expect("the type is in the table"),
         unneeded_for: Duration::from_secs(600),
+        ..Group::default()
     };
     Scenario {
         name: format!("scale_{nodes}"),

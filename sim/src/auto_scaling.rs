@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ebb_core::fleet;
+use ebb_core::launch::LaunchFailure;
+use ebb_core::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lifecycle {
@@ -33,6 +35,8 @@ pub(crate) struct AutoScalingGroup {
     /// Zones that have no capacity now.
     pub(crate) exhausted: BTreeSet<String>,
     launched: u32,
+    /// The last launch that failed, as an activity would say it.
+    failure: Option<LaunchFailure>,
 }
 
 /// What a round of launching did.
@@ -56,6 +60,7 @@ impl AutoScalingGroup {
             zones: zones.to_vec(),
             exhausted: BTreeSet::new(),
             launched: 0,
+            failure: None,
         }
     }
 
@@ -65,7 +70,7 @@ impl AutoScalingGroup {
     }
 
     /// Launches what is missing.
-    pub(crate) fn launch(&mut self) -> Launch {
+    pub(crate) fn launch(&mut self, now: Instant) -> Launch {
         let mut launch = Launch::default();
         let mut in_zone: BTreeMap<&str, u32> = self.zones.iter().map(|zone| (zone.as_str(), 0)).collect();
         for instance in self.instances.iter().filter(|instance| instance.lifecycle != Lifecycle::Terminating) {
@@ -94,6 +99,11 @@ impl AutoScalingGroup {
             launch.instances.push(id.clone());
             self.instances.push(Instance { id, zone: zone.clone(), lifecycle: Lifecycle::Pending });
         }
+        if launch.missing > 0 {
+            let zones = launch.refused.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let message = format!("We currently do not have sufficient capacity in {zones}.");
+            self.failure = Some(LaunchFailure { at: now, message });
+        }
         launch
     }
 
@@ -113,6 +123,9 @@ impl AutoScalingGroup {
             max: self.max,
             desired: self.desired,
             instances: self.instances.iter().map(instance).collect(),
+            zones: self.zones.clone(),
+            failures: self.failure.iter().filter(|_| self.live() < self.desired).cloned().collect(),
+            ..fleet::GroupState::default()
         }
     }
 }
@@ -133,11 +146,11 @@ mod tests {
     #[test]
     fn the_zone_with_the_fewest_instances_is_next() {
         let mut group = group(4);
-        group.launch();
+        group.launch(Instant::from_millis(0));
         assert_eq!(zones(&group), "abca");
         group.instances.remove(1);
         group.desired = 5;
-        group.launch();
+        group.launch(Instant::from_millis(0));
         assert_eq!(zones(&group), "acabb");
     }
 
@@ -145,19 +158,19 @@ mod tests {
     fn a_zone_without_capacity_is_passed_over_and_named() {
         let mut group = group(2);
         group.exhausted = BTreeSet::from(["a".into()]);
-        let launch = group.launch();
+        let launch = group.launch(Instant::from_millis(0));
         assert_eq!((zones(&group).as_str(), launch.refused.len(), launch.missing), ("bc", 1, 0));
         group.exhausted = ["a", "b", "c"].map(str::to_owned).into();
         group.desired = 4;
-        assert_eq!(group.launch().missing, 2);
+        assert_eq!(group.launch(Instant::from_millis(0)).missing, 2);
     }
 
     #[test]
     fn an_instance_that_is_terminating_is_replaced_if_it_is_still_desired() {
         let mut group = group(1);
-        group.launch();
+        group.launch(Instant::from_millis(0));
         group.instances[0].lifecycle = Lifecycle::Terminating;
-        assert_eq!(group.launch().instances.len(), 1);
+        assert_eq!(group.launch(Instant::from_millis(0)).instances.len(), 1);
         assert_eq!(group.state().instances.iter().filter(|instance| instance.live).count(), 1);
     }
 }

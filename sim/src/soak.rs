@@ -90,6 +90,7 @@ fn group(instance_type: &str, min: u32, max: u32, taints: Vec<Taint>, unneeded_f
         taints,
         allocatable: instance::allocatable(instance_type).expect("the types used here are in the table"),
         unneeded_for,
+        ..Group::default()
     }
 }
 

@@ -76,6 +76,7 @@ fn node(name: &str, group: &str, class: Class, cpu: u16) -> Node {
         drained: false,
         class: Some(class),
         gpu_waste: None,
+        stays: None,
         utilization: Some(Utilization {
             cpu: Some(Permille::percent(cpu)),
             memory: Some(Permille::percent(35)),
@@ -97,6 +98,7 @@ fn group(name: &str, instance_type: &str, max: u32, instances: u32) -> Group {
         max,
         desired: Some(instances),
         instances,
+        failing: None,
     }
 }
 

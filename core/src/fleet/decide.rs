@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::place::{self, Origin, Placement, Room};
+use super::shrink::Shrinking;
+use super::template::Template;
 use super::{Action, Call, Fleet, Group, Member, Target};
-use crate::classify::GpuUse;
 use crate::intent::{DEADLINE_MARGIN, Intent, Phase};
 use crate::kubernetes::{Controller, Pod};
+use crate::launch::{Cause, Failing};
 use crate::policy;
-use crate::reason::Reason;
+use crate::reason::{Reason, Stay};
 use crate::resources::Resources;
 use crate::schedule::Place;
 use crate::time::Instant;
@@ -19,15 +21,26 @@ use crate::time::Instant;
 const DESCRIBE_IN_FLUX: Duration = Duration::from_secs(5);
 const DESCRIBE_SETTLED: Duration = Duration::from_secs(60);
 
+/// What came out.
+pub(super) struct Decision {
+    pub(super) actions: Vec<Action>,
+    /// When to look again.
+    pub(super) next: Option<Instant>,
+    pub(super) failing: BTreeMap<String, Failing>,
+    pub(super) stays: BTreeMap<String, Stay>,
+    /// Whether it was looked for nodes whose pods fit elsewhere.
+    pub(super) consolidated: bool,
+}
+
 /// Tells what is due, and remembers when to look again.
-struct Agenda {
-    now: Instant,
+pub(super) struct Agenda {
+    pub(super) now: Instant,
     next: Option<Instant>,
 }
 
 impl Agenda {
     /// Whether the time has come; if not, it is looked at again then.
-    fn due(&mut self, at: Instant) -> bool {
+    pub(super) fn due(&mut self, at: Instant) -> bool {
         if at > self.now {
             self.next = Some(self.next.map_or(at, |next| next.min(at)));
         }
@@ -36,30 +49,36 @@ impl Agenda {
 }
 
 /// One group, with its nodes sorted by what they are good for.
-struct Census<'a> {
+pub(super) struct Census<'a> {
     name: &'a str,
-    policy: &'a policy::Group,
-    desired: u32,
-    min: u32,
+    pub(super) policy: &'a policy::Group,
+    pub(super) desired: u32,
+    pub(super) min: u32,
     max: u32,
     /// Ready and open to pods.
-    serving: Vec<&'a Member>,
+    pub(super) serving: Vec<&'a Member>,
     /// With a drain's intent.
-    leaving: Vec<(&'a Member, &'a Intent, &'a str)>,
-    /// Asked for and not ready yet.
+    pub(super) leaving: Vec<(&'a Member, &'a Intent, &'a str)>,
+    /// There, and not ready to take pods.
+    pub(super) starting: Vec<&'a Member>,
+    /// By somebody else: neither room for pods nor nodes to come.
+    pub(super) cordoned: Vec<&'a Member>,
+    /// Asked for and not ready yet, as far as they are counted on.
     coming: u32,
+    failing: Option<Failing>,
 }
 
 impl Fleet {
     /// What to do now, and when to look again.
-    pub(super) fn decide(&self, now: Instant) -> (Vec<Action>, Option<Instant>) {
+    pub(super) fn decide(&self, now: Instant) -> Decision {
         let mut agenda = Agenda { now, next: None };
         for member in self.nodes.values() {
             member.written.as_ref().inspect(|written| _ = agenda.due(written.until));
         }
         let census: Vec<_> =
             self.policy.groups.iter().filter_map(|(name, policy)| self.census(&mut agenda, name, policy)).collect();
-        let waiting: Vec<_> = self.pods.values().filter_map(|pod| Some((pod, pod.waits_since()?))).collect();
+        let waiting = self.waiting.iter().filter_map(|uid| self.pods.get(uid));
+        let waiting: Vec<_> = waiting.filter_map(|pod| Some((pod, pod.waits_since()?))).collect();
         let due: Vec<_> = waiting
             .iter()
             .filter(|(_, since)| agenda.due(*since + self.policy.scale_up.pending_for))
@@ -69,7 +88,8 @@ impl Fleet {
         let placement = self.placement(now, &census, due);
         let mut actions = self.grow(&mut agenda, &census, &placement);
         actions.extend(self.finish_drains(&mut agenda, &census, &placement));
-        actions.extend(self.start_drain(&mut agenda, &census, &waiting));
+        let Shrinking { drains, stays, consolidated } = self.shrink(&mut agenda, &census, &waiting);
+        actions.extend(drains);
         actions.extend(self.describe(&mut agenda, &census));
         // One call at a time on each thing: what comes first wins, the rest is decided anew once it is done.
         let mut taken = BTreeSet::new();
@@ -79,7 +99,8 @@ impl Fleet {
             taken.extend(targets.into_iter().filter(|_| free));
             free
         });
-        (actions, agenda.next)
+        let failing = census.iter().filter_map(|group| Some((group.name.to_owned(), group.failing.clone()?))).collect();
+        Decision { actions, next: agenda.next, failing, stays, consolidated }
     }
 
     /// `None`: the API has not told of the group, or not since something went wrong there.
@@ -95,33 +116,63 @@ impl Fleet {
             max,
             serving: Vec::new(),
             leaving: Vec::new(),
+            starting: Vec::new(),
+            cordoned: Vec::new(),
             coming: 0,
+            failing: None,
         };
-        let members: BTreeMap<_, _> =
-            self.nodes.values().filter_map(|member| Some((member.node.instance.as_deref()?, member))).collect();
-        let mut accounted = 0;
+        let timeout = self.policy.scale_up.provision_timeout;
+        let (mut live, mut accounted) = (0_u32, 0);
+        let mut lost_at = None;
         for instance in group.live() {
-            let provisioned_by =
-                group.first_seen.get(instance).map(|since| *since + self.policy.scale_up.provision_timeout);
-            match members.get(instance).copied() {
+            live += 1;
+            let member = self.node_of.get(instance).and_then(|name| self.nodes.get(name));
+            match member {
                 Some(member) if let Some(intent) = member.intent(agenda.now) => {
                     census.leaving.push((member, intent, instance));
                 }
-                // One that somebody else has cordoned is neither room for pods nor a node to come.
                 Some(member) if !is_starting(member, policy) => {
-                    census.serving.extend(Some(member).filter(|member| !member.node.unschedulable));
+                    let role = if member.node.unschedulable { &mut census.cordoned } else { &mut census.serving };
+                    role.push(member);
                 }
                 // Still coming, unless it has taken too long: then it is lost, and no longer waited for.
-                _ if provisioned_by.is_some_and(|by| !agenda.due(by)) => continue,
-                _ => {}
+                starting => {
+                    census.starting.extend(starting);
+                    let by = group.first_seen.get(instance).map(|since| *since + timeout);
+                    match by {
+                        Some(by) if agenda.due(by) => lost_at = lost_at.max(Some(by)),
+                        _ => continue,
+                    }
+                }
             }
             accounted += 1;
         }
         census.coming = census.desired.saturating_sub(accounted);
+        census.failing = self.failing(agenda, group, lost_at);
+        if census.failing.as_ref().is_some_and(|failing| failing.cause != Cause::NeverReady) {
+            // Those that were launched may still come. AWS goes on trying to launch the rest, but that is not built upon.
+            census.coming = census.coming.min(live.saturating_sub(accounted));
+        }
         Some(census)
     }
 
-    fn ready(&self, agenda: &mut Agenda, target: &Target) -> bool {
+    /// Why the group is not counted on for what it lacks. `lost_at`: when the last of its instances was given up that never
+    /// became a ready node.
+    fn failing(&self, agenda: &mut Agenda, group: &Group, lost_at: Option<Instant>) -> Option<Failing> {
+        let timeout = self.policy.scale_up.provision_timeout;
+        let by_itself = |cause, until| Failing { cause, message: String::new(), until };
+        let told = group.failures.failing().cloned();
+        // Of no activity that failed and of no instance that came: counted on for the timeout, and then for as long not.
+        let silent = group.short_since.and_then(|since| {
+            let rounds = agenda.now.since(since).as_millis() / (2 * timeout).as_millis().max(1);
+            let begins = since + 2 * timeout * u32::try_from(rounds).unwrap_or(u32::MAX);
+            agenda.due(begins + timeout).then(|| by_itself(Cause::NothingCame, begins + 2 * timeout))
+        });
+        let lost = lost_at.map(|at| by_itself(Cause::NeverReady, at + timeout));
+        [told, lost, silent].into_iter().flatten().find(|failing| !agenda.due(failing.until))
+    }
+
+    pub(super) fn ready(&self, agenda: &mut Agenda, target: &Target) -> bool {
         match self.calls.get(target) {
             None => true,
             Some(Call { retry_at: None, .. }) => false,
@@ -157,10 +208,14 @@ impl Fleet {
             let known = census.iter().find(|group| group.name == name);
             Room {
                 group: name,
-                template: self.template(policy, known, &daemons),
+                template: self.template(name, known, &daemons),
                 coming: known.map_or(0, |group| group.coming),
                 more: known.map(|group| group.max.saturating_sub(group.desired)),
                 max: known.map_or(policy.max, |group| group.max),
+                nodes: known.map_or(0, |group| group.desired),
+                priority: policy.priority,
+                price: policy.price,
+                failing: known.and_then(|group| group.failing.clone()),
             }
         });
         // Nodes of no group of ours take pods as well (one that has just come is counted with its group's coming nodes,
@@ -183,7 +238,7 @@ impl Fleet {
         let seats = serving.into_iter().map(|member| self.seat(member, Origin::Serving(name(member))));
         let seats = seats.chain(leaving.iter().map(|member| self.seat(member, Origin::Leaving(name(member)))));
         let seats = seats.chain(closed.map(|member| self.seat(member, Origin::Closed)));
-        place::place(due, seats.collect(), rooms.collect())
+        place::place(due, seats.collect(), rooms.collect(), self.policy.scale_up.expander)
     }
 
     /// Raises groups for waiting pods and to their minimum; tells each pod what is happening.
@@ -221,32 +276,29 @@ impl Fleet {
         actions
     }
 
-    /// What a new node of the group would be: as one that is there, else as the policy says.
-    fn template<'a>(&self, policy: &'a policy::Group, known: Option<&Census>, daemons: &Resources) -> Place<'a> {
-        let shown = known.and_then(|group| group.serving.first());
-        let mut free = shown.map_or(&policy.allocatable, |member| &member.node.allocatable).clone();
-        match shown {
-            Some(member) => {
-                for pod in self.pods_on(&member.node.name).filter(|pod| pod.controller != Controller::Workload) {
-                    free.subtract(&pod.requests);
-                }
-            }
+    /// What a new node of the group would have for pods: what is known of it, less what daemons take.
+    fn template<'a>(&'a self, name: &str, known: Option<&Census>, daemons: &Resources) -> Place<'a> {
+        let Template { labels, taints, allocatable, .. } = &self.groups[name].template;
+        let mut free = allocatable.clone();
+        match known.and_then(|group| group.serving.first()) {
+            Some(member) => free.subtract(&self.taken_by_daemons(member)),
             None => free.subtract(daemons),
         }
-        Place { name: None, labels: &policy.labels, taints: &policy.taints, free }
+        Place { name: None, labels, taints, free }
     }
 
     /// What daemons take on a node of which nothing is known: the most that they take on any.
     fn daemons(&self) -> Resources {
         let mut most = Resources::default();
-        for member in self.nodes.values() {
-            let mut here = Resources::default();
-            for pod in self.pods_on(&member.node.name).filter(|pod| pod.controller != Controller::Workload) {
-                here.add(&pod.requests);
-            }
-            most.raise_to(&here);
-        }
+        self.nodes.values().for_each(|member| most.raise_to(&self.taken_by_daemons(member)));
         most
+    }
+
+    fn taken_by_daemons(&self, member: &Member) -> Resources {
+        let mut taken = Resources::default();
+        let daemons = self.pods_on(&member.node.name).filter(|pod| pod.controller != Controller::Workload);
+        daemons.for_each(|pod| taken.add(&pod.requests));
+        taken
     }
 
     /// Ends drains: terminates what is drained, cancels what failed or is needed again.
@@ -294,64 +346,11 @@ impl Fleet {
         }
         actions
     }
-
-    /// Chooses the node that has been unneeded for the longest, if one may go.
-    fn start_drain(&self, agenda: &mut Agenda, census: &[Census], waiting: &[(&Pod, Instant)]) -> Option<Action> {
-        // A node counts from when it is asked until it is gone; but one whose object nobody deletes must not stop all
-        // others for ever.
-        let draining = self.nodes.values().filter(|member| match member.intent(agenda.now) {
-            Some(intent) => !agenda.due(intent.deadline),
-            None => !self.ready(agenda, &Target::Node(member.node.name.clone())),
-        });
-        let draining = draining.count();
-        if draining >= self.policy.scale_down.max_parallel_drains as usize {
-            return None;
-        }
-        let mut candidates = Vec::new();
-        for group in census {
-            let leaving = u32::try_from(group.leaving.len()).unwrap_or(u32::MAX);
-            // Neither by what is asked for, nor by what is really there.
-            if group.desired.saturating_sub(leaving) <= group.min || group.serving.len() <= group.min as usize {
-                continue;
-            }
-            for member in &group.serving {
-                let Some((idle, empty)) = self.unneeded(agenda.now, member) else { continue };
-                if agenda.due(idle.max(empty) + group.policy.unneeded_for) {
-                    candidates.push((idle.max(empty), &member.node.name, *member, idle, empty));
-                }
-            }
-        }
-        candidates.sort_by_key(|(since, name, ..)| (*since, *name));
-        let (.., member, idle, empty) = candidates.into_iter().find(|(_, _, member, ..)| {
-            let place = self.place_on(member);
-            !waiting.iter().any(|(pod, _)| place.admits(pod).is_ok())
-        })?;
-        let because = Reason::Unneeded { idle: agenda.now.since(idle), empty: agenda.now.since(empty) };
-        Some(Action::Drain {
-            node: member.node.name.clone(),
-            uid: member.node.uid.clone(),
-            intent: Intent {
-                id: format!("scale-down-{}", agenda.now.as_millis()),
-                reason: because.to_string(),
-                requested_at: agenda.now,
-                deadline: agenda.now + self.policy.scale_down.drain_timeout,
-            },
-            because,
-        })
-    }
-
-    /// Since when the node has been measured idle and since when it has been empty, if it is both and we know it now.
-    fn unneeded(&self, now: Instant, member: &Member) -> Option<(Instant, Instant)> {
-        let heard = member.heard(now, self.policy.scale_down.report_timeout)?;
-        // A node that has GPUs and an agent that sees none: nothing is known of their use.
-        let blind = member.node.allocatable.has_gpu() && heard.report.utilization.gpu == GpuUse::Absent;
-        if blind { None } else { heard.idle_since().zip(member.empty_since) }
-    }
 }
 
 /// Whether the node is still on its way to take pods. Counting it as there before would make the group grow twice for
 /// one pod: nothing fits it yet, and nothing is coming any more.
-fn is_starting(member: &Member, policy: &policy::Group) -> bool {
+pub(super) fn is_starting(member: &Member, policy: &policy::Group) -> bool {
     let node = &member.node;
     let awaits_gpu = policy.allocatable.has_gpu() && !node.allocatable.has_gpu();
     !node.ready || awaits_gpu || node.taints.iter().any(|taint| is_startup_taint(&taint.key))

@@ -1,13 +1,18 @@
 //! Finds room for waiting pods: on nodes that serve, on nodes that were to leave, on nodes that are coming, else on
 //! new ones.
+//!
 //! First fit, the most demanding pods first; pods of one shape walk over the places only once together.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
 use super::Fleet;
+use super::choice::Demand;
 use crate::kubernetes::{Node, Pod};
-use crate::reason::{Obstacle, Reason};
+use crate::launch::{Cause, Failing};
+use crate::policy::Expander;
+use crate::price::Dollars;
+use crate::reason::Reason;
 use crate::schedule::{Cluster, NodeId, Place, ShapeId};
 use crate::time::Instant;
 
@@ -41,6 +46,20 @@ pub(super) struct Room<'a> {
     /// `None`: nothing is known of the group.
     pub(super) more: Option<u32>,
     pub(super) max: u32,
+    /// Asked for in all, there or not.
+    pub(super) nodes: u32,
+    pub(super) priority: i32,
+    /// Of an hour of a node.
+    pub(super) price: Option<Dollars>,
+    /// Why it is not counted on.
+    pub(super) failing: Option<Failing>,
+}
+
+impl Room<'_> {
+    /// Whether asking for more nodes would bring none. (Of instances that did not become nodes the next may.)
+    pub(super) fn is_hopeless(&self) -> bool {
+        self.failing.as_ref().is_some_and(|failing| failing.cause != Cause::NeverReady)
+    }
 }
 
 /// What came out.
@@ -67,6 +86,7 @@ pub(super) fn place<'a>(
     waiting: Vec<(&'a Pod, Instant)>,
     seats: Vec<Seat<'a>>,
     mut rooms: Vec<Room<'a>>,
+    expander: Expander,
 ) -> Placement<'a> {
     let mut cluster = Cluster::default();
     let mut origins = Vec::new();
@@ -88,28 +108,31 @@ pub(super) fn place<'a>(
     // Where the last pod of the same shape found room. If its room only shrinks, nothing before that fits this one.
     let mut start = 0;
     let mut previous = None;
-    for (shape, pod, since) in in_order(&mut cluster, waiting) {
+    let waiting = in_order(&mut cluster, waiting);
+    let mut demand = Demand::new(&waiting, expander);
+    for (shape, pod, since) in waiting {
         if previous != Some(shape) || !cluster.only_shrinks_for(shape) {
             start = 0;
         }
         previous = Some(shape);
         let takes = |&node: &NodeId| !matches!(origins[node], Origin::Closed) && cluster.admits(node, shape).is_ok();
         let found = (start..cluster.nodes()).find(takes);
-        let node = match found {
-            Some(node) => node,
-            None => match open(&cluster, &mut rooms, shape, pod) {
-                Ok((group, template)) => {
-                    origins.push(Origin::New(group));
-                    let first = || Wanted { nodes: 0, pods: 0, first: pod.full_name(), since };
-                    placement.wanted.entry(group).or_insert_with(first).nodes += 1;
-                    cluster.add(template)
-                }
-                Err(groups) => {
-                    start = cluster.nodes();
-                    placement.explained.push((pod, Reason::NoGroupFits { groups }));
-                    continue;
-                }
-            },
+        let opened = if found.is_none() { Some(demand.open(&cluster, &mut rooms)) } else { None };
+        demand.advance();
+        let node = match (found, opened) {
+            (Some(node), _) => node,
+            (None, Some(Ok((group, template)))) => {
+                origins.push(Origin::New(group));
+                let first = || Wanted { nodes: 0, pods: 0, first: pod.full_name(), since };
+                placement.wanted.entry(group).or_insert_with(first).nodes += 1;
+                cluster.add(template)
+            }
+            (None, Some(Err(groups))) => {
+                start = cluster.nodes();
+                placement.explained.push((pod, Reason::NoGroupFits { groups }));
+                continue;
+            }
+            (None, None) => continue,
         };
         start = node;
         cluster.put(node, shape);
@@ -159,35 +182,6 @@ fn selection(pod: &Pod) -> String {
     format!("{tolerations:?}{node_selector:?}{node_affinity:?}{others:?}")
 }
 
-/// A new node for the pod, from the group that suits it best: no GPU for a pod that asks for none, if that can be
-/// avoided, and then the smallest node.
-fn open<'a>(
-    cluster: &Cluster<'a>,
-    rooms: &mut [Room<'a>],
-    shape: ShapeId,
-    pod: &Pod,
-) -> Result<(&'a str, Place<'a>), Vec<(String, Obstacle)>> {
-    let obstacle = |room: &Room<'a>| match (room.more, cluster.would_admit(&room.template, shape)) {
-        (None, _) => Some(Obstacle::Unobserved),
-        (Some(_), Err(misfit)) => Some(Obstacle::Misfit(misfit)),
-        (Some(0), Ok(())) => Some(Obstacle::Maximum(room.max)),
-        (Some(_), Ok(())) => None,
-    };
-    let wastes_gpu = |room: &Room| room.template.free.has_gpu() && !pod.requests.has_gpu();
-    let fullness = |room: &Room| pod.requests.dominant_permille(&room.template.free);
-    let best = rooms
-        .iter_mut()
-        .filter(|room| obstacle(room).is_none())
-        .min_by_key(|room| (wastes_gpu(room), Reverse(fullness(room)), room.group));
-    match best {
-        Some(room) => {
-            room.more = room.more.map(|more| more - 1);
-            Ok((room.group, room.template.clone()))
-        }
-        None => Err(rooms.iter().filter_map(|room| Some((room.group.to_owned(), obstacle(room)?))).collect()),
-    }
-}
-
 impl Fleet {
     pub(super) fn seat<'a>(&'a self, member: &'a super::Member, origin: Origin<'a>) -> Seat<'a> {
         let Node { name, labels, taints, allocatable, .. } = &member.node;
@@ -209,6 +203,7 @@ mod tests {
 
     use super::*;
     use crate::kubernetes::{Operator, PodTerm, Requirement, Spread};
+    use crate::reason::Obstacle;
     use crate::resources::Resources;
     use crate::schedule::Misfit;
 
@@ -225,14 +220,19 @@ mod tests {
         (0..count).map(pod).collect()
     }
 
+    fn room<'a>(group: &'a str, template: Place<'a>, max: u32) -> Room<'a> {
+        Room { group, template, coming: 0, more: Some(max), max, nodes: 0, priority: 0, price: None, failing: None }
+    }
+
     /// How many nodes are wanted for pods that would all fit on one, if some are coming.
     fn check(pods: &[Pod], coming: u32, wanted: Option<u32>) {
         let labels = BTreeMap::new();
         let free = Resources::from_texts([("cpu", "4"), ("pods", "20")]).unwrap();
         let template = Place { name: None, labels: &labels, taints: &[], free };
-        let room = Room { group: "cpu", template, coming, more: Some(10), max: 10 };
+        let room = Room { coming, ..room("cpu", template, 10) };
         let now = Instant::from_millis(0);
-        let placement = place(pods.iter().map(|pod| (pod, now)).collect(), vec![], vec![room]);
+        let waiting = pods.iter().map(|pod| (pod, now)).collect();
+        let placement = place(waiting, vec![], vec![room], Expander::default());
         assert_eq!(placement.wanted.get("cpu").map(|wanted| wanted.nodes), wanted, "{:?}", placement.explained);
     }
 
@@ -283,8 +283,8 @@ mod tests {
             origin: Origin::Closed,
         };
         let template = Place { name: None, labels: &template, taints: &[], free: free() };
-        let room = Room { group: "cpu", template, coming: 0, more: Some(1), max: 1 };
-        let placement = place(vec![(&pods[1], Instant::from_millis(0))], vec![seat], vec![room]);
+        let waiting = vec![(&pods[1], Instant::from_millis(0))];
+        let placement = place(waiting, vec![seat], vec![room("cpu", template, 1)], Expander::default());
         let [(_, Reason::NoGroupFits { groups })] = placement.explained.as_slice() else {
             panic!("{:?}", placement.explained)
         };

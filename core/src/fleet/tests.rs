@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::classify::{GpuUse, Missing, Signal, Utilization};
+use crate::classify::{Class, GpuUse, Missing, Signal, Utilization};
 use crate::intent::{Phase, Progress};
 use crate::kubernetes::{Controller, Taint, TaintEffect, Toleration};
 use crate::policy;
@@ -31,6 +31,7 @@ fn group(min: u32, max: u32, allocatable: Resources) -> policy::Group {
         taints: Vec::new(),
         allocatable,
         unneeded_for: seconds(600),
+        ..policy::Group::default()
     }
 }
 
@@ -71,6 +72,8 @@ struct World {
     responsive: bool,
     /// The next calls fail like this.
     failing: Vec<Failure>,
+    /// Groups whose instances AWS has no capacity for.
+    exhausted: BTreeSet<String>,
     /// How many of the next calls take effect, but their reply is lost.
     replies_lost: u32,
     log: Vec<String>,
@@ -80,7 +83,7 @@ impl World {
     /// At the groups' minimum, with every agent saying `idle`, and the first decisions made.
     fn new(policy: Policy) -> Self {
         let asgs = policy.groups.iter().map(|(name, group)| {
-            let state = GroupState { name: name.clone(), min: 0, max: 100, desired: group.min, instances: vec![] };
+            let state = GroupState { name: name.clone(), max: 100, desired: group.min, ..GroupState::default() };
             (name.clone(), state)
         });
         let mut world = Self {
@@ -96,6 +99,7 @@ impl World {
             instances: 0,
             responsive: true,
             failing: Vec::new(),
+            exhausted: BTreeSet::new(),
             replies_lost: 0,
             log: Vec::new(),
         };
@@ -145,7 +149,12 @@ impl World {
                     Says::Busy | Says::Unknown => false,
                 };
                 assert!(idle, "invariant_no_busy_or_unknown_node_is_drained: {action:?}");
-                assert!(!self.held(node), "invariant_no_node_with_work_is_drained: {action:?}");
+                if self.policy.scale_down.consolidate {
+                    let pinned = self.pods.values().any(|pod| pod.node.as_ref() == Some(node) && pod.pin.is_some());
+                    assert!(!pinned, "invariant_no_node_with_pinned_pods_is_drained: {action:?}");
+                } else {
+                    assert!(!self.held(node), "invariant_no_node_with_work_is_drained: {action:?}");
+                }
                 // The node itself may have an intent: the reply to an earlier request was lost, and this one will be
                 // refused. One past its deadline is over, even if its object is still there.
                 let drains = |other: &&Node| {
@@ -224,6 +233,12 @@ impl World {
     /// The Auto Scaling service and the kubelets do their part.
     fn launch(&mut self) {
         for (name, asg) in &mut self.asgs {
+            let short = (asg.instances.len() as u32) < asg.desired;
+            if self.exhausted.contains(name) && short {
+                let message = "We currently do not have sufficient capacity in us-east-1a.".to_owned();
+                asg.failures = vec![LaunchFailure { at: self.now, message }];
+                continue;
+            }
             while (asg.instances.len() as u32) < asg.desired {
                 self.instances += 1;
                 let id = format!("i-{}", self.instances);
@@ -248,6 +263,8 @@ impl World {
     /// One second of everybody else: instances, agents, scheduler.
     fn second(&mut self) {
         self.now = self.now + seconds(1);
+        // What is due at this very moment is decided before anybody else acts.
+        self.tell(Event::Tick);
         if self.responsive {
             self.launch();
         }
@@ -258,9 +275,14 @@ impl World {
             self.pods.retain(|_, pod| pod.node.as_ref() != Some(&node.name) || pod.controller == Controller::Workload);
             self.tell(Event::NodeDeleted { name: node.name, uid: node.uid });
         }
+        let mut evicting = Vec::new();
         for node in self.nodes.values_mut().filter(|_| self.responsive) {
             agent(node);
+            if node.intent.is_some() && node.progress.is_some() {
+                evicting.push(node.name.clone());
+            }
         }
+        self.evict(&evicting);
         self.schedule();
         for node in self.nodes.clone().into_values() {
             self.tell(Event::NodeApplied(node));
@@ -270,6 +292,17 @@ impl World {
         }
         if self.now.as_millis().is_multiple_of(10_000) {
             self.report();
+        }
+    }
+
+    /// What is evicted is made anew by its controller, and waits.
+    fn evict(&mut self, nodes: &[String]) {
+        let evicted = |pod: &&Pod| pod.holds_node() && pod.node.as_ref().is_some_and(|node| nodes.contains(node));
+        let evicted: Vec<_> = self.pods.values().filter(evicted).cloned().collect();
+        for pod in evicted {
+            self.delete_pod(&pod.uid);
+            let name = format!("{}'", pod.name);
+            self.insert(Pod { node: None, ..pod }, &name);
         }
     }
 
@@ -791,7 +824,8 @@ fn idleness_is_taken_from_the_agents_own_clock() {
         },
         at: heard.at,
     };
-    assert_eq!(skewed.idle_since(), heard.idle_since());
+    let since = |heard: &Heard| heard.by_our_clock(heard.report.class.since());
+    assert_eq!(since(&skewed), since(heard));
     world.run(1);
 }
 
@@ -934,4 +968,196 @@ fn a_burst_of_explanations_is_one_step() {
     let whats: Vec<_> = steps.iter().map(|step| step.what.as_str()).collect();
     assert_eq!(whats, ["raises a from 1 to 2 instances", "leaves 2 pods waiting", "leaves pod default/r waiting"]);
     assert_eq!(steps[1].because, "a node of group a is on its way");
+}
+
+/// Groups of four cores: some that may be asked for nodes.
+fn pools(names: &[&str]) -> Policy {
+    let group = |name: &&str| ((*name).to_owned(), group(0, 3, resources(&[("cpu", "4"), ("pods", "20")])));
+    Policy { groups: names.iter().map(group).collect(), ..Policy::default() }
+}
+
+#[test]
+fn where_there_is_no_capacity_the_next_group_is_asked_at_once() {
+    let mut policy = pools(&["cheap", "dear"]);
+    policy.groups.get_mut("cheap").unwrap().priority = 1;
+    let mut world = World::new(policy);
+    world.exhausted.insert("cheap".into());
+    world.pod("a", &[("cpu", "4"), ("pods", "1")]);
+    world.run(40);
+    let log = world.log();
+    assert_eq!(log[..2], ["cheap 0 -> 1: pod ns/a unschedulable for 30s", "a: a node of group cheap is on its way"]);
+    assert!(log[2].starts_with("dear 0 -> 1: pod ns/a unschedulable for "), "{log:?}");
+    assert_eq!(world.pods["a"].node.as_deref(), Some("dear-1"));
+    // What AWS was asked for stays asked for: once it has capacity again the node comes, is not needed, and goes.
+    world.exhausted.clear();
+    world.run(1200);
+    assert_eq!((world.desired("cheap"), world.desired("dear")), (0, 1));
+}
+
+#[test]
+fn a_pod_that_only_a_failing_group_fits_is_told_so_and_gets_its_node_later() {
+    let mut world = World::new(pools(&["only"]));
+    world.exhausted.insert("only".into());
+    world.pod("a", &[("cpu", "4"), ("pods", "1")]);
+    world.run(60);
+    let log = world.log();
+    let expected = "a: no group can make a node for it: only: launches fail, no capacity; not counted on until ";
+    assert!(log.last().unwrap().starts_with(expected), "{log:?}");
+    assert_eq!(world.fleet.view(world.now).groups[0].failing.as_ref().unwrap().cause, launch::Cause::Capacity);
+    world.run(3600);
+    // Asked once: AWS goes on trying by itself.
+    assert_eq!(world.desired("only"), 1);
+    world.exhausted.clear();
+    world.run(2);
+    assert_eq!(world.pods["a"].node.as_deref(), Some("only-1"));
+}
+
+#[test]
+fn a_group_whose_instances_never_become_nodes_is_left_for_another() {
+    let mut policy = pools(&["first", "second"]);
+    policy.groups.get_mut("first").unwrap().priority = 1;
+    let mut world = World::new(policy);
+    world.responsive = false;
+    world.pod("a", &[("cpu", "4"), ("pods", "1")]);
+    world.run(31);
+    let asg = world.asgs.get_mut("first").unwrap();
+    asg.instances.push(Instance { id: "i-mute".into(), live: true });
+    world.run(14 * 60);
+    assert_eq!((world.desired("first"), world.desired("second")), (1, 0));
+    world.run(2 * 60);
+    assert_eq!((world.desired("first"), world.desired("second")), (1, 1));
+    let failing = world.fleet.view(world.now).groups[0].failing.clone().unwrap();
+    assert_eq!(failing.cause, launch::Cause::NeverReady);
+}
+
+#[test]
+fn a_group_that_nothing_comes_of_is_left_for_another() {
+    let mut policy = pools(&["first", "second"]);
+    policy.groups.get_mut("first").unwrap().priority = 1;
+    let mut world = World::new(policy);
+    world.responsive = false;
+    world.pod("a", &[("cpu", "4"), ("pods", "1")]);
+    world.run(14 * 60);
+    assert_eq!((world.desired("first"), world.desired("second")), (1, 0));
+    world.run(2 * 60);
+    assert_eq!((world.desired("first"), world.desired("second")), (1, 1));
+}
+
+#[test]
+fn groups_that_differ_in_their_zone_only_are_kept_even() {
+    let mut world = World::new(pools(&["a", "b", "c"]));
+    for pod in 0..6 {
+        world.pod(&format!("pod-{pod}"), &[("cpu", "3"), ("pods", "1")]);
+    }
+    world.run(31);
+    assert_eq!(["a", "b", "c"].map(|group| world.desired(group)), [2, 2, 2]);
+}
+
+/// Nodes that are there, each with pods of so many cores.
+fn packed(consolidate: bool, cores: &[&[&str]]) -> World {
+    let mut policy = pools(&["cpu"]);
+    policy.groups.get_mut("cpu").unwrap().max = 10;
+    policy.scale_down.consolidate = consolidate;
+    let mut world = World::new(policy);
+    world.asgs.get_mut("cpu").unwrap().desired = cores.len() as u32;
+    world.launch();
+    for (index, cores) in cores.iter().enumerate() {
+        for (pod, cpu) in cores.iter().enumerate() {
+            let name = format!("pod-{index}-{pod}");
+            world.pod(&name, &[("cpu", cpu), ("pods", "1")]);
+            let pod = world.pods.get_mut(&name).unwrap();
+            (pod.node, pod.unschedulable_since) = (Some(format!("cpu-{}", index + 1)), None);
+        }
+    }
+    world.report();
+    world
+}
+
+#[test]
+fn nodes_whose_pods_fit_elsewhere_go_where_that_is_wished() {
+    let mut world = packed(true, &[&["1"], &["1", "500m"], &["3"]]);
+    world.run(599);
+    assert_eq!(world.log(), [""; 0]);
+    world.run(120);
+    let log = world.log();
+    let expected = "drain cpu-1: measured idle for 10m, 25% of it asked for, its pod fits on other nodes";
+    assert_eq!(log.first().map(String::as_str), Some(expected));
+    // Then cpu-2 has 2.5 cores of 4: more than half, so it stays.
+    world.run(7200);
+    assert_eq!(world.desired("cpu"), 2);
+    let stays = |world: &World, node: usize| world.fleet.view(world.now).nodes[node].stays.clone().unwrap();
+    assert!(matches!(stays(&world, 0), Stay::Requested { .. }), "{:?}", stays(&world, 0));
+    let mut world = packed(false, &[&["1"], &["1", "500m"], &["3"]]);
+    world.run(7200);
+    assert_eq!(world.log(), [""; 0]);
+    assert_eq!(stays(&world, 0), Stay::Occupied { pods: 1, first: "ns/pod-0-0".into() });
+}
+
+#[test]
+fn what_must_not_be_moved_keeps_its_node_and_what_fits_nowhere_too() {
+    let mut world = packed(true, &[&["1"], &["1800m"], &["3500m"]]);
+    world.pods.get_mut("pod-0-0").unwrap().pin = Some(crate::reason::Pin::LocalStorage);
+    world.pods.get_mut("pod-1-0").unwrap().node_selector.insert("pool".into(), "gone".into());
+    world.run(900);
+    assert_eq!(world.log(), [""; 0]);
+    let stays: Vec<_> = world.fleet.view(world.now).nodes.into_iter().map(|node| node.stays.unwrap().name()).collect();
+    assert_eq!(stays, ["PodPinned", "NoRoomElsewhere", "Requested"]);
+}
+
+#[test]
+fn a_node_that_an_annotation_protects_stays_empty_as_it_is() {
+    let mut world = packed(false, &[&[], &[]]);
+    let key = "cluster-autoscaler.kubernetes.io/scale-down-disabled";
+    world.nodes.get_mut("cpu-1").unwrap().protected_by = Some(key.into());
+    world.run(1800);
+    assert_eq!(world.desired("cpu"), 1);
+    assert!(world.nodes.contains_key("cpu-1"));
+    let stays = world.fleet.view(world.now).nodes[0].stays.clone();
+    assert_eq!(stays, Some(Stay::Protected { annotation: key.into() }));
+}
+
+#[test]
+fn a_node_whose_drain_was_given_up_is_left_in_peace_for_a_while() {
+    let mut world = packed(false, &[&[]]);
+    world.responsive = false;
+    world.run(601);
+    assert!(world.log()[0].starts_with("drain cpu-1"));
+    world.run(15 * 60);
+    assert_eq!(world.log(), ["cancel cpu-1: the drain was given up"]);
+    world.run(4 * 60);
+    assert_eq!(world.log(), [""; 0]);
+    world.run(2 * 60);
+    assert!(world.log()[0].starts_with("drain cpu-1"));
+}
+
+proptest! {
+    // Hours of many nodes each.
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Under a load that stays the same, what one rule does the other must not undo: once the cluster has come to rest,
+    /// nothing is asked for any more.
+    #[test]
+    fn growing_and_shrinking_do_not_undo_each_other(
+        cores in prop::collection::vec(prop::collection::vec(1..16_u32, 0..4), 1..7),
+        waiting in prop::collection::vec(1..16_u32, 0..6),
+        consolidate in any::<bool>(),
+    ) {
+        let texts: Vec<Vec<String>> =
+            cores.iter().map(|node| node.iter().map(|quarters| format!("{}m", quarters * 250)).collect()).collect();
+        let fits = |node: &Vec<u32>| node.iter().sum::<u32>() <= 16;
+        let texts: Vec<Vec<&str>> = texts.iter().zip(&cores).map(|(node, quarters)| if fits(quarters) { node.iter().map(String::as_str).collect() } else { vec![] }).collect();
+        let texts: Vec<&[&str]> = texts.iter().map(Vec::as_slice).collect();
+        let mut world = packed(consolidate, &texts);
+        for (index, quarters) in waiting.iter().enumerate() {
+            world.pod(&format!("late-{index}"), &[("cpu", &format!("{}m", quarters * 250)), ("pods", "1")]);
+        }
+        let mut changes = Vec::new();
+        for _ in 0..6 {
+            world.run(1800);
+            let log = world.log();
+            changes.push(log.iter().filter(|line| line.starts_with("drain") || line.contains("->")).count());
+        }
+        prop_assert_eq!(changes.last(), Some(&0), "{:?}", changes);
+        prop_assert!(changes.iter().sum::<usize>() <= 2 * (texts.len() + waiting.len()), "{:?}", changes);
+    }
 }

@@ -10,6 +10,7 @@ use std::hash::{Hash, Hasher};
 use super::topology::{Demands, Topology};
 use super::{Misfit, Place};
 use crate::kubernetes::Pod;
+use crate::resources::Resources;
 
 /// By the order in which they were added.
 pub type NodeId = usize;
@@ -26,6 +27,8 @@ pub struct Cluster<'a> {
 #[derive(Debug)]
 struct Node<'a> {
     place: Place<'a>,
+    /// What the place has with nothing of it taken.
+    whole: Resources,
     pods: BTreeMap<ShapeId, u32>,
 }
 
@@ -68,7 +71,8 @@ impl<'a> Cluster<'a> {
     pub fn add(&mut self, place: Place<'a>) -> NodeId {
         let id = self.nodes.len();
         self.topology.add(&place);
-        self.nodes.push(Node { place, pods: BTreeMap::new() });
+        let whole = place.free.clone();
+        self.nodes.push(Node { place, whole, pods: BTreeMap::new() });
         id
     }
 
@@ -101,7 +105,7 @@ impl<'a> Cluster<'a> {
     /// Why a pod of this shape cannot run there; `Ok` if it can. Of several causes the one that kube-scheduler's filters
     /// come to first.
     pub fn admits(&self, node: NodeId, shape: ShapeId) -> Result<(), Misfit> {
-        let Node { place, pods } = &self.nodes[node];
+        let Node { place, pods, .. } = &self.nodes[node];
         self.fits(node, place, pods, &self.shapes[shape])
     }
 
@@ -132,5 +136,30 @@ impl<'a> Cluster<'a> {
         let node = &mut self.nodes[node];
         node.place.free.subtract(&pod.requests);
         *node.pods.entry(shape).or_default() += 1;
+    }
+
+    /// Undoes a [`Self::put`].
+    pub fn take(&mut self, node: NodeId, shape: ShapeId) {
+        self.topology.take(node, &self.shapes[shape].demands);
+        let node = &mut self.nodes[node];
+        if let Some(pods) = node.pods.get_mut(&shape) {
+            *pods -= 1;
+            if *pods == 0 {
+                node.pods.remove(&shape);
+            }
+        }
+        // Not by adding: of a node with more on it than it has, what is free stays at nothing for a while.
+        node.place.free.clone_from(&node.whole);
+        for (&shape, &pods) in &node.pods {
+            (0..pods).for_each(|_| node.place.free.subtract(&self.shapes[shape].pod.requests));
+        }
+    }
+
+    /// How many pods of this shape one node can hold at the most, whatever its size, as far as that is known without
+    /// looking at the others: those that take a port of the node, or keep away from their like, are alone there.
+    pub fn most_on_a_node(&self, shape: ShapeId) -> u64 {
+        let pod = self.shapes[shape].pod;
+        let alone = !pod.host_ports.is_empty() || pod.pod_anti_affinity.iter().any(|term| term.is_about(pod));
+        if alone { 1 } else { u64::MAX }
     }
 }

@@ -107,12 +107,24 @@ impl Topology {
 
     pub(super) fn put(&mut self, node: NodeId, demands: &Demands) {
         for &counter in &demands.counted_by {
-            self.counters[counter].count(node, 1);
+            self.counters[counter].count(node, |pods| pods + 1);
         }
+        self.bear(node, demands, |bearers| bearers + 1);
+    }
+
+    /// Undoes a [`Self::put`].
+    pub(super) fn take(&mut self, node: NodeId, demands: &Demands) {
+        for &counter in &demands.counted_by {
+            self.counters[counter].count(node, |pods| pods - 1);
+        }
+        self.bear(node, demands, |bearers| bearers - 1);
+    }
+
+    fn bear(&mut self, node: NodeId, demands: &Demands, change: fn(u32) -> u32) {
         for &counter in &demands.anti_affinity {
             let counter = &mut self.counters[counter];
             if let Some(domain) = counter.seats[node].domain {
-                counter.domains[domain].bearers += 1;
+                counter.domains[domain].bearers = change(counter.domains[domain].bearers);
             }
         }
     }
@@ -131,9 +143,9 @@ impl Topology {
                 let mut counter = Counter::new(rule.clone());
                 let counted: Vec<bool> = shapes.iter().map(|shape| rule.counts(shape.pod)).collect();
                 for (node, (place, pods)) in there.clone().enumerate() {
-                    let pods = pods.iter().filter(|(shape, _)| counted[**shape]).map(|(_, pods)| pods).sum();
+                    let more: u32 = pods.iter().filter(|(shape, _)| counted[**shape]).map(|(_, pods)| pods).sum();
                     counter.add(place);
-                    counter.count(node, pods);
+                    counter.count(node, |pods| pods + more);
                 }
                 for (shape, _) in shapes.iter_mut().zip(counted).filter(|(_, counted)| *counted) {
                     shape.demands.counted_by.push(index);
@@ -259,12 +271,12 @@ impl Counter {
         self.seats.push(Seat { domain, counts });
     }
 
-    fn count(&mut self, node: NodeId, more: u32) {
+    fn count(&mut self, node: NodeId, change: impl Fn(u32) -> u32) {
         let Seat { domain: Some(domain), counts: true } = self.seats[node] else { return };
         let pods = &mut self.domains[domain].pods;
         let before = *pods;
-        *pods += more;
-        self.pods += more;
+        *pods = change(before);
+        self.pods = self.pods - before + *pods;
         *self.levels.entry(*pods).or_default() += 1;
         if let Some(domains) = self.levels.get_mut(&before) {
             *domains -= 1;

@@ -23,7 +23,7 @@ const NOT_READY: &str = "node.kubernetes.io/not-ready";
 impl World<'_> {
     /// Before the run begins: the group's minimum is there and ready.
     pub(super) fn found(&mut self, group: usize) {
-        let launched = self.groups[group].launch().instances;
+        let launched = self.groups[group].launch(self.now).instances;
         for instance in &mut self.groups[group].instances {
             instance.lifecycle = Lifecycle::InService;
         }
@@ -36,7 +36,7 @@ impl World<'_> {
 
     /// The Auto Scaling group launches what it lacks.
     pub(crate) fn launch(&mut self, group: usize) {
-        let launch = self.groups[group].launch();
+        let launch = self.groups[group].launch(self.now);
         let name = self.groups[group].name.clone();
         self.observe_instances(group);
         if !launch.instances.is_empty() {

@@ -282,19 +282,26 @@ fn any_pod() -> impl Strategy<Value = Pod> {
 
 proptest! {
     /// Pods come one after the other, each with what those before it mean for it, onto the first node that takes it; some
-    /// nodes come late.
+    /// nodes come late, and some pods go.
     #[test]
     fn sums_say_what_counting_anew_says(
         nodes in prop::collection::vec(any_node(), 1..7),
         late in 0..3_usize,
-        pods in prop::collection::vec(any_pod(), 1..16),
+        pods in prop::collection::vec((any_pod(), prop::option::weighted(0.3, any::<prop::sample::Index>())), 1..16),
     ) {
         let early = nodes.len().saturating_sub(late);
         let mut cluster = Cluster::default();
         let mut known = nodes[..early].to_vec();
         nodes[..early].iter().for_each(|node| _ = cluster.add(node.place()));
         let mut placed: Vec<(usize, Pod)> = Vec::new();
-        for (turn, pod) in pods.iter().enumerate() {
+        for (turn, (pod, goes)) in pods.iter().enumerate() {
+            if let Some(index) = goes.filter(|_| !placed.is_empty()) {
+                let (node, gone) = placed.remove(index.index(placed.len()));
+                // The shape is one that was asked for with this very pod.
+                let pod = pods.iter().map(|(pod, _)| pod).find(|pod| **pod == gone).unwrap();
+                let shape = cluster.shape(pod);
+                cluster.take(node, shape);
+            }
             if turn == pods.len() / 2 {
                 nodes[early..].iter().for_each(|node| _ = cluster.add(node.place()));
                 known = nodes.clone();

@@ -1,0 +1,303 @@
+//! Which nodes may go, and why each of the others stays.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::decide::{Agenda, Census};
+use super::{Action, Fleet, Member, Target};
+use crate::classify::{Class, GpuUse};
+use crate::intent::Intent;
+use crate::kubernetes::Pod;
+use crate::reason::{Reason, Stay};
+use crate::schedule::{Cluster, NodeId};
+use crate::time::Instant;
+use crate::units::Permille;
+
+/// Between two looks for nodes whose pods fit elsewhere, which cost more than the rest together. Cluster Autoscaler's
+/// `scan-interval`.
+const CONSOLIDATE_EVERY: Duration = Duration::from_secs(10);
+
+/// What came out.
+#[derive(Default)]
+pub(super) struct Shrinking {
+    pub(super) drains: Vec<Action>,
+    pub(super) stays: BTreeMap<String, Stay>,
+    /// Whether it was looked for nodes whose pods fit elsewhere.
+    pub(super) consolidated: bool,
+}
+
+/// A node that nobody needs.
+struct Candidate<'a> {
+    member: &'a Member,
+    /// Which of the census' groups.
+    group: usize,
+    idle: Instant,
+    /// `None`: pods are to be moved.
+    empty: Option<Instant>,
+    /// Those that are to be moved.
+    pods: Vec<&'a Pod>,
+    requested: Permille,
+}
+
+impl Candidate<'_> {
+    fn since(&self) -> Instant {
+        self.empty.map_or(self.idle, |empty| empty.max(self.idle))
+    }
+
+    fn because(&self, now: Instant) -> Reason {
+        let idle = now.since(self.idle);
+        match self.empty {
+            Some(empty) => Reason::Unneeded { idle, empty: now.since(empty) },
+            None => Reason::Consolidated { idle, pods: self.pods.len(), requested: self.requested },
+        }
+    }
+}
+
+impl Fleet {
+    /// The nodes that are asked to drain now: the least disruption first, then those that have been unneeded for the
+    /// longest.
+    pub(super) fn shrink<'a>(
+        &'a self,
+        agenda: &mut Agenda,
+        census: &[Census<'a>],
+        waiting: &[(&'a Pod, Instant)],
+    ) -> Shrinking {
+        let mut shrinking = Shrinking { stays: self.stays_of_others(agenda, census), ..Shrinking::default() };
+        // Neither by what is asked for, nor by what is really there.
+        let spare = |group: &Census| {
+            let remaining = group.desired.saturating_sub(count(group.leaving.len()));
+            remaining.min(count(group.serving.len())).saturating_sub(group.min)
+        };
+        let mut spare: Vec<_> = census.iter().map(spare).collect();
+        let mut candidates = Vec::new();
+        for (index, group) in census.iter().enumerate() {
+            for member in &group.serving {
+                let stay = match self.candidate(agenda.now, index, member) {
+                    Err(stay) => stay,
+                    Ok(_) if spare[index] == 0 => Stay::Minimum { min: group.min },
+                    Ok(candidate) => {
+                        let until = candidate.since() + group.policy.unneeded_for;
+                        if agenda.due(until) {
+                            candidates.push(candidate);
+                            continue;
+                        }
+                        Stay::Unneeded { until }
+                    }
+                };
+                shrinking.stays.insert(member.node.name.clone(), stay);
+            }
+        }
+        candidates.sort_by_key(|it| (it.pods.len(), it.since(), &it.member.node.name));
+
+        let most = self.policy.scale_down.max_parallel_drains;
+        let mut turns = most.saturating_sub(self.draining(agenda));
+        let may_consolidate = self.consolidated_at.is_none_or(|at| agenda.due(at + CONSOLIDATE_EVERY));
+        let wanted_by = if candidates.is_empty() || turns == 0 { Vec::new() } else { distinct(waiting) };
+        let mut elsewhere = None;
+        for candidate in candidates {
+            let name = &candidate.member.node.name;
+            let place = self.place_on(candidate.member);
+            let stay = if spare[candidate.group] == 0 {
+                Some(Stay::Minimum { min: census[candidate.group].min })
+            } else if turns == 0 {
+                Some(Stay::Turn { most })
+            } else if let Some(pod) = wanted_by.iter().find(|pod| place.admits(pod).is_ok()) {
+                Some(Stay::Wanted { pod: pod.full_name() })
+            } else if !self.ready(agenda, &Target::Node(name.clone())) {
+                Some(Stay::Retried)
+            } else if candidate.empty.is_some() {
+                None
+            } else if may_consolidate {
+                shrinking.consolidated = true;
+                let elsewhere = elsewhere.get_or_insert_with(|| self.elsewhere(agenda.now, census, waiting));
+                elsewhere.take_from(name, &candidate.pods).err().map(|pod| Stay::NoRoomElsewhere { pod })
+            } else {
+                // As it was found last time, or not looked at yet.
+                let until = agenda.now;
+                Some(self.stays.get(name).cloned().unwrap_or(Stay::Unneeded { until }))
+            };
+            match stay {
+                Some(stay) => _ = shrinking.stays.insert(name.clone(), stay),
+                None => {
+                    turns -= 1;
+                    spare[candidate.group] -= 1;
+                    let drain = self.drain(agenda.now, &candidate);
+                    if let Action::Drain { intent, .. } = &drain {
+                        shrinking.stays.insert(name.clone(), Stay::Draining { deadline: intent.deadline });
+                    }
+                    shrinking.drains.push(drain);
+                }
+            }
+        }
+        shrinking
+    }
+
+    fn drain(&self, now: Instant, candidate: &Candidate) -> Action {
+        let because = candidate.because(now);
+        let node = &candidate.member.node;
+        Action::Drain {
+            node: node.name.clone(),
+            uid: node.uid.clone(),
+            intent: Intent {
+                id: format!("scale-down-{}", now.as_millis()),
+                reason: because.to_string(),
+                requested_at: now,
+                deadline: now + self.policy.scale_down.drain_timeout,
+            },
+            because,
+        }
+    }
+
+    /// How many nodes drain. One counts from when it is asked until it is gone; but one whose object nobody deletes must
+    /// not stop all others for ever.
+    fn draining(&self, agenda: &mut Agenda) -> u32 {
+        let draining = self.nodes.values().filter(|member| match member.intent(agenda.now) {
+            Some(intent) => !agenda.due(intent.deadline),
+            None => !self.ready(agenda, &Target::Node(member.node.name.clone())),
+        });
+        count(draining.count())
+    }
+
+    /// Why nodes stay that are no candidates by what they are.
+    fn stays_of_others(&self, agenda: &Agenda, census: &[Census]) -> BTreeMap<String, Stay> {
+        let undescribed = self.groups.values().any(|group| group.asked_at.is_none());
+        let stay = |member: &Member| match member.intent(agenda.now) {
+            Some(intent) => Stay::Draining { deadline: intent.deadline },
+            None if undescribed || self.is_newcomer(member) => Stay::Undescribed,
+            None => Stay::NotOurs,
+        };
+        let mut stays: BTreeMap<_, _> =
+            self.nodes.values().map(|member| (member.node.name.clone(), stay(member))).collect();
+        for group in census {
+            stays.extend(group.starting.iter().map(|member| (member.node.name.clone(), Stay::Starting)));
+            stays.extend(group.cordoned.iter().map(|member| (member.node.name.clone(), Stay::Cordoned)));
+        }
+        stays
+    }
+
+    /// Whether nobody needs the node, or what speaks against that.
+    fn candidate<'a>(&'a self, now: Instant, group: usize, member: &'a Member) -> Result<Candidate<'a>, Stay> {
+        let scale_down = &self.policy.scale_down;
+        let node = &member.node;
+        if let Some(annotation) = &node.protected_by {
+            return Err(Stay::Protected { annotation: annotation.clone() });
+        }
+        if let Some(until) = member.spared_until.filter(|until| now < *until) {
+            return Err(Stay::GivenUp { until });
+        }
+        let pods: Vec<_> = self.pods_on(&node.name).filter(|pod| pod.holds_node()).collect();
+        if let Some(first) = pods.first().filter(|_| !scale_down.consolidate) {
+            return Err(Stay::Occupied { pods: pods.len(), first: first.full_name() });
+        }
+        let heard = member.heard(now, scale_down.report_timeout).ok_or(Stay::Silent)?;
+        // A node that has GPUs and an agent that sees none: nothing is known of their use.
+        if node.allocatable.has_gpu() && heard.report.utilization.gpu == GpuUse::Absent {
+            return Err(Stay::GpuUnseen);
+        }
+        let idle = match heard.report.class {
+            Class::Busy { signal, .. } => return Err(Stay::Busy { signal }),
+            Class::Idle { since } => heard.by_our_clock(since),
+            Class::Unknown { missing, .. } => return Err(Stay::Unknown { missing }),
+        };
+        let requested = self.requested(member, &pods);
+        let below = self.policy.idle.cpu.idle_below;
+        if requested >= below && !pods.is_empty() {
+            return Err(Stay::Requested { share: requested, below });
+        }
+        if let Some((pod, pin)) = pods.iter().find_map(|pod| Some((pod, pod.pin?))) {
+            return Err(Stay::PodPinned { pod: pod.full_name(), pin });
+        }
+        Ok(Candidate { member, group, idle, empty: member.empty_since, pods, requested })
+    }
+
+    /// The larger share of CPU or memory (of GPUs, where there are some) that the pods ask for, of what the node offers.
+    fn requested(&self, member: &Member, pods: &[&Pod]) -> Permille {
+        let whole = &member.node.allocatable;
+        let share = |name: &str| {
+            let asked: u64 = pods.iter().map(|pod| pod.requests.amount(name)).sum();
+            (asked * 1000).checked_div(whole.amount(name)).unwrap_or(0)
+        };
+        let most = ["cpu", "memory", crate::resources::NVIDIA_GPU].map(share).into_iter().max().unwrap_or(0);
+        u16::try_from(most).ok().and_then(Permille::new).unwrap_or(Permille::percent(100))
+    }
+
+    /// The nodes that take pods, with what is on them and what waits for them.
+    fn elsewhere<'a>(&'a self, now: Instant, census: &[Census<'a>], waiting: &[(&'a Pod, Instant)]) -> Elsewhere<'a> {
+        let mut elsewhere = Elsewhere { cluster: Cluster::default(), ids: BTreeMap::new(), open: Vec::new() };
+        let leaves = |member: &Member| {
+            census.iter().any(|group| group.leaving.iter().any(|(it, ..)| it.node.name == member.node.name))
+        };
+        for member in self.nodes.values() {
+            let seat = self.seat(member, super::place::Origin::Closed);
+            let id = elsewhere.cluster.add(seat.place);
+            for pod in seat.pods {
+                let shape = elsewhere.cluster.shape(pod);
+                elsewhere.cluster.put(id, shape);
+            }
+            let node = &member.node;
+            elsewhere.open.push(node.ready && !node.unschedulable && member.intent(now).is_none() && !leaves(member));
+            elsewhere.ids.insert(&node.name, id);
+        }
+        for (pod, _) in waiting {
+            let shape = elsewhere.cluster.shape(pod);
+            if let Some(node) = elsewhere.find(shape) {
+                elsewhere.cluster.put(node, shape);
+            }
+        }
+        elsewhere
+    }
+}
+
+/// Where pods of a node that goes could go.
+struct Elsewhere<'a> {
+    cluster: Cluster<'a>,
+    ids: BTreeMap<&'a str, NodeId>,
+    /// Which nodes take pods.
+    open: Vec<bool>,
+}
+
+impl<'a> Elsewhere<'a> {
+    fn find(&self, shape: usize) -> Option<NodeId> {
+        (0..self.cluster.nodes()).find(|&node| self.open[node] && self.cluster.admits(node, shape).is_ok())
+    }
+
+    /// Moves the pods away from the node and closes it, or says which of them fits nowhere, and changes nothing.
+    fn take_from(&mut self, node: &str, pods: &[&'a Pod]) -> Result<(), String> {
+        let Some(&from) = self.ids.get(node) else { return Ok(()) };
+        self.open[from] = false;
+        let mut moved = Vec::new();
+        for pod in pods {
+            let shape = self.cluster.shape(pod);
+            self.cluster.take(from, shape);
+            let Some(to) = self.find(shape) else {
+                self.cluster.put(from, shape);
+                for (to, shape) in moved {
+                    self.cluster.take(to, shape);
+                    self.cluster.put(from, shape);
+                }
+                self.open[from] = true;
+                return Err(pod.full_name());
+            };
+            self.cluster.put(to, shape);
+            moved.push((to, shape));
+        }
+        Ok(())
+    }
+}
+
+/// One of each kind that filters cannot tell apart.
+fn distinct<'a>(pods: &[(&'a Pod, Instant)]) -> Vec<&'a Pod> {
+    let mut shapes = Cluster::default();
+    let mut distinct = Vec::new();
+    for (pod, _) in pods {
+        // They are numbered as they come.
+        if shapes.shape(pod) == distinct.len() {
+            distinct.push(*pod);
+        }
+    }
+    distinct
+}
+
+fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
