@@ -1,6 +1,7 @@
 //! Of which group the next node is to be: the one that is best filled by the pods that still have none.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 
 use super::place::Room;
 use crate::kubernetes::Pod;
@@ -17,7 +18,7 @@ const LOOKAHEAD: usize = 64;
 /// Pods that have no node yet, in the order in which they get one.
 pub(super) struct Demand<'a> {
     runs: Vec<Run<'a>>,
-    /// Which run the next pod belongs to.
+    /// The run that the pod at hand belongs to.
     at: usize,
     expander: Expander,
     chosen: Option<Chosen>,
@@ -27,7 +28,14 @@ pub(super) struct Demand<'a> {
 struct Run<'a> {
     shape: ShapeId,
     pod: &'a Pod,
-    left: u64,
+    /// The first and one past the last.
+    pods: Range<usize>,
+}
+
+impl Run<'_> {
+    fn left(&self) -> u64 {
+        self.pods.len() as u64
+    }
 }
 
 /// What was chosen for the run, good as long as so many of its pods are left.
@@ -44,30 +52,26 @@ type Score = (bool, Reverse<i32>, bool, u64, u64);
 impl<'a> Demand<'a> {
     pub(super) fn new(pods: &[(ShapeId, &'a Pod, Instant)], expander: Expander) -> Self {
         let mut runs: Vec<Run> = Vec::new();
-        for &(shape, pod, _) in pods {
+        for (index, &(shape, pod, _)) in pods.iter().enumerate() {
             match runs.last_mut() {
-                Some(run) if run.shape == shape => run.left += 1,
-                _ => runs.push(Run { shape, pod, left: 1 }),
+                Some(run) if run.shape == shape => run.pods.end = index + 1,
+                _ => runs.push(Run { shape, pod, pods: index..index + 1 }),
             }
         }
         Self { runs, at: 0, expander, chosen: None }
     }
 
-    /// The next pod has found its place, or has none.
-    pub(super) fn advance(&mut self) {
-        let Some(run) = self.runs.get_mut(self.at) else { return };
-        run.left -= 1;
-        if run.left == 0 {
-            self.at += 1;
-        }
-    }
-
-    /// A new node for the next pod, or what is in the way at each group.
+    /// A new node for this pod, or what is in the way at each group. Pods are asked for in their order.
     pub(super) fn open(
         &mut self,
+        index: usize,
         cluster: &Cluster<'a>,
         rooms: &mut [Room<'a>],
     ) -> Result<(&'a str, Place<'a>), Vec<(String, Obstacle)>> {
+        while self.runs[self.at].pods.end <= index {
+            self.at += 1;
+        }
+        self.runs[self.at].pods.start = index;
         let run = &self.runs[self.at];
         let obstacle = |room: &Room<'a>| match (room.more, cluster.would_admit(&room.template, run.shape)) {
             (None, _) => Some(Obstacle::Unobserved),
@@ -78,7 +82,7 @@ impl<'a> Demand<'a> {
         };
         let still_good = |chosen: &Chosen| {
             chosen.run == self.at
-                && chosen.fills <= run.left
+                && chosen.fills <= run.left()
                 && chosen.rooms.iter().any(|&room| obstacle(&rooms[room]).is_none())
         };
         if !self.chosen.as_ref().is_some_and(still_good) {
@@ -112,7 +116,7 @@ impl<'a> Demand<'a> {
         let mut free = room.template.free.clone();
         let mut fills = 0;
         for (index, run) in self.runs.iter().enumerate().skip(self.at).take(LOOKAHEAD) {
-            let times = run.pod.requests.times_in(&free).min(run.left).min(cluster.most_on_a_node(run.shape));
+            let times = run.pod.requests.times_in(&free).min(run.left()).min(cluster.most_on_a_node(run.shape));
             if times == 0 || (index > self.at && room.template.is_meant_for(run.pod).is_err()) {
                 continue;
             }

@@ -12,7 +12,7 @@ use crate::kubernetes::{Node, Pod};
 use crate::launch::{Cause, Failing};
 use crate::policy::Expander;
 use crate::price::Dollars;
-use crate::reason::Reason;
+use crate::reason::{Obstacle, Reason};
 use crate::schedule::{Cluster, NodeId, Place, ShapeId};
 use crate::time::Instant;
 
@@ -105,36 +105,28 @@ pub(super) fn place<'a>(
         }
     }
     let mut placement = Placement::default();
-    // Where the last pod of the same shape found room. If its room only shrinks, nothing before that fits this one.
-    let mut start = 0;
-    let mut previous = None;
     let waiting = in_order(&mut cluster, waiting);
     let mut demand = Demand::new(&waiting, expander);
-    for (shape, pod, since) in waiting {
-        if previous != Some(shape) || !cluster.only_shrinks_for(shape) {
-            start = 0;
-        }
-        previous = Some(shape);
-        let takes = |&node: &NodeId| !matches!(origins[node], Origin::Closed) && cluster.admits(node, shape).is_ok();
-        let found = (start..cluster.nodes()).find(takes);
-        let opened = if found.is_none() { Some(demand.open(&cluster, &mut rooms)) } else { None };
-        demand.advance();
-        let node = match (found, opened) {
-            (Some(node), _) => node,
-            (None, Some(Ok((group, template)))) => {
-                origins.push(Origin::New(group));
-                let first = || Wanted { nodes: 0, pods: 0, first: pod.full_name(), since };
-                placement.wanted.entry(group).or_insert_with(first).nodes += 1;
-                cluster.add(template)
-            }
-            (None, Some(Err(groups))) => {
-                start = cluster.nodes();
-                placement.explained.push((pod, Reason::NoGroupFits { groups }));
-                continue;
-            }
-            (None, None) => continue,
+    let mut search = Search::default();
+    for (index, (shape, pod, since)) in waiting.into_iter().enumerate() {
+        search.turn_to(shape);
+        let node = match search.find(&cluster, &origins) {
+            Some(node) => node,
+            None => match search.refused.take().map_or_else(|| demand.open(index, &cluster, &mut rooms), Err) {
+                Ok((group, template)) => {
+                    origins.push(Origin::New(group));
+                    let first = || Wanted { nodes: 0, pods: 0, first: pod.full_name(), since };
+                    placement.wanted.entry(group).or_insert_with(first).nodes += 1;
+                    cluster.add(template)
+                }
+                Err(groups) => {
+                    placement.explained.push((pod, Reason::NoGroupFits { groups: groups.clone() }));
+                    search.refused = Some(groups);
+                    continue;
+                }
+            },
         };
-        start = node;
+        search.found(&cluster, node);
         cluster.put(node, shape);
         let because = match origins[node] {
             Origin::Closed => continue,
@@ -155,6 +147,36 @@ pub(super) fn place<'a>(
         placement.explained.push((pod, because));
     }
     placement
+}
+
+/// Looks for nodes for pods of one shape, one after the other.
+#[derive(Default)]
+struct Search {
+    shape: Option<ShapeId>,
+    /// Where to begin. If room only shrinks, no node before the last one's takes the next pod; else those come last.
+    start: NodeId,
+    /// Why there is no node for pods of this shape, nor one to be made.
+    refused: Option<Vec<(String, Obstacle)>>,
+}
+
+impl Search {
+    fn turn_to(&mut self, shape: ShapeId) {
+        if self.shape != Some(shape) {
+            *self = Self { shape: Some(shape), ..Self::default() };
+        }
+    }
+
+    fn find(&self, cluster: &Cluster, origins: &[Origin]) -> Option<NodeId> {
+        let shape = self.shape.filter(|_| self.refused.is_none())?;
+        let last = if cluster.only_shrinks_for(shape) { 0 } else { self.start.min(cluster.nodes()) };
+        let takes = |&node: &NodeId| !matches!(origins[node], Origin::Closed) && cluster.admits(node, shape).is_ok();
+        (self.start..cluster.nodes()).chain(0..last).find(takes)
+    }
+
+    /// Pods that are spread go round: the node that has just got one is the least likely to get the next.
+    fn found(&mut self, cluster: &Cluster, node: NodeId) {
+        self.start = node + usize::from(self.shape.is_some_and(|shape| cluster.spreads(shape)));
+    }
 }
 
 /// Important pods first, then the largest; pods of one shape beside each other; names last, so that the order never
@@ -203,7 +225,6 @@ mod tests {
 
     use super::*;
     use crate::kubernetes::{Operator, PodTerm, Requirement, Spread};
-    use crate::reason::Obstacle;
     use crate::resources::Resources;
     use crate::schedule::Misfit;
 

@@ -102,6 +102,11 @@ impl<'a> Cluster<'a> {
         self.shapes[shape].demands.only_shrink()
     }
 
+    /// Whether pods of this shape are to be spread.
+    pub fn spreads(&self, shape: ShapeId) -> bool {
+        !self.shapes[shape].pod.spread.is_empty()
+    }
+
     /// Why a pod of this shape cannot run there; `Ok` if it can. Of several causes the one that kube-scheduler's filters
     /// come to first.
     pub fn admits(&self, node: NodeId, shape: ShapeId) -> Result<(), Misfit> {
