@@ -6,13 +6,17 @@
 //! - `apart`: pods that keep away from their like, node by node, a hundred kinds of them, and no nodes.
 //! - `near`: the same pods, which keep away from nobody.
 //! - `even`: pods that are to be spread over the nodes that are there and over their three zones.
+//! - `shrink`: nodes that are idle, with the pods on them; so many drains may run at once that all can go whose pods fit
+//!   elsewhere.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant as Wall};
 
+use ebb_core::classify::{Class, Utilization};
 use ebb_core::fleet::{Action, Event, Fleet, GroupState, Instance};
 use ebb_core::kubernetes::{Node, Operator, Pod, PodTerm, Requirement, Spread};
-use ebb_core::policy::{Group, Policy, ScaleUp};
+use ebb_core::policy::{Group, Policy, ScaleDown, ScaleUp};
+use ebb_core::report::Report;
 use ebb_core::resources::Resources;
 use ebb_core::time::Instant;
 
@@ -37,15 +41,16 @@ fn main() {
             "apart" => apart(pods),
             "near" => near(pods),
             "even" => even(pods, nodes),
+            "shrink" => shrink(pods, nodes),
             _ => panic!("{argument}: there is no such kind"),
         };
         let (seconds, actions) = decide(work);
-        let wanted: u32 = actions
-            .iter()
-            .map(|action| if let Action::SetDesired { from, to, .. } = action { to - from } else { 0 })
-            .sum();
+        let raised = |action: &Action| if let Action::SetDesired { from, to, .. } = action { to - from } else { 0 };
+        let wanted: u32 = actions.iter().map(raised).sum();
+        let drained = actions.iter().filter(|action| matches!(action, Action::Drain { .. })).count();
         println!(
-            "{{\"kind\": \"{kind}\", \"pods\": {pods}, \"nodes\": {nodes}, \"seconds\": {seconds:.4}, \"wanted\": {wanted}}}"
+            "{{\"kind\": \"{kind}\", \"pods\": {pods}, \"nodes\": {nodes}, \"seconds\": {seconds:.4}, \"wanted\": {wanted}, \
+             \"drained\": {drained}}}"
         );
     }
 }
@@ -68,10 +73,14 @@ fn decide(work: Work) -> (f64, Vec<Action>) {
         ..GroupState::default()
     };
     let groups = work.groups.iter().map(described).collect();
-    let mut fleet = Fleet::new(Policy { groups: work.groups, scale_up, ..Policy::default() });
+    let nodes = u32::try_from(work.nodes.len()).expect("few nodes");
+    let scale_down = ScaleDown { consolidate: true, max_parallel_drains: nodes.max(1), ..ScaleDown::default() };
+    let mut fleet = Fleet::new(Policy { groups: work.groups, scale_up, scale_down, ..Policy::default() });
+    let reports: Vec<_> = work.nodes.iter().map(|node| idle(node, now)).collect();
     work.nodes.into_iter().for_each(|node| _ = fleet.handle(now, Event::NodeApplied(node)));
-    let pods = work.pods.into_iter().map(|pod| Pod { unschedulable_since: Some(now), ..pod });
-    pods.for_each(|pod| _ = fleet.handle(now, Event::PodApplied(pod)));
+    let waits = |pod: Pod| Pod { unschedulable_since: Some(now).filter(|_| pod.node.is_none()), ..pod };
+    work.pods.into_iter().map(waits).for_each(|pod| _ = fleet.handle(now, Event::PodApplied(pod)));
+    reports.into_iter().for_each(|report| _ = fleet.handle(now, Event::Report(report)));
     fleet.handle(now, Event::Leading(true));
     let asked = fleet.handle(now, Event::Synced(true));
     let asked = asked.into_iter().find(|action| matches!(action, Action::Describe { .. }));
@@ -135,6 +144,29 @@ fn even(pods: u32, nodes: u32) -> Work {
         Pod { spread, ..of_app(pod(number, 100, 64), &app) }
     };
     Work { pods: (0..pods).map(shape).collect(), ..fill(0, nodes) }
+}
+
+fn shrink(pods: u32, nodes: u32) -> Work {
+    let work = fill(0, nodes);
+    let on = |number: u32| Pod {
+        node: Some(work.nodes[(number % nodes) as usize].name.clone()),
+        ..pod(number, 38, 96 + 16 * u64::from(number % 4))
+    };
+    Work { pods: (0..pods).map(on).collect(), ..work }
+}
+
+/// For an hour.
+fn idle(node: &Node, now: Instant) -> Report {
+    Report {
+        node: node.name.clone(),
+        node_uid: node.uid.clone(),
+        agent_start: now,
+        sequence: 1,
+        sampled_at: now,
+        class: Class::Idle { since: now.before(Duration::from_secs(3600)) },
+        utilization: Utilization::default(),
+        gpu_waste: None,
+    }
 }
 
 fn group(cpu: u64, memory_gib: u64, max: u32) -> Group {

@@ -172,17 +172,21 @@ fn ebpf() -> Result<Vec<Row>> {
 
 /// Each figure is one decision on a whole picture.
 fn planning() -> Result<Vec<Row>> {
-    const WORK: [&str; 7] = [
+    const WORK: [&str; 11] = [
         "fill:5000:500",
         "fill:50000:5000",
         "near:10000:0",
         "apart:10000:0",
-        "even:1000:1000",
-        "even:10000:1000",
+        "even:5000:500",
+        "even:50000:5000",
+        "types:1000:0",
         "types:10000:0",
+        "types:100000:0",
+        "shrink:8000:200",
+        "shrink:80000:2000",
     ];
     build(&["ebb-sim", "--example", "planning"])?;
-    eprintln!("seven decisions, the best of three tries of each");
+    eprintln!("eleven decisions, the best of three tries of each");
     let mut best = [f64::INFINITY; WORK.len()];
     for _ in 0..3 {
         let printed = capture(Command::new(root().join("target/release/examples/planning")).args(WORK))?;
@@ -191,11 +195,13 @@ fn planning() -> Result<Vec<Row>> {
             *best = best.min(decision["seconds"].as_f64().context("find how long one took")?);
         }
     }
-    let [fill_small, fill, near, apart, even_small, even, types] = best;
+    let [fill_small, fill, near, apart, even_small, even, types_1000, types, types_100_000, shrink_small, shrink] =
+        best;
     let millis = |what, seconds: f64, theirs: Option<(f64, &'static str)>, aim| {
         let theirs = theirs.map(|(seconds, who)| (seconds * 1e3, who));
         Row { what, unit: "ms", ours: seconds * 1e3, theirs, aim }
     };
+    let rate = |what, ours| Row { what, unit: "pods/s", ours, theirs: None, aim: "" };
     let growth = |what, small: f64, large: f64| {
         let ours = (large / small).log10();
         Row { what, unit: "exponent", ours, theirs: Some((1.0, "in proportion")), aim: "" }
@@ -204,9 +210,14 @@ fn planning() -> Result<Vec<Row>> {
         millis("50 000 pods onto 5 000 nodes", fill, None, "below 1 s"),
         growth("its growth, from a tenth of both", fill_small, fill),
         millis("10 000 pods that keep apart", apart, Some((near, "the same, keeping from nobody")), ""),
-        millis("10 000 pods spread over 1 000 nodes", even, None, ""),
-        growth("its growth, from a tenth of the pods", even_small, even),
-        Row { what: "10 000 mixed pods, 400 groups", unit: "pods/s", ours: 10_000.0 / types, theirs: None, aim: "" },
+        millis("50 000 pods spread over 5 000 nodes", even, Some((fill, "not to be spread")), "below 1 s"),
+        growth("its growth, from a tenth of both", even_small, even),
+        rate("1 000 mixed pods, 400 groups", 1000.0 / types_1000),
+        rate("10 000 mixed pods, 400 groups", 10_000.0 / types),
+        rate("100 000 mixed pods, 400 groups", 100_000.0 / types_100_000),
+        growth("its growth, from 10 000 pods", types, types_100_000),
+        millis("2 000 idle nodes with 40 pods each, 1 199 of them emptied", shrink, None, ""),
+        growth("its growth, from a tenth of both", shrink_small, shrink),
     ])
 }
 

@@ -1,15 +1,16 @@
 //! Which nodes may go, and why each of the others stays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::decide::{Agenda, Census};
+use super::place::{Origin, Seat};
 use super::{Action, Fleet, Member, Target};
 use crate::classify::{Class, GpuUse};
 use crate::intent::Intent;
 use crate::kubernetes::Pod;
 use crate::reason::{Reason, Stay};
-use crate::schedule::{Cluster, NodeId};
+use crate::schedule::{Cluster, NodeId, ShapeId};
 use crate::time::Instant;
 use crate::units::Permille;
 
@@ -94,7 +95,7 @@ impl Fleet {
         let may_consolidate = self.consolidated_at.is_none_or(|at| agenda.due(at + CONSOLIDATE_EVERY));
         let wanted_by = if candidates.is_empty() || turns == 0 { Vec::new() } else { distinct(waiting) };
         let mut elsewhere = None;
-        for candidate in candidates {
+        for candidate in &candidates {
             let name = &candidate.member.node.name;
             let place = self.place_on(candidate.member);
             let stay = if spare[candidate.group] == 0 {
@@ -109,8 +110,8 @@ impl Fleet {
                 None
             } else if may_consolidate {
                 shrinking.consolidated = true;
-                let elsewhere = elsewhere.get_or_insert_with(|| self.elsewhere(agenda.now, census, waiting));
-                elsewhere.take_from(name, &candidate.pods).err().map(|pod| Stay::NoRoomElsewhere { pod })
+                let elsewhere = elsewhere.get_or_insert_with(|| self.elsewhere(agenda.now, &candidates, waiting));
+                elsewhere.empty(name).err().map(|pod| Stay::NoRoomElsewhere { pod })
             } else {
                 // As it was found last time, or not looked at yet.
                 let until = agenda.now;
@@ -121,7 +122,7 @@ impl Fleet {
                 None => {
                     turns -= 1;
                     spare[candidate.group] -= 1;
-                    let drain = self.drain(agenda.now, &candidate);
+                    let drain = self.drain(agenda.now, candidate);
                     if let Action::Drain { intent, .. } = &drain {
                         shrinking.stays.insert(name.clone(), Stay::Draining { deadline: intent.deadline });
                     }
@@ -221,22 +222,22 @@ impl Fleet {
         u16::try_from(most).ok().and_then(Permille::new).unwrap_or(Permille::percent(100))
     }
 
-    /// The nodes that take pods, with what is on them and what waits for them.
-    fn elsewhere<'a>(&'a self, now: Instant, census: &[Census<'a>], waiting: &[(&'a Pod, Instant)]) -> Elsewhere<'a> {
-        let mut elsewhere = Elsewhere { cluster: Cluster::default(), ids: BTreeMap::new(), open: Vec::new() };
-        let leaves = |member: &Member| {
-            census.iter().any(|group| group.leaving.iter().any(|(it, ..)| it.node.name == member.node.name))
-        };
-        for member in self.nodes.values() {
-            let seat = self.seat(member, super::place::Origin::Closed);
-            let id = elsewhere.cluster.add(seat.place);
-            for pod in seat.pods {
-                let shape = elsewhere.cluster.shape(pod);
-                elsewhere.cluster.put(id, shape);
-            }
+    /// The nodes that take pods, with what is on them and what waits for them. Those that stay in any case come first,
+    /// then the candidates, the last first: so that pods go to where they are the least likely to have to go from again.
+    fn elsewhere<'a>(
+        &'a self,
+        now: Instant,
+        candidates: &[Candidate<'a>],
+        waiting: &[(&'a Pod, Instant)],
+    ) -> Elsewhere<'a> {
+        let mut elsewhere = Elsewhere::default();
+        let name = |member: &Member| member.node.name.clone();
+        let going: BTreeSet<_> = candidates.iter().map(|candidate| name(candidate.member)).collect();
+        let staying = self.nodes.values().filter(|member| !going.contains(&member.node.name));
+        for member in staying.chain(candidates.iter().rev().map(|candidate| candidate.member)) {
             let node = &member.node;
-            elsewhere.open.push(node.ready && !node.unschedulable && member.intent(now).is_none() && !leaves(member));
-            elsewhere.ids.insert(&node.name, id);
+            let open = node.ready && !node.unschedulable && member.intent(now).is_none();
+            elsewhere.add(self.seat(member, Origin::Closed), &node.name, open);
         }
         for (pod, _) in waiting {
             let shape = elsewhere.cluster.shape(pod);
@@ -248,37 +249,68 @@ impl Fleet {
     }
 }
 
-/// Where pods of a node that goes could go.
+/// Where pods of nodes that go could go.
+#[derive(Default)]
 struct Elsewhere<'a> {
     cluster: Cluster<'a>,
     ids: BTreeMap<&'a str, NodeId>,
     /// Which nodes take pods.
     open: Vec<bool>,
+    /// Pods on each node that hold it, those that were moved there included.
+    tenants: Vec<Vec<(ShapeId, &'a Pod)>>,
+    /// Nodes before this have no room for pods of this shape, as long as room only shrinks.
+    start: HashMap<ShapeId, NodeId>,
 }
 
 impl<'a> Elsewhere<'a> {
-    fn find(&self, shape: usize) -> Option<NodeId> {
-        (0..self.cluster.nodes()).find(|&node| self.open[node] && self.cluster.admits(node, shape).is_ok())
+    fn add(&mut self, seat: Seat<'a>, name: &'a str, open: bool) {
+        let id = self.cluster.add(seat.place);
+        let mut tenants = Vec::new();
+        for pod in seat.pods {
+            let shape = self.cluster.shape(pod);
+            self.cluster.put(id, shape);
+            if pod.holds_node() {
+                tenants.push((shape, pod));
+            }
+        }
+        self.ids.insert(name, id);
+        self.open.push(open);
+        self.tenants.push(tenants);
+    }
+
+    fn find(&mut self, shape: ShapeId) -> Option<NodeId> {
+        let start = self.start.get(&shape).copied().unwrap_or(0);
+        let takes = |&node: &NodeId| self.open[node] && self.cluster.admits(node, shape).is_ok();
+        let found = (start..self.cluster.nodes()).find(takes);
+        if self.cluster.only_shrinks_for(shape) {
+            self.start.insert(shape, found.unwrap_or(self.cluster.nodes()));
+        }
+        found
     }
 
     /// Moves the pods away from the node and closes it, or says which of them fits nowhere, and changes nothing.
-    fn take_from(&mut self, node: &str, pods: &[&'a Pod]) -> Result<(), String> {
+    fn empty(&mut self, node: &str) -> Result<(), String> {
         let Some(&from) = self.ids.get(node) else { return Ok(()) };
         self.open[from] = false;
+        let tenants = std::mem::take(&mut self.tenants[from]);
         let mut moved = Vec::new();
-        for pod in pods {
-            let shape = self.cluster.shape(pod);
+        for &(shape, pod) in &tenants {
             self.cluster.take(from, shape);
             let Some(to) = self.find(shape) else {
                 self.cluster.put(from, shape);
                 for (to, shape) in moved {
                     self.cluster.take(to, shape);
+                    self.tenants[to].pop();
                     self.cluster.put(from, shape);
                 }
+                // Room has grown again.
+                self.start.clear();
                 self.open[from] = true;
+                self.tenants[from] = tenants;
                 return Err(pod.full_name());
             };
             self.cluster.put(to, shape);
+            self.tenants[to].push((shape, pod));
             moved.push((to, shape));
         }
         Ok(())
