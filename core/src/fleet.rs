@@ -5,6 +5,7 @@
 
 mod choice;
 mod decide;
+mod memory;
 mod place;
 mod shrink;
 mod template;
@@ -25,6 +26,7 @@ use crate::report::Report;
 use crate::resources::Resources;
 use crate::time::Instant;
 use crate::view;
+pub use memory::Memory;
 use template::Template;
 
 /// What happened.
@@ -45,6 +47,8 @@ pub enum Event {
     },
     /// Whether this coordinator leads. Only a leader acts.
     Leading(bool),
+    /// What the last leader knew.
+    Remembered(Memory),
     NodeApplied(Node),
     NodeDeleted {
         name: String,
@@ -274,6 +278,8 @@ pub struct Fleet {
     failing: BTreeMap<String, Failing>,
     /// Why each node was still there at the last decision.
     stays: BTreeMap<String, Stay>,
+    /// The last leader's, until the picture is complete.
+    memory: Option<Memory>,
     /// When it was last looked for nodes whose pods fit elsewhere.
     consolidated_at: Option<Instant>,
     decide_at: Option<Instant>,
@@ -419,6 +425,7 @@ impl Fleet {
             explained: BTreeMap::new(),
             failing: BTreeMap::new(),
             stays: BTreeMap::new(),
+            memory: None,
             consolidated_at: None,
             decide_at: None,
         }
@@ -553,6 +560,11 @@ impl Fleet {
                 self.leading = leading;
                 Some(Soon::Now)
             }
+            Event::Remembered(memory) => {
+                self.memory = Some(memory);
+                self.recall(now);
+                Some(Soon::Now)
+            }
             Event::NodeApplied(node) => self.node_applied(now, node),
             Event::NodeDeleted { name, uid } => {
                 let gone = self.nodes.get(&name).is_some_and(|member| member.node.uid == uid);
@@ -570,9 +582,16 @@ impl Fleet {
                 for name in names {
                     self.forget_emptiness(now, &name);
                 }
+                self.recall(now);
                 Some(Soon::Now)
             }
             Event::Tick => None,
+        }
+    }
+
+    fn recall(&mut self, now: Instant) {
+        if let Some(memory) = self.memory.take_if(|_| self.synced) {
+            self.remember(now, &memory);
         }
     }
 

@@ -123,8 +123,9 @@ impl fmt::Display for Failing {
 }
 
 /// What is remembered of a group's failures.
-#[derive(Debug, Default)]
-pub(crate) struct Memory {
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Memory {
     failing: Option<Failing>,
     /// Times in a row that the group was found failing again after it had been counted on.
     rounds: u32,

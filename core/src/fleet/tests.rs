@@ -1161,3 +1161,58 @@ proptest! {
         prop_assert!(changes.iter().sum::<usize>() <= 2 * (texts.len() + waiting.len()), "{:?}", changes);
     }
 }
+
+/// A coordinator that knows what the last one knew takes over.
+fn succeed(world: &mut World, after: Duration) {
+    let memory = world.fleet.memory(world.now);
+    let memory: Memory = serde_json::from_str(&serde_json::to_string(&memory).unwrap()).unwrap();
+    world.now = world.now + after;
+    world.start();
+    world.tell(Event::Remembered(memory));
+    world.report();
+}
+
+#[test]
+fn timers_survive_a_restart_but_not_a_long_gap() {
+    let mut world = packed(false, &[&[]]);
+    world.run(500);
+    succeed(&mut world, seconds(60));
+    world.run(39);
+    assert_eq!(world.log(), [""; 0]);
+    world.run(2);
+    assert!(world.log()[0].starts_with("drain cpu-1"));
+    let mut world = packed(false, &[&[]]);
+    world.run(290);
+    succeed(&mut world, seconds(301));
+    world.run(15);
+    assert_eq!(world.log(), [""; 0]);
+}
+
+#[test]
+fn a_node_that_got_a_pod_meanwhile_begins_anew() {
+    let mut world = packed(false, &[&[]]);
+    world.run(500);
+    world.pod("a", &[("cpu", "1"), ("pods", "1")]);
+    let pod = world.pods.get_mut("a").unwrap();
+    (pod.node, pod.unschedulable_since) = (Some("cpu-1".into()), None);
+    succeed(&mut world, seconds(60));
+    world.run(60);
+    world.delete_pod("a");
+    world.run(590);
+    assert_eq!(world.log(), [""; 0]);
+    world.run(20);
+    assert!(world.log()[0].starts_with("drain cpu-1"));
+}
+
+#[test]
+fn a_failing_group_is_still_known_after_a_restart() {
+    let mut world = World::new(pools(&["only"]));
+    world.exhausted.insert("only".into());
+    world.pod("a", &[("cpu", "4"), ("pods", "1")]);
+    world.run(60);
+    let until = |world: &World| world.fleet.view(world.now).groups[0].failing.clone().unwrap().until;
+    let before = until(&world);
+    succeed(&mut world, seconds(5));
+    world.run(2);
+    assert_eq!(until(&world), before);
+}
