@@ -1,4 +1,4 @@
-//! Watches nodes and pods, and says when that picture can be relied on.
+//! Watches nodes, pods and their storage, and says when that picture can be relied on.
 //!
 //! Not `kube::runtime::watcher`: it keeps to itself that a watch was opened again or a bookmark came, and these are
 //! the only signs of life of a quiet watch.
@@ -9,9 +9,10 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use ebb_core::fleet::Event;
-use ebb_core::kubernetes;
+use ebb_core::{kubernetes, storage};
 use futures::TryStreamExt;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -57,7 +58,7 @@ impl Nodes {
 
 /// Watches for ever.
 pub async fn watch(client: Client, nodes: Nodes, standing: Standing, inbox: mpsc::Sender<Event>) {
-    let fresh = Fresh { standing, both: Mutex::default() };
+    let fresh = Fresh { standing, all: Mutex::default() };
     let list_nodes = ListParams::default().limit(PAGE);
     let list_pods = ListParams::default().limit(PAGE).fields(PODS);
     let mut node_watch = Watch {
@@ -69,28 +70,51 @@ pub async fn watch(client: Client, nodes: Nodes, standing: Standing, inbox: mpsc
         inbox: inbox.clone(),
     };
     let mut pod_watch = Watch {
-        api: Api::<Pod>::all(client),
+        api: Api::<Pod>::all(client.clone()),
         list: list_pods,
         known: BTreeSet::new(),
         to_event: pod_event,
-        nodes,
-        inbox,
+        nodes: nodes.clone(),
+        inbox: inbox.clone(),
     };
-    tokio::join!(node_watch.run(&fresh, 0), pod_watch.run(&fresh, 1));
+    let mut claims = storage_watch(&client, &nodes, &inbox, claim_event);
+    let mut volumes = storage_watch(&client, &nodes, &inbox, volume_event);
+    let mut classes = storage_watch(&client, &nodes, &inbox, class_event);
+    tokio::join!(
+        node_watch.run(&fresh, 0),
+        pod_watch.run(&fresh, 1),
+        claims.run(&fresh, 2),
+        volumes.run(&fresh, 3),
+        classes.run(&fresh, 4),
+    );
 }
 
-/// Which of the two watches are complete and live. Synced is both.
+fn storage_watch<K>(
+    client: &Client,
+    nodes: &Nodes,
+    inbox: &mpsc::Sender<Event>,
+    to_event: fn(Change<'_, K>) -> Event,
+) -> Watch<K>
+where
+    K: Resource<DynamicType = ()>,
+{
+    let list = ListParams::default().limit(PAGE);
+    let (nodes, inbox) = (nodes.clone(), inbox.clone());
+    Watch { api: Api::all(client.clone()), list, known: BTreeSet::new(), to_event, nodes, inbox }
+}
+
+/// Which of the watches are complete and live. Synced is all of them.
 struct Fresh {
     standing: Standing,
-    both: Mutex<[bool; 2]>,
+    all: Mutex<[bool; 5]>,
 }
 
 impl Fresh {
     async fn set(&self, index: usize, fresh: bool) {
-        let mut both = self.both.lock().await;
-        both[index] = fresh;
+        let mut all = self.all.lock().await;
+        all[index] = fresh;
         // Under the lock, so that two watches cannot say this in the wrong order.
-        self.standing.set_synced(both.iter().all(|fresh| *fresh)).await;
+        self.standing.set_synced(all.iter().all(|fresh| *fresh)).await;
     }
 }
 
@@ -119,6 +143,29 @@ fn pod_event(change: Change<'_, Pod>) -> Event {
         Change::Applied(pod) => Event::PodApplied(kubernetes::Pod::from(pod)),
         Change::Deleted((_, _, uid)) => Event::PodDeleted { uid: uid.clone() },
     }
+}
+
+fn claim_event(change: Change<'_, PersistentVolumeClaim>) -> Event {
+    Event::Storage(match change {
+        Change::Applied(claim) => storage::Change::Claim(claim.into()),
+        Change::Deleted((namespace, name, _)) => {
+            storage::Change::ClaimDeleted { namespace: namespace.clone(), name: name.clone() }
+        }
+    })
+}
+
+fn volume_event(change: Change<'_, PersistentVolume>) -> Event {
+    Event::Storage(match change {
+        Change::Applied(volume) => storage::Change::Volume(volume.into()),
+        Change::Deleted((_, name, _)) => storage::Change::VolumeDeleted { name: name.clone() },
+    })
+}
+
+fn class_event(change: Change<'_, StorageClass>) -> Event {
+    Event::Storage(match change {
+        Change::Applied(class) => storage::Change::Class(class.into()),
+        Change::Deleted((_, name, _)) => storage::Change::ClassDeleted { name: name.clone() },
+    })
 }
 
 struct Watch<K> {

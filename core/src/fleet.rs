@@ -24,6 +24,7 @@ use crate::policy::Policy;
 use crate::reason::{Reason, Stay};
 use crate::report::Report;
 use crate::resources::Resources;
+use crate::storage::{self, Storage};
 use crate::time::Instant;
 use crate::view;
 pub use memory::Memory;
@@ -58,6 +59,8 @@ pub enum Event {
     PodDeleted {
         uid: String,
     },
+    /// A claim, a volume or a storage class.
+    Storage(storage::Change),
     Report(Report),
     /// Whether the watches on nodes and pods are complete and live. Nothing is decided on a stale picture. After a
     /// gap, the events that make up for it come before `Synced(true)`.
@@ -267,6 +270,7 @@ pub struct Fleet {
     pods: BTreeMap<String, Pod>,
     /// UIDs of the pods bound to each node, whether or not the node is known.
     pods_on: BTreeMap<String, BTreeSet<String>>,
+    storage: Storage,
     /// UIDs of the pods that wait for a node.
     waiting: BTreeSet<String>,
     /// The node of each instance.
@@ -419,6 +423,7 @@ impl Fleet {
             nodes: BTreeMap::new(),
             pods: BTreeMap::new(),
             pods_on: BTreeMap::new(),
+            storage: Storage::default(),
             waiting: BTreeSet::new(),
             node_of: HashMap::new(),
             calls: BTreeMap::new(),
@@ -574,6 +579,16 @@ impl Fleet {
             }
             Event::PodApplied(pod) => self.pod_applied(now, pod),
             Event::PodDeleted { uid } => self.pod_deleted(now, &uid),
+            Event::Storage(change) => {
+                let mut matters = false;
+                for uid in self.storage.apply(change) {
+                    let Some(pod) = self.pods.get_mut(&uid) else { continue };
+                    let needs = self.storage.needs(&pod.namespace, &pod.claims);
+                    matters |= pod.needs != needs;
+                    pod.needs = needs;
+                }
+                matters.then_some(Soon::Batch)
+            }
             Event::Report(report) => self.reported(now, report),
             Event::Synced(synced) => {
                 self.synced = synced;
@@ -695,7 +710,8 @@ impl Fleet {
         }
     }
 
-    fn pod_applied(&mut self, now: Instant, pod: Pod) -> Option<Soon> {
+    fn pod_applied(&mut self, now: Instant, mut pod: Pod) -> Option<Soon> {
+        pod.needs = self.storage.needs(&pod.namespace, &pod.claims);
         if self.pods.get(&pod.uid) == Some(&pod) {
             return None;
         }
@@ -705,6 +721,7 @@ impl Fleet {
             self.waiting.remove(&pod.uid);
             self.explained.remove(&pod.uid);
         }
+        self.storage.uses(&pod.uid, &pod.namespace, &pod.claims);
         let node = pod.node.clone();
         if let Some(node) = &node {
             self.pods_on.entry(node.clone()).or_default().insert(pod.uid.clone());
@@ -718,6 +735,7 @@ impl Fleet {
 
     fn pod_deleted(&mut self, now: Instant, uid: &str) -> Option<Soon> {
         let pod = self.pods.remove(uid)?;
+        self.storage.forgets(uid, &pod.namespace, &pod.claims);
         self.waiting.remove(uid);
         self.explained.remove(uid);
         if let Some(node) = &pod.node {

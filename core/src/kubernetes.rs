@@ -72,6 +72,12 @@ pub struct Pod {
     pub pod_anti_affinity: Vec<PodTerm>,
     /// Only those with `whenUnsatisfiable: DoNotSchedule`.
     pub spread: Vec<Spread>,
+    /// Names of the PersistentVolumeClaims that it uses.
+    #[serde(default)]
+    pub claims: Vec<String>,
+    /// What these ask of its node, as far as that is known.
+    #[serde(default)]
+    pub needs: Vec<Need>,
     /// Since when the scheduler has said that it finds no node.
     pub unschedulable_since: Option<Instant>,
 }
@@ -170,6 +176,16 @@ impl PodTerm {
         self.namespaces.as_ref().is_none_or(|names| names.contains(&pod.namespace))
             && self.selector.as_ref().is_some_and(|all| all.iter().all(|it| it.holds(&pod.labels)))
     }
+}
+
+/// What a claim asks of a pod's node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Need {
+    /// A node must match one of these.
+    Nodes { claim: String, terms: Vec<SelectorTerm> },
+    /// The claim is not there, or somebody else has to bind it first: no node will do.
+    Unbound { claim: String },
 }
 
 /// How evenly pods must stand over the values of a label.
@@ -317,9 +333,21 @@ impl From<&api::Pod> for Pod {
                 .filter(|constraint| constraint.when_unsatisfiable == "DoNotSchedule")
                 .map(|constraint| spread(constraint, &pod.metadata))
                 .collect(),
+            claims: claims(&spec, pod.metadata.name.as_deref().unwrap_or_default()),
+            needs: Vec::new(),
             unschedulable_since: unschedulable_since(&status),
         }
     }
+}
+
+/// One of a volume that lives as long as the pod is named after both.
+fn claims(spec: &api::PodSpec, pod: &str) -> Vec<String> {
+    let claim = |volume: &api::Volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(claim), _) => Some(claim.claim_name.clone()),
+        (None, Some(_)) => Some(format!("{pod}-{}", volume.name)),
+        (None, None) => None,
+    };
+    spec.volumes.iter().flatten().filter_map(claim).collect()
 }
 
 /// In the order of Cluster Autoscaler's rules, but that a pod of any controller counts as replicated: those of custom
@@ -472,7 +500,7 @@ fn label_selector(selector: &LabelSelector) -> Vec<Requirement> {
     labels.chain(selector.match_expressions.iter().flatten().map(expression)).collect()
 }
 
-fn selector_term(term: &api::NodeSelectorTerm) -> SelectorTerm {
+pub(crate) fn selector_term(term: &api::NodeSelectorTerm) -> SelectorTerm {
     let requirements =
         |list: &Option<Vec<api::NodeSelectorRequirement>>| list.iter().flatten().map(requirement).collect::<Vec<_>>();
     SelectorTerm { labels: requirements(&term.match_expressions), names: requirements(&term.match_fields) }

@@ -18,6 +18,7 @@ pub mod recording;
 pub mod report;
 pub mod resources;
 pub mod schedule;
+pub mod storage;
 pub mod time;
 pub mod units;
 pub mod view;

@@ -1,9 +1,9 @@
 //! Whether a pod fits a node, as kube-scheduler's filters would say.
 //!
 //! Modelled: resources, host ports, taints and tolerations, unschedulable nodes, node selector and required node affinity,
-//! required inter-pod affinity and anti-affinity, topology spread. [`Place`] knows one node, [`Cluster`] also what pods
+//! required inter-pod affinity and anti-affinity, topology spread, where volumes are. [`Place`] knows one node, [`Cluster`] also what pods
 //! mean for each other.
-//! Not modelled yet: volumes, and namespaces selected by their labels. A pod that needs those counts as fitting here, so
+//! Not modelled yet: how many volumes a node can have attached, and namespaces selected by their labels. A pod that needs those counts as fitting here, so
 //! it can be promised a node that the scheduler then refuses; it is never promised a second one, because it "fits" the
 //! first.
 
@@ -15,8 +15,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kubernetes::{Pod, SelectorTerm, Taint, TaintEffect, Toleration};
+use crate::kubernetes::{Need, Pod, SelectorTerm, Taint, TaintEffect, Toleration};
 use crate::resources::Resources;
+use crate::storage::ZONE_LABELS;
 
 pub use cluster::{Cluster, NodeId, ShapeId};
 
@@ -28,13 +29,17 @@ pub struct Place<'a> {
     pub labels: &'a BTreeMap<String, String>,
     pub taints: &'a [Taint],
     pub free: Resources,
+    /// Of one that does not exist yet: the zones in which it may come up; empty: not known.
+    pub zones: &'a [String],
 }
 
 impl Place<'_> {
     /// Why the pod cannot run here, other pods left aside; `Ok` if it can.
     pub fn admits(&self, pod: &Pod) -> Result<(), Misfit> {
+        has_its_claims(pod)?;
         self.is_meant_for(pod)?;
-        self.has_room_for(pod)
+        self.has_room_for(pod)?;
+        self.has_volumes_of(pod)
     }
 
     /// As [`Self::admits`], but for what may be taken.
@@ -62,6 +67,30 @@ impl Place<'_> {
         }
     }
 
+    /// Whether the pod's volumes can be where it would be.
+    fn has_volumes_of(&self, pod: &Pod) -> Result<(), Misfit> {
+        let elsewhere = |need: &Need| match need {
+            Need::Nodes { claim, terms } => {
+                (!terms.iter().any(|term| self.may_match(term))).then(|| Misfit::Volume { claim: claim.clone() })
+            }
+            Need::Unbound { .. } => None,
+        };
+        pod.needs.iter().find_map(elsewhere).map_or(Ok(()), Err)
+    }
+
+    /// As [`Self::matches`], in one of the zones where a node that does not exist yet may come up.
+    fn may_match(&self, term: &SelectorTerm) -> bool {
+        if self.name.is_some() {
+            return self.matches(term);
+        }
+        let (zones, others): (Vec<_>, Vec<_>) =
+            term.labels.iter().cloned().partition(|it| ZONE_LABELS.contains(&it.key.as_str()));
+        let fits = |zone: &String| zones.iter().all(|requirement| requirement.meets(Some(zone)));
+        let anywhere = self.zones.is_empty() || self.zones.iter().any(fits);
+        let others = SelectorTerm { labels: others, names: term.names.clone() };
+        anywhere && ((others.labels.is_empty() && others.names.is_empty()) || self.matches(&others))
+    }
+
     fn matches(&self, term: &SelectorTerm) -> bool {
         // A term without requirements matches nothing (API reference, NodeSelectorTerm).
         !(term.labels.is_empty() && term.names.is_empty())
@@ -70,10 +99,23 @@ impl Place<'_> {
     }
 }
 
+/// Before any node is looked at.
+fn has_its_claims(pod: &Pod) -> Result<(), Misfit> {
+    let unbound = pod.needs.iter().find_map(|need| match need {
+        Need::Unbound { claim } => Some(Misfit::Claim { claim: claim.clone() }),
+        Need::Nodes { .. } => None,
+    });
+    unbound.map_or(Ok(()), Err)
+}
+
 /// Why a pod does not fit a place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Misfit {
+    /// One of its claims is not bound, and no node would change that.
+    Claim {
+        claim: String,
+    },
     HostPort {
         port: i32,
     },
@@ -102,6 +144,10 @@ pub enum Misfit {
     Taint {
         key: String,
     },
+    /// The volume of a claim is elsewhere.
+    Volume {
+        claim: String,
+    },
     /// The node lacks the label of a spread constraint.
     TopologyKey {
         key: String,
@@ -111,6 +157,8 @@ pub enum Misfit {
 impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Claim { claim } => write!(f, "its claim {claim} is not bound, which no node would change"),
+            Self::Volume { claim } => write!(f, "is not where the volume of its claim {claim} is"),
             Self::NodeAffinity => f.write_str("does not match the pod's node affinity"),
             Self::NodeSelector { key } => write!(f, "does not match the pod's node selector {key}"),
             Self::HostPort { port } => write!(f, "its port {port} is taken"),
@@ -152,7 +200,7 @@ mod tests {
     fn check(pod: &Pod, node_labels: &[(&str, &str)], taints: &[Taint], expected: Result<(), Misfit>) {
         let labels = labels(node_labels);
         let free = Resources::from_texts([("cpu", "2"), ("pods", "10")]).unwrap();
-        assert_eq!(Place { name: Some("n"), labels: &labels, taints, free }.admits(pod), expected);
+        assert_eq!(Place { name: Some("n"), labels: &labels, taints, free, zones: &[] }.admits(pod), expected);
     }
 
     #[test]
@@ -198,6 +246,33 @@ mod tests {
         check(&affine(Operator::Unknown, &[]), &[("cores", "8")], &[], no());
         // Only an empty term: it matches nothing.
         check(&Pod { node_affinity: vec![SelectorTerm::default()], ..Pod::default() }, &[], &[], no());
+    }
+
+    #[test]
+    fn volumes_are_where_they_are() {
+        let term = |key: &str, value: &str| {
+            let requirement = Requirement { key: key.into(), operator: Operator::In, values: vec![value.into()] };
+            SelectorTerm { labels: vec![requirement], names: vec![] }
+        };
+        let needing = |terms: Vec<SelectorTerm>| Pod {
+            needs: vec![Need::Nodes { claim: "data".into(), terms }],
+            ..Pod::default()
+        };
+        let [zone, _, of_driver] = ZONE_LABELS;
+        let elsewhere = || Err(Misfit::Volume { claim: "data".into() });
+        check(&needing(vec![term(zone, "a")]), &[(zone, "a")], &[], Ok(()));
+        check(&needing(vec![term(zone, "a")]), &[(zone, "b")], &[], elsewhere());
+        check(&needing(vec![term(zone, "a"), term("rack", "1")]), &[("rack", "1")], &[], Ok(()));
+        let unbound = Pod { needs: vec![Need::Unbound { claim: "data".into() }], ..Pod::default() };
+        check(&unbound, &[], &[], Err(Misfit::Claim { claim: "data".into() }));
+        // Of a node to come, by the zones that it may be in.
+        let labels = labels(&[("pool", "x")]);
+        let zones = ["a".to_owned(), "b".to_owned()];
+        let place = |zones| Place { name: None, labels: &labels, taints: &[], free: Resources::default(), zones };
+        assert_eq!(place(&zones).admits(&needing(vec![term(of_driver, "b")])), Ok(()));
+        assert_eq!(place(&zones).admits(&needing(vec![term(zone, "c")])), elsewhere());
+        assert_eq!(place(&[]).admits(&needing(vec![term(zone, "c")])), Ok(()));
+        assert_eq!(place(&zones).admits(&needing(vec![term("rack", "1")])), elsewhere());
     }
 
     #[test]

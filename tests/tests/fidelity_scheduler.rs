@@ -69,7 +69,7 @@ async fn the_scheduler_binds_what_the_model_admits_and_nothing_else() {
             if own {
                 free.add(&pod.requests);
             }
-            Place { name: Some(&node.name), labels: &node.labels, taints: &node.taints, free }.admits(&pod)
+            Place { name: Some(&node.name), labels: &node.labels, taints: &node.taints, free, zones: &[] }.admits(&pod)
         };
         if let Some(chosen) = bound_to(seen) {
             bound += 1;
@@ -101,7 +101,9 @@ async fn the_scheduler_binds_what_the_model_admits_and_nothing_else() {
         let (pod, name) = (Pod::from(seen), seen.name_any());
         let anywhere = |node: &Node| {
             let (labels, taints) = (&node.labels, node.taints.as_slice());
-            Place { name: Some(&node.name), labels, taints, free: node.allocatable.clone() }.admits(&pod).is_ok()
+            Place { name: Some(&node.name), labels, taints, free: node.allocatable.clone(), zones: &[] }
+                .admits(&pod)
+                .is_ok()
         };
         let bound = (bound_to(seen).is_some(), modelled.contains(&pod.uid));
         if !nodes.iter().any(anywhere) && bound != (false, false) {

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use ebb_core::kubernetes::{Node, Pod};
 use ebb_core::schedule::{Cluster, Misfit, Place};
+use ebb_core::storage::{Change, Storage};
 use ebb_tests::scheduling::{Chance, bound_to, open_nodes, refusal, said};
 use ebb_tests::{Lab, LabOptions};
 use k8s_openapi::api::core::v1 as api;
-use kube::Api;
 use kube::api::{DeleteParams, PostParams};
+use kube::{Api, Client};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -39,8 +40,9 @@ async fn the_model_and_the_scheduler_agree_pod_by_pod() {
     let lab = Lab::up(LabOptions { groups, ..LabOptions::default() }).await;
     let client = lab.client().await;
     let nodes: Api<api::Node> = Api::all(client.clone());
-    let pods: Api<api::Pod> = Api::namespaced(client, "default");
+    let pods: Api<api::Pod> = Api::namespaced(client.clone(), "default");
     let known = open_nodes(&lab, &nodes, NODES, SOON).await;
+    let storage = storage(&lab, &client).await;
 
     let mut there: BTreeMap<String, (usize, Pod)> = BTreeMap::new();
     let (mut refused, mut causes, mut differences) = (0, BTreeMap::<&str, u64>::new(), Vec::new());
@@ -65,6 +67,8 @@ async fn the_model_and_the_scheduler_agree_pod_by_pod() {
         lab.wait_until("the scheduler to have looked at the pod", SOON, decided).await;
         let seen = seen.unwrap();
         let asked = Pod { node: None, unschedulable_since: None, ..Pod::from(&seen) };
+        let needs = storage.needs("default", &asked.claims);
+        let asked = Pod { needs, ..asked };
         let verdicts = verdicts(&known, &there, &asked);
         let ask = || serde_json::to_string(&object.spec.as_ref().unwrap()).unwrap();
         if let Some(chosen) = bound_to(&seen) {
@@ -81,7 +85,7 @@ async fn the_model_and_the_scheduler_agree_pod_by_pod() {
             differences.push(format!("{name}: {difference}; it says: {message}\n  {}", ask()));
         }
         for (cause, says) in CAUSES {
-            *causes.entry(cause).or_default() += u64::from(says.iter().any(|says| said(&message, says) > 0));
+            *causes.entry(cause).or_default() += u64::from(refused_for(&message, cause, says) > 0);
         }
         gone(&lab, &pods, &name).await;
     }
@@ -93,7 +97,9 @@ async fn the_model_and_the_scheduler_agree_pod_by_pod() {
 }
 
 /// What the scheduler says of a node, by the model's word for it.
-const CAUSES: [(&str, &[&str]); 8] = [
+const CAUSES: [(&str, &[&str]); 10] = [
+    ("claim", &["unbound immediate PersistentVolumeClaims", "persistentvolumeclaim"]),
+    ("volume", &["PersistentVolume's node affinity", "volume node affinity conflict"]),
     ("taint", &["untolerated taint"]),
     ("selection", &["node affinity/selector"]),
     ("port", &["free ports"]),
@@ -106,6 +112,8 @@ const CAUSES: [(&str, &[&str]); 8] = [
 
 fn cause(misfit: &Misfit) -> &'static str {
     match misfit {
+        Misfit::Claim { .. } => "claim",
+        Misfit::Volume { .. } => "volume",
         Misfit::HostPort { .. } => "port",
         Misfit::NodeAffinity | Misfit::NodeSelector { .. } => "selection",
         Misfit::PodAffinity { .. } => "affinity",
@@ -114,6 +122,15 @@ fn cause(misfit: &Misfit) -> &'static str {
         Misfit::Resource { .. } => "resource",
         Misfit::Spread { .. } | Misfit::TopologyKey { .. } => "spread",
         Misfit::Taint { .. } => "taint",
+    }
+}
+
+/// Of how many nodes the message says this. Of claims it speaks before it looks at nodes, and so counts none.
+fn refused_for(message: &str, cause: &str, says: &[&str]) -> usize {
+    match cause {
+        "claim" if says.iter().any(|says| message.contains(says)) => NODES,
+        "claim" => 0,
+        _ => says.iter().map(|says| said(message, says)).sum(),
     }
 }
 
@@ -127,7 +144,7 @@ fn difference(verdicts: &[Result<(), Misfit>], message: &str) -> Option<String> 
     }
     let mut theirs: BTreeMap<&str, usize> = BTreeMap::new();
     for (cause, says) in CAUSES {
-        let nodes: usize = says.iter().map(|says| said(message, says)).sum();
+        let nodes = refused_for(message, cause, says);
         // A node may lack several resources, and each is told.
         let nodes = if cause == "resource" { nodes.min(ours.get(cause).copied().unwrap_or(nodes)) } else { nodes };
         if nodes > 0 {
@@ -140,7 +157,7 @@ fn difference(verdicts: &[Result<(), Misfit>], message: &str) -> Option<String> 
 fn verdicts(nodes: &[Node], there: &BTreeMap<String, (usize, Pod)>, pod: &Pod) -> Vec<Result<(), Misfit>> {
     let mut cluster = Cluster::default();
     for Node { name, labels, taints, allocatable, .. } in nodes {
-        cluster.add(Place { name: Some(name), labels, taints, free: allocatable.clone() });
+        cluster.add(Place { name: Some(name), labels, taints, free: allocatable.clone(), zones: &[] });
     }
     for (node, pod) in there.values() {
         let shape = cluster.shape(pod);
@@ -154,6 +171,44 @@ async fn gone(lab: &Lab, pods: &Api<api::Pod>, name: &str) {
     pods.delete(name, &DeleteParams::default().grace_period(0)).await.unwrap();
     let gone = async || pods.get_opt(name).await.unwrap().is_none();
     lab.wait_until("a deleted pod to be gone", SOON, gone).await;
+}
+
+/// A claim in each zone, one that is bound to nothing, and one that is for any node.
+async fn storage(lab: &Lab, client: &Client) -> Storage {
+    let mut storage = Storage::default();
+    let volumes: Api<api::PersistentVolume> = Api::all(client.clone());
+    let claims: Api<api::PersistentVolumeClaim> = Api::namespaced(client.clone(), "default");
+    for (name, zone) in [("in-a", Some("a")), ("in-b", Some("b")), ("anywhere", None), ("unbound", None)] {
+        let common = json!({"accessModes": ["ReadWriteMany"], "storageClassName": ""});
+        let mut claim = json!({"metadata": {"name": name}, "spec": common.clone()});
+        claim["spec"]["resources"] = json!({"requests": {"storage": "1Gi"}});
+        if name != "unbound" {
+            let mut volume = json!({"metadata": {"name": name}, "spec": common});
+            volume["spec"]["capacity"] = json!({"storage": "1Gi"});
+            volume["spec"]["nfs"] = json!({"server": "nowhere", "path": "/"});
+            volume["spec"]["claimRef"] = json!({"namespace": "default", "name": name});
+            if let Some(zone) = zone {
+                let zone = json!({"key": ZONE, "operator": "In", "values": [format!("us-east-1{zone}")]});
+                let terms = json!({"nodeSelectorTerms": [{"matchExpressions": [zone]}]});
+                volume["spec"]["nodeAffinity"] = json!({"required": terms});
+            }
+            let volume = serde_json::from_value(volume).unwrap();
+            let volume = volumes.create(&PostParams::default(), &volume).await.unwrap();
+            storage.apply(Change::Volume((&volume).into()));
+            claim["spec"]["volumeName"] = name.into();
+        }
+        let claim = serde_json::from_value(claim).unwrap();
+        let mut claim = claims.create(&PostParams::default(), &claim).await.unwrap();
+        let bound = async || {
+            claim = claims.get(name).await.unwrap();
+            claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound")
+        };
+        if name != "unbound" {
+            lab.wait_until("the controller to have bound the claim", SOON, bound).await;
+        }
+        storage.apply(Change::Claim((&claim).into()));
+    }
+    storage
 }
 
 /// A pod of some shape. Few labels, so that rules are about something.
@@ -233,6 +288,12 @@ fn pod(chance: &mut Chance, name: &str) -> Value {
             "nodeSelectorTerms": [{"matchExpressions": [rule]}],
         }});
     }
+    let volumes: Vec<_> = (0..u64::from(one_in(chance, 6)))
+        .map(|_| {
+            let claim = chance.one_of(&["in-a", "in-a", "in-b", "in-b", "anywhere", "unbound", "missing"]);
+            json!({"name": "data", "persistentVolumeClaim": {"claimName": claim}})
+        })
+        .collect();
     json!({
         "metadata": {"name": name, "labels": labels},
         "spec": {
@@ -241,6 +302,7 @@ fn pod(chance: &mut Chance, name: &str) -> Value {
                 "resources": {"requests": requests, "limits": requests},
             }],
             "tolerations": tolerations,
+            "volumes": volumes,
             "nodeSelector": node_selector,
             "topologySpreadConstraints": spread,
             "affinity": affinity,

@@ -194,7 +194,7 @@ mod tests {
         let labels = BTreeMap::new();
         let room = |&(group, cores, gib, gpus, price): &Type| {
             let free = amounts(cores, gib, gpus, 100);
-            let template = Place { name: None, labels: &labels, taints: &[], free };
+            let template = Place { name: None, labels: &labels, taints: &[], free, zones: &[] };
             let price = Some(Dollars::from_micros(price));
             let mut room = Room {
                 group,

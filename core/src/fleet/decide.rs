@@ -278,13 +278,13 @@ impl Fleet {
 
     /// What a new node of the group would have for pods: what is known of it, less what daemons take.
     fn template<'a>(&'a self, name: &str, known: Option<&Census>, daemons: &Resources) -> Place<'a> {
-        let Template { labels, taints, allocatable, .. } = &self.groups[name].template;
+        let Template { labels, taints, allocatable, zones, .. } = &self.groups[name].template;
         let mut free = allocatable.clone();
         match known.and_then(|group| group.serving.first()) {
             Some(member) => free.subtract(&self.taken_by_daemons(member)),
             None => free.subtract(daemons),
         }
-        Place { name: None, labels, taints, free }
+        Place { name: None, labels, taints, free, zones }
     }
 
     /// What daemons take on a node of which nothing is known: the most that they take on any.

@@ -199,15 +199,15 @@ fn in_order<'a>(cluster: &mut Cluster<'a>, waiting: Vec<(&'a Pod, Instant)>) -> 
 
 /// The same for all pods of a shape; that of another is another, but for what they ask for.
 fn selection(pod: &Pod) -> String {
-    let Pod { tolerations, node_selector, node_affinity, labels, host_ports, .. } = pod;
-    let others = (&pod.namespace, labels, host_ports, &pod.pod_affinity, &pod.pod_anti_affinity, &pod.spread);
+    let Pod { tolerations, node_selector, node_affinity, labels, host_ports, needs, .. } = pod;
+    let others = (&pod.namespace, labels, host_ports, &pod.pod_affinity, &pod.pod_anti_affinity, &pod.spread, needs);
     format!("{tolerations:?}{node_selector:?}{node_affinity:?}{others:?}")
 }
 
 impl Fleet {
     pub(super) fn seat<'a>(&'a self, member: &'a super::Member, origin: Origin<'a>) -> Seat<'a> {
         let Node { name, labels, taints, allocatable, .. } = &member.node;
-        let place = Place { name: Some(name), labels, taints, free: allocatable.clone() };
+        let place = Place { name: Some(name), labels, taints, free: allocatable.clone(), zones: &[] };
         Seat { place, pods: self.pods_on(name).filter(|pod| !pod.finished).collect(), origin }
     }
 
@@ -249,7 +249,7 @@ mod tests {
     fn check(pods: &[Pod], coming: u32, wanted: Option<u32>) {
         let labels = BTreeMap::new();
         let free = Resources::from_texts([("cpu", "4"), ("pods", "20")]).unwrap();
-        let template = Place { name: None, labels: &labels, taints: &[], free };
+        let template = Place { name: None, labels: &labels, taints: &[], free, zones: &[] };
         let room = Room { coming, ..room("cpu", template, 10) };
         let now = Instant::from_millis(0);
         let waiting = pods.iter().map(|pod| (pod, now)).collect();
@@ -299,11 +299,11 @@ mod tests {
         let pods = waiting(2, far);
         let free = || Resources::from_texts([("cpu", "4"), ("pods", "20")]).unwrap();
         let seat = Seat {
-            place: Place { name: Some("cordoned"), labels: &labels, taints: &[], free: free() },
+            place: Place { name: Some("cordoned"), labels: &labels, taints: &[], free: free(), zones: &[] },
             pods: vec![&pods[0]],
             origin: Origin::Closed,
         };
-        let template = Place { name: None, labels: &template, taints: &[], free: free() };
+        let template = Place { name: None, labels: &template, taints: &[], free: free(), zones: &[] };
         let waiting = vec![(&pods[1], Instant::from_millis(0))];
         let placement = place(waiting, vec![seat], vec![room("cpu", template, 1)], Expander::default());
         let [(_, Reason::NoGroupFits { groups })] = placement.explained.as_slice() else {

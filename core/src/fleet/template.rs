@@ -8,16 +8,18 @@ use crate::instance;
 use crate::kubernetes::{Taint, TaintEffect};
 use crate::policy;
 use crate::resources::Resources;
+use crate::storage::ZONE_LABELS;
 
 /// Cluster Autoscaler's convention for tags on an Auto Scaling group that has no nodes: `.../label/KEY: VALUE`,
 /// `.../taint/KEY: VALUE:EFFECT`, `.../resources/NAME: AMOUNT`.
 const TAGS: &str = "k8s.io/cluster-autoscaler/node-template/";
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 #[derive(Debug)]
 pub(super) struct Template {
     pub(super) labels: BTreeMap<String, String>,
     pub(super) taints: Vec<Taint>,
+    /// Where its nodes may come up; empty: not known.
+    pub(super) zones: Vec<String>,
     /// Without what daemons take.
     pub(super) allocatable: Resources,
     /// Whether a node of the group has shown it, daemons and all.
@@ -29,6 +31,7 @@ impl Template {
         Self {
             labels: policy.labels.clone(),
             taints: policy.taints.clone(),
+            zones: policy.labels.get(ZONE_LABELS[0]).cloned().into_iter().collect(),
             allocatable: policy.allocatable.clone(),
             shown: false,
         }
@@ -37,8 +40,11 @@ impl Template {
     /// What the group's tags say outranks the configuration. `shown`: what the last node that was seen ready offered.
     pub(super) fn described(policy: &policy::Group, state: &GroupState, shown: Option<&Resources>) -> Self {
         let mut template = Self::configured(policy);
-        if let [zone] = state.zones.as_slice() {
-            template.labels.entry(ZONE_LABEL.into()).or_insert_with(|| zone.clone());
+        if template.zones.is_empty() {
+            template.zones.clone_from(&state.zones);
+        }
+        if let [zone] = template.zones.as_slice() {
+            template.labels.insert(ZONE_LABELS[0].into(), zone.clone());
         }
         match least(&state.instance_types) {
             // Of several types it is not known which one comes: what is promised must hold on each.
@@ -152,11 +158,11 @@ mod tests {
             template.allocatable.amount("memory"),
             least.min(instance::allocatable("r5.xlarge").unwrap().amount("memory"))
         );
-        assert!(!template.labels.contains_key(ZONE_LABEL));
+        assert!(!template.labels.contains_key(ZONE_LABELS[0]));
         // One that is not known: the configuration holds.
         let template = Template::described(&policy(), &mixed(&["m5.2xlarge", "x99.giant"]), None);
         assert_eq!(template.allocatable, policy().allocatable);
         let single = GroupState { zones: vec!["us-east-1a".into()], ..GroupState::default() };
-        assert_eq!(Template::described(&policy(), &single, None).labels[ZONE_LABEL], "us-east-1a");
+        assert_eq!(Template::described(&policy(), &single, None).labels[ZONE_LABELS[0]], "us-east-1a");
     }
 }

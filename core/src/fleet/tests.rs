@@ -318,8 +318,13 @@ impl World {
                 for other in self.pods.values().filter(|other| other.node.as_ref() == Some(&node.name)) {
                     free.subtract(&other.requests);
                 }
-                let place =
-                    crate::schedule::Place { name: Some(&node.name), labels: &node.labels, taints: &node.taints, free };
+                let place = crate::schedule::Place {
+                    name: Some(&node.name),
+                    labels: &node.labels,
+                    taints: &node.taints,
+                    free,
+                    zones: &[],
+                };
                 node.ready && !node.unschedulable && place.admits(&pod).is_ok()
             };
             if let Some(name) = self.nodes.values().find(fits).map(|node| node.name.clone()) {

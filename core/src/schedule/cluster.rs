@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 
 use super::topology::{Demands, Topology};
-use super::{Misfit, Place};
+use super::{Misfit, Place, has_its_claims};
 use crate::kubernetes::Pod;
 use crate::resources::Resources;
 
@@ -47,7 +47,7 @@ impl Features<'_> {
     fn all(&self) -> impl Hash + PartialEq {
         let pod = self.0;
         let selection = (&pod.tolerations, &pod.node_selector, &pod.node_affinity);
-        let others = (&pod.pod_affinity, &pod.pod_anti_affinity, &pod.spread);
+        let others = (&pod.pod_affinity, &pod.pod_anti_affinity, &pod.spread, &pod.needs);
         (&pod.namespace, &pod.labels, pod.terminating, &pod.requests, &pod.host_ports, selection, others)
     }
 }
@@ -126,12 +126,14 @@ impl<'a> Cluster<'a> {
         pods: &BTreeMap<ShapeId, u32>,
         Shape { pod, demands }: &Shape<'_>,
     ) -> Result<(), Misfit> {
+        has_its_claims(pod)?;
         place.is_meant_for(pod)?;
         let taken = || pods.keys().flat_map(|&shape| &self.shapes[shape].pod.host_ports);
         if let Some(port) = pod.host_ports.iter().find(|port| taken().any(|taken| taken.conflicts_with(port))) {
             return Err(Misfit::HostPort { port: port.port });
         }
         place.has_room_for(pod)?;
+        place.has_volumes_of(pod)?;
         self.topology.admits(id, place, demands)
     }
 

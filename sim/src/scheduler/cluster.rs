@@ -78,7 +78,7 @@ impl Member {
         let node = self.node.as_ref()?;
         let mut free = node.allocatable.clone();
         free.subtract(&self.used);
-        Some(Place { name: Some(&self.name), labels: &node.labels, taints: &self.taints, free })
+        Some(Place { name: Some(&self.name), labels: &node.labels, taints: &self.taints, free, zones: &[] })
     }
 }
 

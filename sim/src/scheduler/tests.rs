@@ -322,7 +322,7 @@ impl World {
         for pod in self.pods.values().filter(|pod| pod.node.as_ref() == Some(&node.name) && !pod.finished) {
             free.subtract(&pod.requests);
         }
-        Place { name: Some(&node.name), labels: &node.labels, taints, free }
+        Place { name: Some(&node.name), labels: &node.labels, taints, free, zones: &[] }
     }
 
     /// The taints with those that stand for a cordon and for not being ready.

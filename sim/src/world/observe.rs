@@ -117,7 +117,7 @@ fn home_of(scenario: &Scenario, workers: &WorkerGroup) -> Option<String> {
     };
     let fits = |group: &&(&String, &ebb_core::policy::Group)| {
         let free = group.1.allocatable.clone();
-        Place { name: None, labels: &group.1.labels, taints: &group.1.taints, free }.admits(&pod).is_ok()
+        Place { name: None, labels: &group.1.labels, taints: &group.1.taints, free, zones: &[] }.admits(&pod).is_ok()
     };
     let suitable = scenario.policy.groups.iter().collect::<Vec<_>>();
     let suitable = suitable.iter().filter(fits);

@@ -46,7 +46,7 @@ fn check(nodes: &[&[(&str, &str)]], there: &[(usize, Pod)], pod: &Pod, expected:
     let nodes: Vec<_> = nodes.iter().map(|pairs| labels(pairs)).collect();
     let mut cluster = Cluster::default();
     for (name, labels) in names.iter().zip(&nodes) {
-        cluster.add(Place { name: Some(name), labels, taints: &[], free: Resources::default() });
+        cluster.add(Place { name: Some(name), labels, taints: &[], free: Resources::default(), zones: &[] });
     }
     for (node, pod) in there {
         let shape = cluster.shape(pod);
@@ -130,7 +130,7 @@ fn a_port_is_taken_once_on_each_address() {
 #[test]
 fn a_node_to_come_has_a_name_of_its_own_and_may_be_in_any_zone() {
     let none = BTreeMap::new();
-    let place = || Place { name: None, labels: &none, taints: &[], free: Resources::default() };
+    let place = || Place { name: None, labels: &none, taints: &[], free: Resources::default(), zones: &[] };
     let mut cluster = Cluster::default();
     let nodes = [cluster.add(place()), cluster.add(place())];
     let alone = Pod { pod_anti_affinity: vec![term("web", "kubernetes.io/hostname")], ..pod("web") };
@@ -218,7 +218,13 @@ struct Node {
 
 impl Node {
     fn place(&self) -> Place<'_> {
-        Place { name: Some(&self.name), labels: &self.labels, taints: &self.taints, free: Resources::default() }
+        Place {
+            name: Some(&self.name),
+            labels: &self.labels,
+            taints: &self.taints,
+            free: Resources::default(),
+            zones: &[],
+        }
     }
 }
 
