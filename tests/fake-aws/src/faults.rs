@@ -1,0 +1,246 @@
+//! What is to go wrong, as rules. The first rule that fits a call, or an attempt to launch, is used; with `times` it is
+//! used up.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ApiError;
+
+/// Not an action of the API: an attempt to launch one instance, of one type in one zone.
+const LAUNCH: &str = "Launch";
+
+/// One rule, as it stands in the JSON list of `/_lab/faults`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rule {
+    /// An action of the API, or `Launch`; absent: every call, but no launch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+    /// Only calls that name this group, or its launches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Only launches in this zone, such as `us-west-2a`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Only launches of this instance type.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub instance_type: Option<String>,
+    /// Only launches of this kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub market: Option<Market>,
+    /// Wait so long before anything else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<u64>,
+    /// The error that is answered: `Throttling`, `InternalFailure`, `InsufficientInstanceCapacity`, or any other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Its HTTP status; absent: what AWS documents for the code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Its text; absent: AWS's wording where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Close the connection instead of answering.
+    #[serde(skip_serializing_if = "is_false")]
+    pub drop: bool,
+    /// Whatever is answered, or not: the call takes effect.
+    #[serde(skip_serializing_if = "is_false")]
+    pub effect: bool,
+    /// How often; absent: for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub times: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum Market {
+    OnDemand,
+    Spot,
+}
+
+impl fmt::Display for Market {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OnDemand => "OnDemand",
+            Self::Spot => "Spot",
+        })
+    }
+}
+
+/// One attempt to launch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt<'a> {
+    pub(crate) group: &'a str,
+    pub(crate) zone: &'a str,
+    pub(crate) instance_type: &'a str,
+    pub(crate) market: Market,
+}
+
+#[derive(Debug, Default)]
+pub struct Faults {
+    rules: Vec<Rule>,
+}
+
+impl Faults {
+    /// Replaces all rules. `Err` says what is wrong with one.
+    pub fn set(&mut self, rules: Vec<Rule>) -> Result<(), String> {
+        for rule in &rules {
+            rule.check()?;
+        }
+        self.rules = rules;
+        Ok(())
+    }
+
+    /// What is left of them.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    pub(crate) fn call(&mut self, action: &str, group: Option<&str>) -> Option<Rule> {
+        self.take(|rule| {
+            !rule.is_launch()
+                && rule.action.as_deref().is_none_or(|wanted| wanted == action)
+                && (rule.group.is_none() || rule.group.as_deref() == group)
+        })
+    }
+
+    pub(crate) fn launch(&mut self, attempt: Attempt<'_>) -> Option<Rule> {
+        let fits = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
+        self.take(|rule| {
+            rule.is_launch()
+                && fits(&rule.group, attempt.group)
+                && fits(&rule.zone, attempt.zone)
+                && fits(&rule.instance_type, attempt.instance_type)
+                && rule.market.is_none_or(|market| market == attempt.market)
+        })
+    }
+
+    fn take(&mut self, fits: impl Fn(&Rule) -> bool) -> Option<Rule> {
+        let index = self.rules.iter().position(|rule| rule.times != Some(0) && fits(rule))?;
+        let rule = &mut self.rules[index];
+        if let Some(times) = &mut rule.times {
+            *times -= 1;
+            if *times == 0 {
+                return Some(self.rules.remove(index));
+            }
+        }
+        Some(rule.clone())
+    }
+}
+
+impl Rule {
+    fn is_launch(&self) -> bool {
+        self.action.as_deref() == Some(LAUNCH)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.is_launch() {
+            if self.code.is_none() {
+                return Err(format!("a fault of {LAUNCH} needs a code, such as InsufficientInstanceCapacity"));
+            }
+            if self.drop || self.effect || self.status.is_some() || self.delay_ms.is_some() {
+                return Err(format!("{LAUNCH} is no call: drop, effect, status and delay_ms mean nothing to it"));
+            }
+        } else {
+            if self.zone.is_some() || self.instance_type.is_some() || self.market.is_some() {
+                return Err(format!("zone, type and market are for the action {LAUNCH}"));
+            }
+            if self.code.is_some() && self.drop {
+                return Err("a dropped connection carries no code".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// What the call is refused with.
+    pub(crate) fn error(&self) -> Option<ApiError> {
+        let code = self.code.as_deref()?;
+        let message = self.message.clone().unwrap_or_else(|| match code {
+            "AccessDenied" => "User: lab is not authorized to perform this action".to_owned(),
+            "ExpiredToken" => "The security token included in the request is expired".to_owned(),
+            "InternalFailure" => {
+                "The request processing has failed because of an unknown error, exception or failure.".to_owned()
+            }
+            "ResourceContention" => "You already have a pending update to an Amazon EC2 Auto Scaling resource (for \
+                                     example, an Auto Scaling group, instance, or load balancer)."
+                .to_owned(),
+            "ServiceUnavailable" => "The request has failed due to a temporary failure of the server.".to_owned(),
+            "Throttling" => "Rate exceeded".to_owned(),
+            _ => format!("{code}, said the lab"),
+        });
+        let error = ApiError::new(code, message);
+        Some(ApiError { status: self.status.unwrap_or(error.status), ..error })
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn faults(rules: Value) -> Faults {
+        let mut faults = Faults::default();
+        faults.set(serde_json::from_value(rules).unwrap()).unwrap();
+        faults
+    }
+
+    fn attempt<'a>(zone: &'a str, instance_type: &'a str) -> Attempt<'a> {
+        Attempt { group: "gpu", zone, instance_type, market: Market::OnDemand }
+    }
+
+    #[test]
+    fn a_rule_is_used_as_often_as_it_says() {
+        let mut faults = faults(json!([{"action": "SetDesiredCapacity", "code": "Throttling", "times": 2}]));
+        assert_eq!(faults.call("DescribeAutoScalingGroups", None), None);
+        let error = faults.call("SetDesiredCapacity", Some("cpu")).unwrap().error().unwrap();
+        assert_eq!((error.status, error.message.as_str()), (400, "Rate exceeded"));
+        assert_eq!(faults.rules()[0].times, Some(1));
+        assert!(faults.call("SetDesiredCapacity", Some("cpu")).is_some());
+        assert!(faults.rules().is_empty());
+        assert_eq!(faults.call("SetDesiredCapacity", Some("cpu")), None);
+    }
+
+    #[test]
+    fn a_rule_without_an_action_means_calls_and_no_launches() {
+        let mut faults = faults(json!([{"delay_ms": 5}]));
+        assert!(faults.call("Anything", None).is_some());
+        assert!(faults.launch(attempt("us-west-2a", "m5.xlarge")).is_none());
+    }
+
+    #[test]
+    fn capacity_is_short_by_zone_type_and_market() {
+        let short = json!({"action": "Launch", "code": "InsufficientInstanceCapacity", "zone": "us-west-2a",
+                           "type": "m5.xlarge", "market": "OnDemand"});
+        let mut faults = faults(json!([short]));
+        assert!(faults.launch(attempt("us-west-2b", "m5.xlarge")).is_none());
+        assert!(faults.launch(attempt("us-west-2a", "m5.large")).is_none());
+        assert!(faults.launch(Attempt { market: Market::Spot, ..attempt("us-west-2a", "m5.xlarge") }).is_none());
+        assert!(faults.launch(attempt("us-west-2a", "m5.xlarge")).is_some());
+        assert!(faults.call("Launch", None).is_none());
+    }
+
+    #[test]
+    fn rules_that_mean_nothing_are_refused() {
+        let set = |rule: Value| Faults::default().set(vec![serde_json::from_value(rule).unwrap()]);
+        assert!(set(json!({"action": "Launch"})).is_err());
+        assert!(set(json!({"action": "Launch", "code": "X", "drop": true})).is_err());
+        assert!(set(json!({"action": "SetDesiredCapacity", "zone": "us-west-2a"})).is_err());
+        assert!(set(json!({"code": "X", "drop": true})).is_err());
+        assert!(serde_json::from_value::<Rule>(json!({"acton": "Launch"})).is_err());
+    }
+
+    #[test]
+    fn statuses_are_aws_own_unless_given() {
+        let status = |rule: Value| serde_json::from_value::<Rule>(rule).unwrap().error().unwrap().status;
+        assert_eq!(status(json!({"code": "InternalFailure"})), 500);
+        assert_eq!(status(json!({"code": "ServiceUnavailable"})), 503);
+        assert_eq!(status(json!({"code": "AccessDenied"})), 403);
+        assert_eq!(status(json!({"code": "Throttling", "status": 429})), 429);
+    }
+}
