@@ -1,4 +1,4 @@
-//! The lab's AWS as a test sees it: what was called, what the groups hold, and what is to go wrong.
+//! The lab's AWS (`tests/fake-aws`) as a test sees it: what was called, what the groups hold, and what is to go wrong.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,7 @@ pub struct AwsCall {
     pub service: String,
     pub action: String,
     pub params: BTreeMap<String, String>,
+    /// 0 where the connection was closed instead.
     pub status: u16,
     /// How long the answer took.
     #[serde(rename = "ms")]
@@ -40,6 +41,8 @@ pub struct Instance {
     #[serde(rename = "type")]
     pub instance_type: String,
     pub zone: String,
+    /// `OnDemand` or `Spot`.
+    pub market: String,
     pub ip: String,
     /// The name of its Node, whether that exists yet or not.
     pub node: String,
@@ -66,11 +69,24 @@ impl Lab {
 
     /// Sets what goes wrong from now on, for instance
     /// `json!([{"action": "SetDesiredCapacity", "code": "Throttling", "status": 400, "times": 3}])`,
-    /// `json!([{"delay_ms": 2000}])`, or `json!([{"action": "Launch", "code": "InsufficientInstanceCapacity"}])`.
-    /// An empty list ends all faults.
+    /// `json!([{"delay_ms": 2000}])`, or `json!([{"action": "Launch", "code": "InsufficientInstanceCapacity"}])`;
+    /// `fake_aws::faults::Rule` has all of it. An empty list ends all faults.
     pub async fn set_faults(&self, faults: &Value) {
         let (status, body) = self.http("POST", "/_lab/faults", &[], &faults.to_string()).await;
         assert_eq!(status, 200, "set faults: {body}");
+    }
+
+    /// Sets how long AWS takes for things from now on: `json!({"launch_ms": 2000})` until an instance is InService;
+    /// `fake_aws::service::Timing` has all of it.
+    pub async fn set_timing(&self, timing: &Value) {
+        let (status, body) = self.http("POST", "/_lab/timing", &[], &timing.to_string()).await;
+        assert_eq!(status, 200, "set the timing: {body}");
+    }
+
+    /// Takes an instance away as EC2 does: Spot capacity that is reclaimed, a host that broke.
+    pub async fn lose_instance(&self, id: &str) {
+        let (status, body) = self.http("DELETE", &format!("/_lab/instances/{id}"), &[], "").await;
+        assert_eq!(status, 200, "lose instance {id}: {body}");
     }
 
     /// One call of the Auto Scaling API as somebody else in the account would make it; status and XML of the answer.
@@ -82,12 +98,7 @@ impl Lab {
         // The fake reads region and service from the signature and does not check it.
         let scope = format!("lab/20260101/{}/autoscaling/aws4_request", self.region);
         let signature = format!("AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0");
-        let headers = [
-            ("Authorization", signature.as_str()),
-            ("Content-Type", "application/x-www-form-urlencoded"),
-            // moto tells its services apart by the host.
-            ("Host", &format!("autoscaling.{}.amazonaws.com", self.region)),
-        ];
+        let headers = [("Authorization", signature.as_str()), ("Content-Type", "application/x-www-form-urlencoded")];
         self.http("POST", "/", &headers, &body).await
     }
 

@@ -22,11 +22,8 @@ async fn request(
     headers: &[(&str, &str)],
     body: &str,
 ) -> (u16, String) {
-    // A caller may name another host: the fake AWS tells services apart by it.
-    let host = headers.iter().any(|(name, _)| *name == "Host");
-    let own_host = [("Host", address)].into_iter().filter(|_| !host);
-    let headers: String =
-        own_host.chain(headers.iter().copied()).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers = [&[("Host", address)], headers].concat();
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let length = body.len();
     let request = format!("{method} {path} {version}\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
     let mut stream = TcpStream::connect(address).await.unwrap_or_else(|error| panic!("connect to {address}: {error}"));

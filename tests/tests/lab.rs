@@ -115,10 +115,31 @@ async fn launch_without_capacity_is_told_and_tried_again() {
     let told = aws.describe_scaling_activities().auto_scaling_group_name("gpu").send().await.unwrap();
     let activity = &told.activities()[0];
     assert_eq!(activity.status_code().map(|code| code.as_str()), Some("Failed"));
-    assert!(activity.status_message().unwrap().starts_with("InsufficientInstanceCapacity"));
+    assert!(activity.status_message().unwrap().starts_with("We currently do not have sufficient m5.xlarge capacity"));
 
     lab.set_faults(&json!([])).await;
     lab.wait_until("the launch", SOON, async || lab.group("gpu").await.instances.len() == 1).await;
+}
+
+#[tokio::test]
+async fn zone_without_capacity_is_left_for_another_and_a_lost_instance_is_replaced() {
+    let lab = Lab::up(groups(&["name=cpu,zone=a,zone=b"])).await;
+    let nodes: Api<Node> = Api::all(lab.client().await);
+    let short = json!({"action": "Launch", "zone": "us-west-2a", "code": "InsufficientInstanceCapacity"});
+    lab.set_faults(&json!([short])).await;
+    lab.set_desired("cpu", 1).await;
+    let first = lab.group("cpu").await.instances.remove(0);
+    assert_eq!(first.zone, "us-west-2b");
+    let there = async |name: &str| nodes.get_opt(name).await.unwrap().is_some();
+    lab.wait_until("its node", SOON, async || there(&first.node).await).await;
+
+    lab.set_timing(&json!({"launch_ms": 60_000})).await;
+    lab.lose_instance(&first.id).await;
+    let second = lab.group("cpu").await.instances.remove(0);
+    assert_ne!(second.id, first.id);
+    assert_eq!(second.state, "Pending", "it takes a minute to InService");
+    lab.wait_until("the next node in its place", SOON, async || there(&second.node).await && !there(&first.node).await)
+        .await;
 }
 
 #[tokio::test]

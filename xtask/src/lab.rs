@@ -23,13 +23,16 @@ use control_plane::Ports;
 pub(crate) enum Command {
     /// Build etcd, the Kubernetes control plane, kubectl and KWOK from Go modules into the cache
     ///
-    /// Done once per version (about 8 minutes on 2 cores, then nothing); `up` does it when needed. Also makes the Python
-    /// environment of the fake AWS. Prints the folder of the binaries.
+    /// Done once per version (about 8 minutes on 2 cores, then nothing); `up` does it when needed. Also builds the fake
+    /// AWS. Prints the folder of the binaries.
     Build,
     /// Stop a lab by its recorded process ids and remove its data
     ///
     /// Each process gets SIGTERM, and SIGKILL after 10 s. A process that took over a recorded id is left alone.
     Down(Down),
+    /// Print where moto_server is, another fake of AWS, which a test holds ours against; installs it into the cache
+    #[command(hide = true)]
+    Moto,
     /// Show the processes of every lab on this machine with their memory and CPU time
     Status,
     /// Start a lab and print the environment to use it with
@@ -59,14 +62,18 @@ pub(crate) struct Up {
     /// An auto scaling group: name=cpu,min=2,max=10,desired=2,type=m5.xlarge,label=k=v,taint=k=v:NoSchedule
     ///
     /// Only the name is needed: min is 0, max 10, desired the min, the type m5.xlarge and the zone a unless given.
-    /// `label` and `taint` can be given more than once; each instance's Node carries them.
+    /// `label` and `taint` can be given more than once; each instance's Node carries them. So can `zone`, and `type`:
+    /// more than one makes a mixed instances policy, and so does market=spot.
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<aws::Group>,
     /// Time from the launch of an instance to its Node: 500ms, 30s, 2m
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     boot_delay: Duration,
+    /// Time from the launch of an instance to InService
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    launch_delay: Duration,
     /// Leave out the fake AWS
-    #[arg(long, conflicts_with_all = ["groups", "boot_delay", "aws_port"])]
+    #[arg(long, conflicts_with_all = ["groups", "boot_delay", "launch_delay", "aws_port"])]
     no_aws: bool,
     /// One more flag for kube-apiserver, such as --feature-gates=X=false
     #[arg(long = "apiserver-arg", value_name = "FLAG", allow_hyphen_values = true)]
@@ -116,11 +123,15 @@ pub(crate) fn run(command: Command) -> Result<()> {
     match command {
         Command::Build => {
             let bin = build::binaries()?;
-            crate::tools::python()?;
+            aws::program()?;
             println!("{}", bin.display());
             Ok(())
         }
         Command::Down(args) => down(&args),
+        Command::Moto => {
+            println!("{}", crate::tools::moto_server()?.display());
+            Ok(())
+        }
         Command::Status => status(),
         Command::Up(args) => up(&args),
     }
@@ -128,7 +139,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
 
 fn up(args: &Up) -> Result<()> {
     let bin = build::binaries()?;
-    let python = if args.no_aws { None } else { Some(crate::tools::python()?) };
+    let aws = if args.no_aws { None } else { Some(aws::program()?) };
     let dir = lab_dir(args.dir.as_deref())?;
     if Lab::read(&dir).is_ok() {
         if daemon::list(&dir)?.iter().any(daemon::Daemon::is_alive) {
@@ -148,13 +159,13 @@ fn up(args: &Up) -> Result<()> {
         server: format!("https://127.0.0.1:{}", ports.api),
         ca_file: dir.join("pki/ca.crt"),
         bin,
-        aws_endpoint: python.is_some().then(|| format!("http://127.0.0.1:{}", ports.aws)),
-        aws_log: python.is_some().then(|| dir.join("log/aws-calls.jsonl")),
+        aws_endpoint: aws.is_some().then(|| format!("http://127.0.0.1:{}", ports.aws)),
+        aws_log: aws.is_some().then(|| dir.join("log/aws-calls.jsonl")),
         region: aws::REGION.to_owned(),
         port_base: base,
         dir,
     };
-    let started = start(&lab, &ports, args, python.as_deref());
+    let started = start(&lab, &ports, args, aws.as_deref());
     if let Err(error) = started {
         tear_down(&lab.dir, true).context("stop what was started")?;
         return Err(error.context(format!("start the lab in {}; logs are kept in its log folder", lab.dir.display())));
@@ -162,7 +173,7 @@ fn up(args: &Up) -> Result<()> {
     lab.print(args.output)
 }
 
-fn start(lab: &Lab, ports: &Ports, args: &Up, python: Option<&Path>) -> Result<()> {
+fn start(lab: &Lab, ports: &Ports, args: &Up, aws: Option<&Path>) -> Result<()> {
     let begun = Instant::now();
     // Written first: whatever happens next, `down` finds the lab.
     fs::write(lab.dir.join("lab.json"), serde_json::to_vec_pretty(lab)?).context("write lab.json")?;
@@ -171,8 +182,8 @@ fn start(lab: &Lab, ports: &Ports, args: &Up, python: Option<&Path>) -> Result<(
     }
     pki::write(&lab.dir, &lab.server)?;
     control_plane::start(lab, ports, &args.apiserver_args, &args.controller_manager_args)?;
-    if let Some(python) = python {
-        aws::start(lab, ports.aws, python, &args.groups, args.boot_delay)?;
+    if let Some(program) = aws {
+        aws::start(lab, ports.aws, program, args)?;
     }
     eprintln!("lab up in {:.1} s: {}", begun.elapsed().as_secs_f64(), lab.dir.display());
     Ok(())

@@ -67,15 +67,15 @@ fn cargo_install(name: &str, version: &str) -> Result<PathBuf> {
     .map(|folder| folder.join("bin").join(name))
 }
 
-/// The Python of an environment that has moto, on which the fake AWS stands; makes it when it is not in the cache.
-pub(crate) fn python() -> Result<PathBuf> {
+/// The path of moto_server, another fake of AWS; makes a Python environment with it when it is not in the cache.
+pub(crate) fn moto_server() -> Result<PathBuf> {
     once(&format!("moto-{MOTO}"), |folder| {
         eprintln!("making a Python environment with moto {MOTO}");
         run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
         let package = format!("moto[server,autoscaling,ec2]=={MOTO}");
         run(Command::new(folder.join("bin/python")).args(["-m", "pip", "install", "--quiet", &package]))
     })
-    .map(|folder| folder.join("bin/python"))
+    .map(|folder| folder.join("bin/moto_server"))
 }
 
 /// Installs those of the Debian packages that are missing. Needs root.

@@ -1,18 +1,17 @@
-//! The AWS side of a lab: the groups asked for, handed to `xtask/lab/fake_aws.py`, which plays AWS and boots the nodes.
+//! The AWS side of a lab: the groups asked for, handed to `tests/fake-aws`, which plays AWS and boots the nodes.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::str::FromStr;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Lab, control_plane, daemon};
-use crate::process;
+use super::{Lab, Up, control_plane, daemon};
+use crate::process::{capture, root};
 
 /// Nodes in this region are called ip-10-0-x-y.us-west-2.compute.internal; us-east-1 has names of its own kind.
 pub(super) const REGION: &str = "us-west-2";
@@ -24,11 +23,18 @@ pub(super) struct Group {
     min: u32,
     max: u32,
     desired: u32,
-    #[serde(rename = "type")]
-    instance_type: String,
+    types: Vec<String>,
+    /// Letters of the region's.
+    zones: Vec<String>,
+    market: Market,
     labels: BTreeMap<String, String>,
     taints: Vec<Taint>,
-    zone: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+enum Market {
+    OnDemand,
+    Spot,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -38,24 +44,32 @@ struct Taint {
     effect: String,
 }
 
+/// The fake's binary, built when it is not up to date.
+pub(super) fn program() -> Result<PathBuf> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--package", "fake-aws", "--message-format", "json"]).current_dir(root());
+    let messages = capture(cargo.stderr(Stdio::inherit()))?;
+    let mut executables = messages.lines().filter_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        Some(PathBuf::from(message["executable"].as_str()?))
+    });
+    executables.next().context("cargo built fake-aws and named no program")
+}
+
 /// Starts the fake and returns when its groups exist. Their nodes come when their instances have booted.
-pub(super) fn start(lab: &Lab, port: u16, python: &Path, groups: &[Group], boot_delay: Duration) -> Result<()> {
+pub(super) fn start(lab: &Lab, port: u16, program: &Path, args: &Up) -> Result<()> {
     let config = lab.dir.join("conf/fake-aws.json");
-    let pki = lab.dir.join("pki");
     let text = json!({
         "port": port,
         "region": REGION,
         "log": lab.aws_log,
-        "groups": groups,
-        "boot_delay_ms": boot_delay.as_millis(),
-        "server": lab.server,
-        "ca_file": lab.ca_file,
-        "cert_file": pki.join("cloud.crt"),
-        "key_file": pki.join("cloud.key"),
+        "groups": args.groups,
+        "timing": {"launch_ms": args.launch_delay.as_millis()},
+        "boot_delay_ms": args.boot_delay.as_millis(),
+        "kubeconfig": lab.dir.join("conf/cloud.kubeconfig"),
     });
     fs::write(&config, text.to_string()).context("write the configuration of the fake AWS")?;
-    let script = process::root().join("xtask/lab/fake_aws.py");
-    daemon::start(&lab.dir, "fake-aws", Command::new(python).arg(script).arg(config))?;
+    daemon::start(&lab.dir, "fake-aws", Command::new(program).arg(config))?;
     daemon::wait_ready(&lab.dir, "fake-aws", || {
         control_plane::http_get(port, "/_lab/asg").is_ok_and(|status| status == 200)
     })
@@ -67,10 +81,10 @@ impl FromStr for Group {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut name = None;
         let (mut min, mut max, mut desired) = (0, 10, None);
-        let mut instance_type = "m5.xlarge".to_owned();
+        let (mut types, mut zones) = (Vec::new(), Vec::new());
+        let mut market = Market::OnDemand;
         let mut labels = BTreeMap::new();
         let mut taints = Vec::new();
-        let mut zone = "a".to_owned();
         for word in text.split(',') {
             let (key, value) = word.split_once('=').ok_or_else(|| format!("{word:?} is not key=value"))?;
             let number = || value.parse::<u32>().map_err(|_| format!("{key}={value}: not a number"));
@@ -80,13 +94,20 @@ impl FromStr for Group {
                     let (key, value) = value.split_once('=').ok_or_else(|| format!("label {value:?}: write k=v"))?;
                     labels.insert(key.to_owned(), value.to_owned());
                 }
+                "market" => {
+                    market = match value {
+                        "on-demand" => Market::OnDemand,
+                        "spot" => Market::Spot,
+                        _ => return Err(format!("market {value:?}: use on-demand or spot")),
+                    }
+                }
                 "max" => max = number()?,
                 "min" => min = number()?,
                 "name" => name = Some(value.to_owned()),
                 "taint" => taints.push(value.parse()?),
-                "type" => instance_type = value.to_owned(),
-                "zone" => zone = value.to_owned(),
-                _ => return Err(format!("{key:?}: use name, min, max, desired, type, label, taint or zone")),
+                "type" => types.push(value.to_owned()),
+                "zone" => zones.push(value.to_owned()),
+                _ => return Err(format!("{key:?}: use name, min, max, desired, type, zone, market, label or taint")),
             }
         }
         let name = name.ok_or("a group needs name=…")?;
@@ -94,7 +115,13 @@ impl FromStr for Group {
         if !(min <= desired && desired <= max) {
             return Err(format!("min {min} ≤ desired {desired} ≤ max {max} does not hold"));
         }
-        Ok(Self { name, min, max, desired, instance_type, labels, taints, zone })
+        if types.is_empty() {
+            types.push("m5.xlarge".to_owned());
+        }
+        if zones.is_empty() {
+            zones.push("a".to_owned());
+        }
+        Ok(Self { name, min, max, desired, types, zones, market, labels, taints })
     }
 }
 
@@ -116,7 +143,16 @@ mod tests {
     fn group_needs_no_more_than_a_name() {
         let group: Group = "name=cpu".parse().unwrap();
         assert_eq!((group.min, group.max, group.desired), (0, 10, 0));
-        assert_eq!(group.instance_type, "m5.xlarge");
+        assert_eq!((group.types, group.zones), (vec!["m5.xlarge".to_owned()], vec!["a".to_owned()]));
+    }
+
+    #[test]
+    fn group_takes_several_types_and_zones_in_their_order() {
+        let text = "name=mixed,type=m5.xlarge,type=m6i.xlarge,zone=b,zone=a,market=spot";
+        let group: Group = text.parse().unwrap();
+        assert_eq!((group.types.join(" "), group.zones.join(" ")), ("m5.xlarge m6i.xlarge".into(), "b a".into()));
+        assert_eq!(group.market, Market::Spot);
+        assert!("name=mixed,market=free".parse::<Group>().is_err());
     }
 
     #[test]
