@@ -47,7 +47,7 @@ enum Group {
     Vm,
     /// The rendered manifests against the chart, and the rights they give against a real API server.
     Manifests,
-    /// The harness itself: control plane, fake AWS, nodes.
+    /// The harness itself: control plane, fake AWS, nodes; and our fake AWS beside moto's.
     Lab,
     /// One burst, up and down, through real parts.
     Burst,
@@ -125,7 +125,7 @@ impl Group {
                 let rights = tests(&["--package", "ebb-tests", "--test", "manifests"])?;
                 Ok(Count { passed: rendered.passed + rights.passed, failed: rendered.failed + rights.failed })
             }
-            Self::Lab => tests(&["--package", "ebb-tests", "--test", "lab"]),
+            Self::Lab => tests(&["--package", "ebb-tests", "--test", "lab", "--test", "moto"]),
             // What a test prints shows what was decided, and why.
             Self::Burst => tests(&["--package", "ebb-tests", "--test", "burst", "--", "--show-output"]),
             Self::Browser => {
