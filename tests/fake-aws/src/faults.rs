@@ -1,5 +1,4 @@
-//! What is to go wrong, as rules. The first rule that fits a call, or an attempt to launch, is used; with `times` it is
-//! used up.
+//! What is to go wrong, as rules. The first rule that fits a call, a launch or a boot is used; with `times` it is used up.
 
 use std::fmt;
 
@@ -7,29 +6,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ApiError;
 
-/// Not an action of the API: an attempt to launch one instance, of one type in one zone.
+/// No actions of the API: an attempt to launch one instance, of one type in one zone; and an instance that boots.
 const LAUNCH: &str = "Launch";
+const BOOT: &str = "Boot";
 
 /// One rule, as it stands in the JSON list of `/_lab/faults`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rule {
-    /// An action of the API, or `Launch`; absent: every call, but no launch.
+    /// An action of the API, `Launch` or `Boot`; absent: every call, but neither of these two.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
-    /// Only calls that name this group, or its launches.
+    /// Only calls that name this group, or its launches and boots.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// Only launches in this zone, such as `us-west-2a`.
+    /// Only launches and boots in this zone, such as `us-west-2a`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
-    /// Only launches of this instance type.
+    /// Only launches and boots of this instance type.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub instance_type: Option<String>,
-    /// Only launches of this kind.
+    /// Only launches and boots of this kind.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub market: Option<Market>,
-    /// Wait so long before anything else.
+    /// Wait so long before anything else; for a boot, beyond the lab's boot delay. A boot without it never ends: the
+    /// instance is InService, and no Node comes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u64>,
     /// The error that is answered: `Throttling`, `InternalFailure`, `InsufficientInstanceCapacity`, or any other.
@@ -47,6 +48,12 @@ pub struct Rule {
     /// Whatever is answered, or not: the call takes effect.
     #[serde(skip_serializing_if = "is_false")]
     pub effect: bool,
+    /// Answer what the same call was answered last, as a read that is only eventually consistent.
+    #[serde(skip_serializing_if = "is_false")]
+    pub stale: bool,
+    /// How many that fit it lets pass first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip: Option<u32>,
     /// How often; absent: for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times: Option<u32>,
@@ -67,7 +74,7 @@ impl fmt::Display for Market {
     }
 }
 
-/// One attempt to launch.
+/// One attempt to launch, or one instance that boots.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempt<'a> {
     pub(crate) group: &'a str,
@@ -98,26 +105,27 @@ impl Faults {
 
     pub(crate) fn call(&mut self, action: &str, group: Option<&str>) -> Option<Rule> {
         self.take(|rule| {
-            !rule.is_launch()
+            rule.is_call()
                 && rule.action.as_deref().is_none_or(|wanted| wanted == action)
                 && (rule.group.is_none() || rule.group.as_deref() == group)
         })
     }
 
     pub(crate) fn launch(&mut self, attempt: Attempt<'_>) -> Option<Rule> {
-        let fits = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
-        self.take(|rule| {
-            rule.is_launch()
-                && fits(&rule.group, attempt.group)
-                && fits(&rule.zone, attempt.zone)
-                && fits(&rule.instance_type, attempt.instance_type)
-                && rule.market.is_none_or(|market| market == attempt.market)
-        })
+        self.take(|rule| rule.action.as_deref() == Some(LAUNCH) && rule.fits(attempt))
+    }
+
+    pub(crate) fn boot(&mut self, attempt: Attempt<'_>) -> Option<Rule> {
+        self.take(|rule| rule.action.as_deref() == Some(BOOT) && rule.fits(attempt))
     }
 
     fn take(&mut self, fits: impl Fn(&Rule) -> bool) -> Option<Rule> {
         let index = self.rules.iter().position(|rule| rule.times != Some(0) && fits(rule))?;
         let rule = &mut self.rules[index];
+        if let Some(skip) = rule.skip.as_mut().filter(|skip| **skip > 0) {
+            *skip -= 1;
+            return None;
+        }
         if let Some(times) = &mut rule.times {
             *times -= 1;
             if *times == 0 {
@@ -129,25 +137,37 @@ impl Faults {
 }
 
 impl Rule {
-    fn is_launch(&self) -> bool {
-        self.action.as_deref() == Some(LAUNCH)
+    fn is_call(&self) -> bool {
+        !matches!(self.action.as_deref(), Some(LAUNCH | BOOT))
+    }
+
+    fn fits(&self, attempt: Attempt<'_>) -> bool {
+        let fits = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
+        fits(&self.group, attempt.group)
+            && fits(&self.zone, attempt.zone)
+            && fits(&self.instance_type, attempt.instance_type)
+            && self.market.is_none_or(|market| market == attempt.market)
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.is_launch() {
-            if self.code.is_none() {
-                return Err(format!("a fault of {LAUNCH} needs a code, such as InsufficientInstanceCapacity"));
-            }
-            if self.drop || self.effect || self.status.is_some() || self.delay_ms.is_some() {
-                return Err(format!("{LAUNCH} is no call: drop, effect, status and delay_ms mean nothing to it"));
-            }
-        } else {
+        let action = self.action.as_deref().unwrap_or_default();
+        if self.is_call() {
             if self.zone.is_some() || self.instance_type.is_some() || self.market.is_some() {
-                return Err(format!("zone, type and market are for the action {LAUNCH}"));
+                return Err(format!("zone, type and market are for the actions {LAUNCH} and {BOOT}"));
             }
-            if self.code.is_some() && self.drop {
-                return Err("a dropped connection carries no code".to_owned());
+            if [self.code.is_some(), self.drop, self.stale].into_iter().filter(|set| *set).count() > 1 {
+                return Err("an answer is one of code, drop and stale".to_owned());
             }
+            return Ok(());
+        }
+        if self.drop || self.effect || self.stale || self.status.is_some() {
+            return Err(format!("{action} is no call: drop, effect, stale and status mean nothing to it"));
+        }
+        if action == LAUNCH && (self.code.is_none() || self.delay_ms.is_some()) {
+            return Err(format!("{LAUNCH} needs a code, such as InsufficientInstanceCapacity, and takes no delay_ms"));
+        }
+        if action == BOOT && (self.code.is_some() || self.message.is_some()) {
+            return Err(format!("{BOOT} takes no code and no message: nobody says why a node does not come"));
         }
         Ok(())
     }
@@ -207,10 +227,18 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_without_an_action_means_calls_and_no_launches() {
+    fn a_rule_lets_pass_as_many_as_it_says() {
+        let mut faults = faults(json!([{"action": "Launch", "code": "VcpuLimitExceeded", "skip": 2, "times": 1}]));
+        let mut fails = || faults.launch(attempt("us-west-2a", "m5.xlarge")).is_some();
+        assert_eq!([fails(), fails(), fails(), fails()], [false, false, true, false]);
+    }
+
+    #[test]
+    fn a_rule_without_an_action_means_calls_and_nothing_else() {
         let mut faults = faults(json!([{"delay_ms": 5}]));
         assert!(faults.call("Anything", None).is_some());
         assert!(faults.launch(attempt("us-west-2a", "m5.xlarge")).is_none());
+        assert!(faults.boot(attempt("us-west-2a", "m5.xlarge")).is_none());
     }
 
     #[test]
@@ -232,6 +260,9 @@ mod tests {
         assert!(set(json!({"action": "Launch", "code": "X", "drop": true})).is_err());
         assert!(set(json!({"action": "SetDesiredCapacity", "zone": "us-west-2a"})).is_err());
         assert!(set(json!({"code": "X", "drop": true})).is_err());
+        assert!(set(json!({"stale": true, "drop": true})).is_err());
+        assert!(set(json!({"action": "Boot", "code": "X"})).is_err());
+        assert!(set(json!({"action": "Boot", "group": "gpu", "delay_ms": 1000})).is_ok());
         assert!(serde_json::from_value::<Rule>(json!({"acton": "Launch"})).is_err());
     }
 

@@ -18,7 +18,9 @@
 //! [{"action": "SetDesiredCapacity", "code": "Throttling", "times": 3},
 //!  {"delay_ms": 2000},
 //!  {"action": "SetDesiredCapacity", "drop": true, "effect": true},
-//!  {"action": "Launch", "group": "gpu", "zone": "us-west-2a", "code": "InsufficientInstanceCapacity"}]
+//!  {"action": "DescribeAutoScalingGroups", "stale": true, "times": 1},
+//!  {"action": "Launch", "group": "gpu", "zone": "us-west-2a", "code": "InsufficientInstanceCapacity"},
+//!  {"action": "Boot", "group": "cpu", "times": 1}]
 //! ```
 //!
 //! Each API call is one line in the log, a JSON object: `t`, Unix time in milliseconds at its arrival; `service`,

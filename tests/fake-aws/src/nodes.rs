@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::config::{Config, GroupConfig};
+use crate::faults::{Attempt, Rule};
 use crate::instance_types;
 use crate::server::Lab;
 use crate::service::InstanceView;
@@ -62,20 +63,44 @@ async fn pass(
         *nodes = Some(Nodes::connect(kubeconfig, Duration::from_millis(config.boot_delay_ms)).await?);
     }
     let nodes = nodes.as_mut().expect("it was made above");
-    let groups = lab.service().groups();
     let mut alive = BTreeMap::new();
-    for group in groups {
-        let made_from = config.groups.iter().find(|known| known.name == group.name);
-        alive.extend(group.instances.into_iter().map(|instance| (instance.id.clone(), (instance, made_from))));
+    {
+        let mut service = lab.service();
+        for group in service.groups() {
+            let made_from = config.groups.iter().find(|known| known.name == group.name);
+            for instance in group.instances {
+                nodes.boots.entry(instance.id.clone()).or_insert_with(|| {
+                    let InstanceView { zone, instance_type, market, .. } = &instance;
+                    let attempt = Attempt { group: &group.name, zone, instance_type, market: *market };
+                    Boot::begin(nodes.boot_delay, service.faults.boot(attempt).as_ref())
+                });
+                alive.insert(instance.id.clone(), (instance, made_from));
+            }
+        }
     }
     nodes.follow(&config.region, &alive).await
+}
+
+/// How an instance that was launched comes up.
+#[derive(Clone, Copy)]
+enum Boot {
+    Done { at: Instant },
+    Never,
+}
+
+impl Boot {
+    fn begin(delay: Duration, fault: Option<&Rule>) -> Self {
+        match fault.map(|fault| fault.delay_ms) {
+            Some(None) => Self::Never,
+            more => Self::Done { at: Instant::now() + delay + Duration::from_millis(more.flatten().unwrap_or(0)) },
+        }
+    }
 }
 
 struct Nodes {
     api: Api<Node>,
     boot_delay: Duration,
-    /// When each instance will have booted.
-    boots: BTreeMap<String, Instant>,
+    boots: BTreeMap<String, Boot>,
     /// The name of each instance's Node.
     known: BTreeMap<String, String>,
 }
@@ -113,7 +138,7 @@ impl Nodes {
         let now = Instant::now();
         let mut next = None::<Instant>;
         for (id, (instance, group)) in alive {
-            let booted = *self.boots.entry(id.clone()).or_insert(now + self.boot_delay);
+            let Boot::Done { at: booted } = self.boots[id] else { continue };
             if self.known.contains_key(id) {
                 continue;
             }

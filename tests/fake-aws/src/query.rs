@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::error::ApiError;
 
 /// The parameters of a call, or those below a path of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Params(BTreeMap<String, String>);
 
 impl Params {

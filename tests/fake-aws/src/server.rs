@@ -1,6 +1,7 @@
 //! The HTTP edge: requests in, answers out, faults in between, a line in the log for each. Knows the clock; decides
 //! nothing.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::Write;
@@ -30,6 +31,8 @@ pub struct Lab {
     service: Mutex<Service>,
     ids: Mutex<Ids>,
     log: Mutex<Option<File>>,
+    /// What each call was answered last, for those that are to be answered stale.
+    answered: Mutex<HashMap<(String, Params), Value>>,
     /// Told whenever the groups may have changed.
     changes: watch::Sender<()>,
 }
@@ -44,8 +47,13 @@ type Answer = Response<Full<Bytes>>;
 impl Lab {
     pub fn new(service: Service, log: Option<File>) -> Self {
         let seed = Timestamp::now().as_nanosecond() as u64;
-        let (service, log) = (Mutex::new(service), Mutex::new(log));
-        Self { service, ids: Mutex::new(Ids::new(seed)), log, changes: watch::Sender::new(()) }
+        Self {
+            service: Mutex::new(service),
+            ids: Mutex::new(Ids::new(seed)),
+            log: Mutex::new(log),
+            answered: Mutex::default(),
+            changes: watch::Sender::new(()),
+        }
     }
 
     pub fn service(&self) -> MutexGuard<'_, Service> {
@@ -138,6 +146,9 @@ impl Lab {
         }
         if let Some(error) = refused {
             outcome = Err(error);
+        } else if takes_effect && action.starts_with("Describe") {
+            let stale = fault.as_ref().is_some_and(|fault| fault.stale);
+            outcome = outcome.map(|fresh| self.remember(&action, &params, fresh, stale));
         }
         let status = match &outcome {
             _ if dropped => 0,
@@ -162,6 +173,17 @@ impl Lab {
             Err(error) => xml::error(service, error, &request_id),
         };
         Ok(answer(status, "text/xml", &request_id, text))
+    }
+
+    /// What is answered to a call that reads, which is not what there is if it is to be stale.
+    fn remember(&self, action: &str, params: &Params, fresh: Value, stale: bool) -> Value {
+        let mut answered = self.answered.lock().expect("nobody panics while holding it");
+        let call = (action.to_owned(), params.clone());
+        if stale && let Some(last) = answered.get(&call) {
+            return last.clone();
+        }
+        answered.insert(call, fresh.clone());
+        fresh
     }
 
     /// Written before the answer is: whoever has that finds the line.

@@ -176,15 +176,20 @@ impl Service {
     pub fn lose(&mut self, now: Timestamp, id: &str) -> bool {
         self.advance(now);
         let Some((name, index)) = self.find(id) else { return false };
-        let cause = format!(
-            "At {} an instance was taken out of service in response to an EC2 health check indicating it has been \
-             terminated or stopped.",
-            second(now)
-        );
         self.end_launch(now, &name, index);
-        let zone = self.group_mut(&name).instances.remove(index).zone;
-        let description = format!("Terminating EC2 instance: {id}");
-        self.record(now, &name, &zone, description, cause, State::Successful { ended: now });
+        let Instance { zone, lifecycle, activity, .. } = self.group_mut(&name).instances.remove(index);
+        if lifecycle.is_live() {
+            let cause = format!(
+                "At {} an instance was taken out of service in response to an EC2 health check indicating it has been \
+                 terminated or stopped.",
+                second(now)
+            );
+            let description = format!("Terminating EC2 instance: {id}");
+            self.record(now, &name, &zone, description, cause, State::Successful { ended: now });
+        } else {
+            // It was about to go anyway, and that is told already.
+            self.activities[activity.0].state = State::Successful { ended: now };
+        }
         self.act_soon(now, &name);
         self.advance(now);
         true

@@ -157,6 +157,21 @@ async fn an_answer_can_be_lost_before_or_after_the_effect() {
 }
 
 #[tokio::test]
+async fn a_read_can_be_stale() {
+    let fake = Fake::start().await;
+    fake.create("g", &["a"]).await;
+    let desired = async || {
+        let told = fake.aws.describe_auto_scaling_groups().auto_scaling_group_names("g").send().await.unwrap();
+        told.auto_scaling_groups()[0].desired_capacity()
+    };
+    assert_eq!(desired().await, Some(0));
+    fake.set_desired("g", 1).await.unwrap();
+    fake.faults(json!([{"action": "DescribeAutoScalingGroups", "stale": true, "times": 1}]));
+    assert_eq!(desired().await, Some(0));
+    assert_eq!(desired().await, Some(1));
+}
+
+#[tokio::test]
 async fn a_delay_holds_up_its_call_and_no_other() {
     let fake = Fake::start().await;
     fake.create("g", &["a"]).await;

@@ -1,5 +1,8 @@
 //! The service as its callers see it, with a clock of the test's own.
 
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -597,4 +600,130 @@ fn addresses_are_given_again_only_when_they_are_free() {
 fn what_the_fake_does_not_play_is_refused() {
     let refused = World::with(&["a"]).refused("PutScalingPolicy", &[]);
     assert!(refused.starts_with("InvalidAction: Could not find operation PutScalingPolicy"), "{refused}");
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Chance {
+    SetDesired(u32),
+    Terminate(usize, bool),
+    Lose(usize),
+    Complete(usize, bool),
+    Protect(usize, bool),
+    Hook(bool, bool),
+    ShortOfCapacity(Option<usize>, u32),
+    Suspend(bool),
+    Pass(u64),
+}
+
+fn chance() -> impl Strategy<Value = Chance> {
+    prop_oneof![
+        (0..12_u32).prop_map(Chance::SetDesired),
+        (0..10_usize, any::<bool>()).prop_map(|(index, decrement)| Chance::Terminate(index, decrement)),
+        (0..10_usize).prop_map(Chance::Lose),
+        (0..10_usize, any::<bool>()).prop_map(|(index, abandon)| Chance::Complete(index, abandon)),
+        (0..10_usize, any::<bool>()).prop_map(|(index, protected)| Chance::Protect(index, protected)),
+        any::<(bool, bool)>().prop_map(|(launching, abandon)| Chance::Hook(launching, abandon)),
+        (proptest::option::of(0..2_usize), 1..5_u32).prop_map(|(zone, times)| Chance::ShortOfCapacity(zone, times)),
+        any::<bool>().prop_map(Chance::Suspend),
+        (0..90_u64).prop_map(Chance::Pass),
+    ]
+}
+
+impl World {
+    /// What may be refused, and changes nothing then.
+    fn take(&mut self, chance: Chance) {
+        let ids: Vec<String> = self.group().instances.into_iter().map(|instance| instance.id).collect();
+        let text = |flag: bool| if flag { "true" } else { "false" };
+        match chance {
+            Chance::SetDesired(desired) => {
+                let params = [("AutoScalingGroupName", "g"), ("DesiredCapacity", &desired.to_string())];
+                assert_eq!(self.call("SetDesiredCapacity", &params).is_ok(), desired <= 10);
+            }
+            Chance::Terminate(index, decrement) => {
+                let Some(id) = ids.get(index) else { return };
+                let params = [("InstanceId", id.as_str()), ("ShouldDecrementDesiredCapacity", text(decrement))];
+                let _below_min = self.call("TerminateInstanceInAutoScalingGroup", &params);
+            }
+            Chance::Lose(index) => assert!(ids.get(index).is_none_or(|id| self.service.lose(self.now, id))),
+            Chance::Complete(index, abandon) => {
+                let Some(id) = ids.get(index) else { return };
+                let result = if abandon { "ABANDON" } else { "CONTINUE" };
+                for hook in ["LAUNCHING", "TERMINATING"] {
+                    let _not_held = self.complete(hook, id, result);
+                }
+            }
+            Chance::Protect(index, protected) => {
+                let Some(id) = ids.get(index) else { return };
+                let params = [
+                    ("AutoScalingGroupName", "g"),
+                    ("InstanceIds.member.1", id.as_str()),
+                    ("ProtectedFromScaleIn", text(protected)),
+                ];
+                self.ok("SetInstanceProtection", &params);
+            }
+            Chance::Hook(launching, abandon) => {
+                let transition = if launching { "LAUNCHING" } else { "TERMINATING" };
+                self.put_hook(transition, transition, if abandon { "ABANDON" } else { "CONTINUE" });
+            }
+            Chance::ShortOfCapacity(zone, times) => {
+                let zone = zone.map(|index| ["us-west-2a", "us-west-2b"][index]);
+                let code = "InsufficientInstanceCapacity";
+                self.faults(json!([{"action": "Launch", "code": code, "zone": zone, "times": times}]));
+            }
+            Chance::Suspend(suspend) => {
+                let action = if suspend { "SuspendProcesses" } else { "ResumeProcesses" };
+                self.ok(action, &[("AutoScalingGroupName", "g")]);
+            }
+            Chance::Pass(seconds) => self.pass(seconds),
+        }
+    }
+
+    /// What holds at any time.
+    fn check(&mut self) {
+        assert!(self.service.next_wakeup().is_none_or(|at| at > self.now), "a caller that waits for it would spin");
+        let group = self.group();
+        assert!(group.desired <= 10);
+        let addresses: BTreeSet<_> = group.instances.iter().map(|instance| &instance.ip).collect();
+        assert_eq!(addresses.len(), group.instances.len());
+        let unfinished = self.service.activities.iter().filter(|activity| activity.state.is_under_way());
+        let moving = group.instances.iter().filter(|instance| instance.state != "InService");
+        assert_eq!(unfinished.count(), moving.count(), "an activity for each that comes or goes: {}", self.states());
+    }
+}
+
+proptest! {
+    /// Whatever happens: nothing is left due, activities and instances agree, and once all is calm the group has what
+    /// was asked for and wants to be woken no more.
+    #[test]
+    fn the_group_comes_to_rest_at_what_was_asked_for(
+        chances in proptest::collection::vec(chance(), 0..60),
+        launch_ms in 0..60_000_u64,
+        terminate_ms in 0..60_000_u64,
+        react_ms in 0..10_000_u64,
+    ) {
+        let mut world = World::timed(Timing { react_ms, launch_ms, terminate_ms, retry_ms: 1000 }, &["a", "b"]);
+        for chance in chances {
+            world.take(chance);
+            world.check();
+        }
+        world.faults(json!([]));
+        world.take(Chance::Suspend(false));
+        for id in world.group().instances.into_iter().map(|instance| instance.id) {
+            let params =
+                [("AutoScalingGroupName", "g"), ("InstanceIds.member.1", id.as_str()), ("ProtectedFromScaleIn", "false")];
+            world.ok("SetInstanceProtection", &params);
+        }
+        for hook in ["LAUNCHING", "TERMINATING"] {
+            let _there_was_none = world.call("DeleteLifecycleHook", &[("AutoScalingGroupName", "g"), ("LifecycleHookName", hook)]);
+        }
+        let desired = world.group().desired;
+        world.set_desired(&desired.to_string());
+        for _ in 0..100 {
+            world.pass(3600);
+            world.check();
+        }
+        prop_assert_eq!(world.service.next_wakeup(), None);
+        prop_assert_eq!(world.group().instances.len() as u32, desired);
+        prop_assert!(world.states().split(' ').all(|state| state.is_empty() || state == "InService"));
+    }
 }
