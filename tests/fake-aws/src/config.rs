@@ -79,6 +79,10 @@ impl Config {
                     group.name
                 );
             }
+            for letter in &group.zones {
+                let zone = format!("{}{letter}", self.region);
+                ensure!(region.has_zone(&zone), "group {}: {zone} is no zone: they are a to f", group.name);
+            }
             for (action, params) in
                 [("CreateLaunchTemplate", group.template()), ("CreateAutoScalingGroup", group.creation(&region))]
             {
@@ -187,9 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_type_is_said_by_name() {
-        let group = json!({"name": "g", "min": 0, "max": 3, "desired": 0, "types": ["x99.giant"], "zones": ["a"]});
-        let problem = config(group).service(Timestamp::UNIX_EPOCH, 1).err().unwrap().to_string();
-        assert!(problem.contains("x99.giant"), "{problem}");
+    fn unknown_types_and_zones_are_said_by_name() {
+        let check = |instance_type: &str, zone: &str, named: &str| {
+            let group =
+                json!({"name": "g", "min": 0, "max": 3, "desired": 0, "types": [instance_type], "zones": [zone]});
+            let problem = config(group).service(Timestamp::UNIX_EPOCH, 1).err().unwrap().to_string();
+            assert!(problem.contains(named), "{problem}");
+        };
+        check("x99.giant", "a", "x99.giant");
+        check("m5.large", "z", "us-west-2z is no zone");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ApiError;
@@ -54,6 +55,11 @@ pub struct Rule {
     /// How many that fit it lets pass first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip: Option<u32>,
+    /// How many that fit it lets pass in a second, as many at once: with `Throttling`, the token bucket of AWS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_second: Option<u32>,
+    #[serde(skip)]
+    bucket: Option<Bucket>,
     /// How often; absent: for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times: Option<u32>,
@@ -83,6 +89,28 @@ pub(crate) struct Attempt<'a> {
     pub(crate) market: Market,
 }
 
+/// What a rule still lets pass at a rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bucket {
+    thousandths: u64,
+    at: Timestamp,
+}
+
+impl Bucket {
+    /// Whether there was one.
+    fn take(&mut self, now: Timestamp, per_second: u32) -> bool {
+        let rate = u64::from(per_second);
+        let passed = u64::try_from(now.duration_since(self.at).as_millis()).unwrap_or(0);
+        self.thousandths = (self.thousandths + passed * rate).min(1000 * rate);
+        self.at = now;
+        let there = self.thousandths >= 1000;
+        if there {
+            self.thousandths -= 1000;
+        }
+        there
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Faults {
     rules: Vec<Rule>,
@@ -103,25 +131,31 @@ impl Faults {
         &self.rules
     }
 
-    pub(crate) fn call(&mut self, action: &str, group: Option<&str>) -> Option<Rule> {
-        self.take(|rule| {
+    pub(crate) fn call(&mut self, now: Timestamp, action: &str, group: Option<&str>) -> Option<Rule> {
+        self.take(now, |rule| {
             rule.is_call()
                 && rule.action.as_deref().is_none_or(|wanted| wanted == action)
                 && (rule.group.is_none() || rule.group.as_deref() == group)
         })
     }
 
-    pub(crate) fn launch(&mut self, attempt: Attempt<'_>) -> Option<Rule> {
-        self.take(|rule| rule.action.as_deref() == Some(LAUNCH) && rule.fits(attempt))
+    pub(crate) fn launch(&mut self, now: Timestamp, attempt: Attempt<'_>) -> Option<Rule> {
+        self.take(now, |rule| rule.action.as_deref() == Some(LAUNCH) && rule.fits(attempt))
     }
 
-    pub(crate) fn boot(&mut self, attempt: Attempt<'_>) -> Option<Rule> {
-        self.take(|rule| rule.action.as_deref() == Some(BOOT) && rule.fits(attempt))
+    pub(crate) fn boot(&mut self, now: Timestamp, attempt: Attempt<'_>) -> Option<Rule> {
+        self.take(now, |rule| rule.action.as_deref() == Some(BOOT) && rule.fits(attempt))
     }
 
-    fn take(&mut self, fits: impl Fn(&Rule) -> bool) -> Option<Rule> {
+    fn take(&mut self, now: Timestamp, fits: impl Fn(&Rule) -> bool) -> Option<Rule> {
         let index = self.rules.iter().position(|rule| rule.times != Some(0) && fits(rule))?;
         let rule = &mut self.rules[index];
+        if let Some(per_second) = rule.per_second {
+            let full = Bucket { thousandths: 1000 * u64::from(per_second), at: now };
+            if rule.bucket.get_or_insert(full).take(now, per_second) {
+                return None;
+            }
+        }
         if let Some(skip) = rule.skip.as_mut().filter(|skip| **skip > 0) {
             *skip -= 1;
             return None;
@@ -202,7 +236,11 @@ fn is_false(flag: &bool) -> bool {
 mod tests {
     use serde_json::{Value, json};
 
+    use std::time::Duration;
+
     use super::*;
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
     fn faults(rules: Value) -> Faults {
         let mut faults = Faults::default();
@@ -217,28 +255,37 @@ mod tests {
     #[test]
     fn a_rule_is_used_as_often_as_it_says() {
         let mut faults = faults(json!([{"action": "SetDesiredCapacity", "code": "Throttling", "times": 2}]));
-        assert_eq!(faults.call("DescribeAutoScalingGroups", None), None);
-        let error = faults.call("SetDesiredCapacity", Some("cpu")).unwrap().error().unwrap();
+        assert_eq!(faults.call(NOW, "DescribeAutoScalingGroups", None), None);
+        let error = faults.call(NOW, "SetDesiredCapacity", Some("cpu")).unwrap().error().unwrap();
         assert_eq!((error.status, error.message.as_str()), (400, "Rate exceeded"));
         assert_eq!(faults.rules()[0].times, Some(1));
-        assert!(faults.call("SetDesiredCapacity", Some("cpu")).is_some());
+        assert!(faults.call(NOW, "SetDesiredCapacity", Some("cpu")).is_some());
         assert!(faults.rules().is_empty());
-        assert_eq!(faults.call("SetDesiredCapacity", Some("cpu")), None);
+        assert_eq!(faults.call(NOW, "SetDesiredCapacity", Some("cpu")), None);
     }
 
     #[test]
     fn a_rule_lets_pass_as_many_as_it_says() {
         let mut faults = faults(json!([{"action": "Launch", "code": "VcpuLimitExceeded", "skip": 2, "times": 1}]));
-        let mut fails = || faults.launch(attempt("us-west-2a", "m5.xlarge")).is_some();
+        let mut fails = || faults.launch(NOW, attempt("us-west-2a", "m5.xlarge")).is_some();
         assert_eq!([fails(), fails(), fails(), fails()], [false, false, true, false]);
+    }
+
+    #[test]
+    fn a_rate_lets_pass_what_it_says_and_no_more() {
+        let mut faults = faults(json!([{"code": "Throttling", "per_second": 2}]));
+        let mut passes = |ms| faults.call(NOW + Duration::from_millis(ms), "Describe", None).is_none();
+        assert_eq!([passes(0), passes(0), passes(0), passes(499)], [true, true, false, false]);
+        assert_eq!([passes(500), passes(600), passes(1000), passes(1001)], [true, false, true, false]);
+        assert_eq!([passes(60_000), passes(60_000), passes(60_000)], [true, true, false], "unused, it does not grow");
     }
 
     #[test]
     fn a_rule_without_an_action_means_calls_and_nothing_else() {
         let mut faults = faults(json!([{"delay_ms": 5}]));
-        assert!(faults.call("Anything", None).is_some());
-        assert!(faults.launch(attempt("us-west-2a", "m5.xlarge")).is_none());
-        assert!(faults.boot(attempt("us-west-2a", "m5.xlarge")).is_none());
+        assert!(faults.call(NOW, "Anything", None).is_some());
+        assert!(faults.launch(NOW, attempt("us-west-2a", "m5.xlarge")).is_none());
+        assert!(faults.boot(NOW, attempt("us-west-2a", "m5.xlarge")).is_none());
     }
 
     #[test]
@@ -246,11 +293,11 @@ mod tests {
         let short = json!({"action": "Launch", "code": "InsufficientInstanceCapacity", "zone": "us-west-2a",
                            "type": "m5.xlarge", "market": "OnDemand"});
         let mut faults = faults(json!([short]));
-        assert!(faults.launch(attempt("us-west-2b", "m5.xlarge")).is_none());
-        assert!(faults.launch(attempt("us-west-2a", "m5.large")).is_none());
-        assert!(faults.launch(Attempt { market: Market::Spot, ..attempt("us-west-2a", "m5.xlarge") }).is_none());
-        assert!(faults.launch(attempt("us-west-2a", "m5.xlarge")).is_some());
-        assert!(faults.call("Launch", None).is_none());
+        assert!(faults.launch(NOW, attempt("us-west-2b", "m5.xlarge")).is_none());
+        assert!(faults.launch(NOW, attempt("us-west-2a", "m5.large")).is_none());
+        assert!(faults.launch(NOW, Attempt { market: Market::Spot, ..attempt("us-west-2a", "m5.xlarge") }).is_none());
+        assert!(faults.launch(NOW, attempt("us-west-2a", "m5.xlarge")).is_some());
+        assert!(faults.call(NOW, "Launch", None).is_none());
     }
 
     #[test]

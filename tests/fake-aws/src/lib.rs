@@ -16,6 +16,7 @@
 //! Faults, by example:
 //! ```json
 //! [{"action": "SetDesiredCapacity", "code": "Throttling", "times": 3},
+//!  {"code": "Throttling", "per_second": 5},
 //!  {"delay_ms": 2000},
 //!  {"action": "SetDesiredCapacity", "drop": true, "effect": true},
 //!  {"action": "DescribeAutoScalingGroups", "stale": true, "times": 1},

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -72,7 +73,7 @@ async fn pass(
                 nodes.boots.entry(instance.id.clone()).or_insert_with(|| {
                     let InstanceView { zone, instance_type, market, .. } = &instance;
                     let attempt = Attempt { group: &group.name, zone, instance_type, market: *market };
-                    Boot::begin(nodes.boot_delay, service.faults.boot(attempt).as_ref())
+                    Boot::begin(nodes.boot_delay, service.faults.boot(Timestamp::now(), attempt).as_ref())
                 });
                 alive.insert(instance.id.clone(), (instance, made_from));
             }

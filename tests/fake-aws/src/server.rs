@@ -130,7 +130,7 @@ impl Lab {
         let action = params.take("Action").unwrap_or_default();
         let version = params.take("Version").unwrap_or_default();
         let (service, region) = scope(authorization).unwrap_or(("unknown", ""));
-        let fault = self.service().faults.call(&action, params.text("AutoScalingGroupName"));
+        let fault = self.service().faults.call(arrived, &action, params.text("AutoScalingGroupName"));
         if let Some(delay) = fault.as_ref().and_then(|fault| fault.delay_ms) {
             tokio::time::sleep(Duration::from_millis(delay)).await;
         }

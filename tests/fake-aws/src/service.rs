@@ -264,7 +264,7 @@ impl Service {
         for zone in zones {
             for instance_type in &types {
                 let attempt = Attempt { group: name, zone, instance_type, market };
-                match self.faults.launch(attempt) {
+                match self.faults.launch(now, attempt) {
                     Some(rule) => refusals.push(self.refused(now, attempt, &rule, cause)),
                     None => return Ok(self.launched(now, attempt, cause)),
                 }
