@@ -257,9 +257,12 @@ pub fn steps(at: Instant, actions: &[Action]) -> Vec<view::Step> {
     steps
 }
 
-/// The coordinator's picture of the world, and its rules.
-#[derive(Debug)]
+/// The coordinator's picture of the world, and its rules. Written down it is all but its policy, which stands beside it
+/// (`journal`).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Fleet {
+    #[serde(skip)]
     policy: Policy,
     leading: bool,
     synced: bool,
@@ -275,6 +278,7 @@ pub struct Fleet {
     waiting: BTreeSet<String>,
     /// The node of each instance.
     node_of: HashMap<String, String>,
+    #[serde(with = "crate::journal::pairs")]
     calls: BTreeMap<Target, Call>,
     /// What was last said about each waiting pod, by UID.
     explained: BTreeMap<String, Reason>,
@@ -289,14 +293,16 @@ pub struct Fleet {
     decide_at: Option<Instant>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 enum Target {
     Describe,
     Group(String),
     Node(String),
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Call {
     /// In a row.
     failures: u32,
@@ -304,8 +310,11 @@ struct Call {
     retry_at: Option<Instant>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Group {
+    /// Follows from the policy and what is below.
+    #[serde(skip)]
     template: Template,
     /// What the last of its nodes that was seen ready offers.
     shown: Option<Resources>,
@@ -325,7 +334,8 @@ struct Group {
     terminated: BTreeSet<String>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Decided {
     desired: u32,
     at: Instant,
@@ -346,6 +356,13 @@ impl Group {
         }
     }
 
+    fn learn_template(&mut self, policy: &crate::policy::Group) {
+        self.template = match &self.observed {
+            Some(state) => Template::described(policy, state, self.shown.as_ref()),
+            None => Template::configured(policy),
+        };
+    }
+
     fn desired(&self) -> Option<u32> {
         let observed = self.observed.as_ref()?;
         let newer = self.decided.as_ref().filter(|decided| self.asked_at.is_none_or(|asked| asked <= decided.at));
@@ -358,7 +375,8 @@ impl Group {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Member {
     /// As the watch last showed it.
     node: Node,
@@ -376,7 +394,8 @@ struct Member {
 const SPARED: Duration = Duration::from_secs(5 * 60);
 
 /// The intent, or its absence, that a write of ours left on a Node.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Written {
     intent: Option<Intent>,
     /// From then on the watch is believed again, whatever it shows.
@@ -399,7 +418,8 @@ impl Member {
 }
 
 /// A report, and when it came by our clock.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Heard {
     report: Report,
     at: Instant,
@@ -440,21 +460,52 @@ impl Fleet {
         &self.policy
     }
 
+    /// The same world under another policy.
+    pub fn with_policy(mut self, policy: Policy) -> Self {
+        let mut groups = std::mem::take(&mut self.groups);
+        for (name, policy) in &policy.groups {
+            let mut group = groups.remove(name).unwrap_or_else(|| Group::new(policy));
+            group.learn_template(policy);
+            self.groups.insert(name.clone(), group);
+        }
+        self.policy = policy;
+        self
+    }
+
     /// The only way in. Same state, same `now`, same event: same actions.
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
-        if let Some(soon) = self.absorb(now, event) {
+        let actions = self.look(now, event, false).unwrap_or_default();
+        self.begin(&actions);
+        actions
+    }
+
+    /// As [`Self::handle`], on a course that a record shows: these actions are under way, whatever is decided. `again`:
+    /// something was decided and not done, so it is to be decided again. `None`: it was not the time to decide.
+    pub fn follow(&mut self, now: Instant, event: Event, taken: &[Action], again: bool) -> Option<Vec<Action>> {
+        let actions = self.look(now, event, again);
+        self.begin(taken);
+        actions
+    }
+
+    fn look(&mut self, now: Instant, event: Event, again: bool) -> Option<Vec<Action>> {
+        let soon = self.absorb(now, event);
+        if let Some(soon) = soon.or(again.then_some(Soon::Now)) {
             let at = now + if soon == Soon::Now { Duration::ZERO } else { self.policy.scale_up.batch_window };
             self.decide_at = Some(self.decide_at.map_or(at, |decide_at| decide_at.min(at)));
         }
         if !(self.leading && self.synced) || self.decide_at.is_none_or(|at| now < at) {
-            return Vec::new();
+            return None;
         }
         let decide::Decision { actions, next, failing, stays, consolidated } = self.decide(now);
         (self.decide_at, self.failing, self.stays) = (next, failing, stays);
         if consolidated {
             self.consolidated_at = Some(now);
         }
-        for action in &actions {
+        Some(actions)
+    }
+
+    fn begin(&mut self, actions: &[Action]) {
+        for action in actions {
             for target in action.targets() {
                 self.calls.entry(target).or_default().retry_at = None;
             }
@@ -462,7 +513,6 @@ impl Fleet {
                 self.explained.insert(uid.clone(), because.clone());
             }
         }
-        actions
     }
 
     /// When to send the next [`Event::Tick`]; `None` while nothing is pending. Changes after every `handle`.
@@ -671,7 +721,7 @@ impl Fleet {
             if let Some(member) = nodes.filter(|member| !decide::is_starting(member, policy)).last() {
                 group.shown = Some(member.node.allocatable.clone());
             }
-            group.template = Template::described(policy, state, group.shown.as_ref());
+            group.learn_template(policy);
         }
         Some(Soon::Now)
     }

@@ -8,6 +8,7 @@ pub mod drain;
 pub mod fleet;
 pub mod instance;
 pub mod intent;
+pub mod journal;
 pub mod kubernetes;
 pub mod launch;
 pub mod lease;

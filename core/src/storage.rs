@@ -48,12 +48,14 @@ pub struct Class {
 }
 
 /// All claims, volumes and classes, and who uses them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Storage {
+    #[serde(with = "crate::journal::pairs")]
     claims: BTreeMap<(String, String), Claim>,
     volumes: BTreeMap<String, Volume>,
     classes: BTreeMap<String, Class>,
     /// UIDs of the pods that use each claim.
+    #[serde(with = "crate::journal::pairs")]
     users: BTreeMap<(String, String), BTreeSet<String>>,
 }
 

@@ -1,9 +1,12 @@
 //! Who decides the number of nodes: Ebb's own rules, or another's on the same workload for comparison.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use ebb_core::classify::{Class, GpuUse, Signal, Utilization};
 use ebb_core::fleet::{Action, Event, Fleet};
+use ebb_core::journal::{Handled, Line};
 use ebb_core::policy::Policy;
 use ebb_core::report::Report;
 use ebb_core::time::Instant;
@@ -34,6 +37,49 @@ impl Autoscaler for Fleet {
 
     fn policy(&self) -> &Policy {
         self.policy()
+    }
+}
+
+/// Ebb's own rules, and a record of them as the coordinator writes it.
+pub struct Recorded {
+    fleet: Fleet,
+    started: bool,
+    /// Text, that of all coordinators of a run.
+    record: Rc<RefCell<String>>,
+}
+
+impl Recorded {
+    pub fn new(policy: Policy, record: Rc<RefCell<String>>) -> Self {
+        Self { fleet: Fleet::new(policy), started: false, record }
+    }
+
+    fn append(&self, line: &Line) {
+        let mut record = self.record.borrow_mut();
+        record.push_str(&line.to_line());
+        record.push('\n');
+    }
+}
+
+impl Autoscaler for Recorded {
+    fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
+        if !std::mem::replace(&mut self.started, true) {
+            self.append(&Line::start(now, self.fleet.policy()));
+        }
+        let actions = self.fleet.handle(now, event.clone());
+        self.append(&Line::Handled(Handled { now, event, actions: actions.clone() }));
+        actions
+    }
+
+    fn next_wakeup(&self) -> Option<Instant> {
+        self.fleet.next_wakeup()
+    }
+
+    fn view(&self, now: Instant) -> view::Cluster {
+        self.fleet.view(now)
+    }
+
+    fn policy(&self) -> &Policy {
+        self.fleet.policy()
     }
 }
 

@@ -13,6 +13,7 @@ use ebb_core::resources::{NVIDIA_GPU, Resources};
 use ebb_core::time::Instant;
 use ebb_core::units::Permille;
 
+use crate::autoscaler::Autoscaler;
 use crate::faults::Faults;
 use crate::random::Random;
 use crate::run::Run;
@@ -27,10 +28,14 @@ const CALM: Duration = Duration::from_secs(4 * 3600);
 
 /// Runs a seed to its end.
 pub fn run(seed: u64) -> Result<Run, Box<Violation>> {
+    run_with(seed, &|policy| Box::new(Fleet::new(policy.clone())))
+}
+
+/// As [`run`], with other coordinators.
+pub fn run_with(seed: u64, autoscaler: &dyn Fn(&Policy) -> Box<dyn Autoscaler>) -> Result<Run, Box<Violation>> {
     let scenario = scenario(seed);
     let faults = Some(Faults::drawn(seed, TROUBLE));
-    let policy = scenario.policy.clone();
-    simulate(&scenario, &Options { seed, snapshot_every: None, faults }, &|| Box::new(Fleet::new(policy.clone())))
+    simulate(&scenario, &Options { seed, snapshot_every: None, faults }, &|| autoscaler(&scenario.policy))
 }
 
 /// The scenario of a seed.

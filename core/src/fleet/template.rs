@@ -14,7 +14,7 @@ use crate::storage::ZONE_LABELS;
 /// `.../taint/KEY: VALUE:EFFECT`, `.../resources/NAME: AMOUNT`.
 const TAGS: &str = "k8s.io/cluster-autoscaler/node-template/";
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Template {
     pub(super) labels: BTreeMap<String, String>,
     pub(super) taints: Vec<Taint>,
