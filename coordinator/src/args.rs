@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use ebb_config::Overrides;
+use ebb_core::units::parse_quantity_milli;
 
 /// Grows and shrinks Auto Scaling groups with the work on a Kubernetes cluster
 ///
@@ -25,7 +26,7 @@ pub struct Args {
     #[command(flatten)]
     pub overrides: Overrides,
 
-    /// Where to serve /metrics, /healthz and /readyz
+    /// Where to serve /metrics, /healthz, /readyz, the live page and /api/v1
     #[arg(long, env = "EBB_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:9484")]
     pub listen: SocketAddr,
 
@@ -53,9 +54,14 @@ pub struct Args {
     #[arg(long, env = "EBB_TLS_SAN", value_name = "NAME", value_delimiter = ',')]
     pub tls_san: Vec<String>,
 
-    /// Append every event and what was decided on it to this file, for a replay
+    /// Append every event and what was decided on it to this file, for `ebb replay`
     #[arg(long, env = "EBB_RECORD", value_name = "FILE")]
     pub record: Option<PathBuf>,
+
+    /// How large that file may become (a thousand nodes fill 256Mi in some two hours); then it is FILE.1, in place of an
+    /// earlier one, and the next one begins
+    #[arg(long, env = "EBB_RECORD_MAX_SIZE", value_name = "SIZE", default_value = "256Mi", value_parser = parse_bytes)]
+    pub record_max_size: u64,
 
     /// How log lines look
     #[arg(long, env = "EBB_LOG", value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
@@ -64,6 +70,14 @@ pub struct Args {
     /// What to log: a level, or directives as in `info,ebb_coordinator=debug`
     #[arg(long, env = "EBB_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let milli = parse_quantity_milli(text).map_err(|error| error.to_string())?;
+    match u64::try_from(milli.div_ceil(1000)) {
+        Ok(bytes) if bytes > 0 => Ok(bytes),
+        _ => Err("expected a size above zero, as in 256Mi".to_owned()),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -1,22 +1,21 @@
 //! The one loop: events in, actions out. It is the only owner of the fleet, and holds no rules itself.
 
-use std::fs::File;
-use std::io::{LineWriter, Write};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ebb_core::fleet::{Action, Event, Fleet};
+use ebb_core::journal::Handled;
 use ebb_core::view::Cluster;
 use ebb_page::Page;
-use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::action;
 use crate::clock::Clock;
+use crate::decisions::Decisions;
 use crate::metrics::Metrics;
+use crate::record::Record;
 
 /// Events that wait for the driver. Enough for a page of a listing with the reports of the same moment; whoever sends
 /// more has to wait, so that a burst costs time and not memory.
@@ -52,8 +51,9 @@ pub struct Driver {
     /// fleet keeps one call under way for each group and node, and says a thing about a pod once.
     pub outbox: mpsc::UnboundedSender<Action>,
     pub metrics: Arc<Metrics>,
-    /// Told of each decision.
+    /// Both are told of each decision.
     pub page: Page,
+    pub decisions: Decisions,
     pub record: Option<Record>,
 }
 
@@ -87,48 +87,16 @@ impl Driver {
         let actions = self.fleet.handle(now, event);
         self.metrics.decided(start.elapsed());
         if let (Some(record), Some(event)) = (&mut self.record, recorded) {
-            record.write(&Line { now, event: &event, actions: &actions });
+            record.write(Handled { now, event, actions: actions.clone() }, &self.fleet);
         }
         ebb_core::fleet::steps(now, &actions).into_iter().for_each(|step| self.page.tell(step));
         for taken in actions {
             action::log(&taken);
             self.metrics.decision(&taken);
+            self.decisions.tell(now, &taken);
             self.outbox.send(taken).ok()?;
         }
         Some(())
-    }
-}
-
-/// Everything that came in and what was made of it, one JSON object a line: enough to replay it.
-pub struct Record {
-    file: LineWriter<File>,
-    broken: bool,
-}
-
-#[derive(Serialize)]
-struct Line<'a> {
-    now: ebb_core::time::Instant,
-    event: &'a Event,
-    actions: &'a [Action],
-}
-
-impl Record {
-    /// Appends: a restart must not cost the record of what led to it.
-    pub fn open(path: &Path) -> std::io::Result<Self> {
-        let file = File::options().append(true).create(true).open(path)?;
-        Ok(Self { file: LineWriter::new(file), broken: false })
-    }
-
-    /// A full disk must not stop the fleet: say so once, and go on without.
-    fn write(&mut self, line: &Line<'_>) {
-        if self.broken {
-            return;
-        }
-        let text = serde_json::to_string(line).expect("events and actions always serialise");
-        if let Err(error) = writeln!(self.file, "{text}") {
-            tracing::error!(%error, "recording stopped");
-            self.broken = true;
-        }
     }
 }
 
@@ -137,6 +105,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use ebb_core::fleet::GroupState;
+    use ebb_core::journal::{Played, Replay};
     use ebb_core::kubernetes::Pod;
     use ebb_core::policy::{Group, Policy};
     use ebb_core::resources::Resources;
@@ -175,8 +144,8 @@ mod tests {
         let clock = Clock::start();
         let metrics = Arc::new(Metrics::register(&mut Registry::default()));
         let fleet = Fleet::new(policy());
-        let page = Page::new("test");
-        let driver = Driver { fleet, clock, inbox: events, queries: asked, outbox, metrics, page, record };
+        let (page, decisions) = (Page::new("test"), Decisions::default());
+        let driver = Driver { fleet, clock, inbox: events, queries: asked, outbox, metrics, page, decisions, record };
         let stop = CancellationToken::new();
         let task = tokio::spawn(driver.run(stop.clone()));
         Bench { inbox, queries, actions, clock, stop, task }
@@ -229,24 +198,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_record_replays_to_the_same_actions() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let mut bench = bench(Some(Record::open(file.path()).unwrap()));
+        let clock = Clock::start();
+        let mut bench = bench(Some(Record::open(file.path(), u64::MAX, clock.now(), &policy()).unwrap()));
         bench.pod_waits().await;
         bench.next(bench.clock.now()).await;
         bench.stop.cancel();
         bench.task.await.unwrap();
 
-        #[derive(serde::Deserialize)]
-        struct Line {
-            now: ebb_core::time::Instant,
-            event: Event,
-            actions: Vec<Action>,
+        let mut replay = Replay::new(None);
+        let mut raised = 0;
+        for line in std::fs::read_to_string(file.path()).unwrap().lines() {
+            if let Played::Handled(compared) = replay.play(line).unwrap() {
+                assert!(!compared.differs(), "{compared:?}");
+                raised += compared.both.iter().filter(|action| matches!(action, Action::SetDesired { .. })).count();
+            }
         }
-        let text = std::fs::read_to_string(file.path()).unwrap();
-        let lines: Vec<Line> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert!(lines.iter().any(|line| matches!(line.actions[..], [Action::SetDesired { .. }, ..])));
-        let mut fleet = Fleet::new(policy());
-        for line in lines {
-            assert_eq!(fleet.handle(line.now, line.event), line.actions);
-        }
+        assert_eq!(raised, 1);
     }
 }

@@ -1,21 +1,26 @@
-//! `/metrics`, `/healthz`, `/readyz`, and the live page at `/`. Metrics are OpenMetrics text, which Prometheus reads.
+//! `/metrics`, `/healthz`, `/readyz`, the live page at `/`, and for programs as JSON `/api/v1/cluster` and
+//! `/api/v1/decisions` (`?limit=` says how many). Metrics are OpenMetrics text, which Prometheus reads.
 //!
-//! All of it is read-only and for whoever reaches the port; the page shows the names of pods, as the API server's own
-//! metrics do.
+//! All of it is read-only and for whoever reaches the port; it shows the names of pods, as the API server's own metrics
+//! do.
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
+use ebb_core::decision;
+use ebb_core::view::Seen;
 use ebb_page::Page;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Clock;
+use crate::decisions::Decisions;
 use crate::driver::{self, Queries};
 use crate::metrics::Metrics;
 use crate::standing::Standing;
@@ -29,6 +34,8 @@ pub struct Shown {
     pub standing: Standing,
     pub queries: Queries,
     pub page: Page,
+    pub decisions: Decisions,
+    pub clock: Clock,
 }
 
 pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken) -> std::io::Result<()> {
@@ -37,6 +44,8 @@ pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken)
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .route("/api/v1/cluster", get(cluster))
+        .route("/api/v1/decisions", get(decisions))
         .with_state(shown)
         .merge(page);
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
@@ -44,7 +53,7 @@ pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken)
 
 async fn metrics(State(shown): State<Shown>) -> Response {
     let Some(view) = driver::ask(&shown.queries).await else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the driver does not answer\n").into_response();
+        return stuck();
     };
     shown.metrics.show(&view);
     let mut body = String::new();
@@ -58,7 +67,7 @@ async fn metrics(State(shown): State<Shown>) -> Response {
 async fn healthz(State(shown): State<Shown>) -> Response {
     match driver::ask(&shown.queries).await {
         Some(_) => "ok\n".into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "the driver does not answer\n").into_response(),
+        None => stuck(),
     }
 }
 
@@ -69,4 +78,29 @@ async fn readyz(State(shown): State<Shown>) -> Response {
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not leading\n").into_response()
     }
+}
+
+async fn cluster(State(shown): State<Shown>) -> Response {
+    match driver::ask(&shown.queries).await {
+        Some(cluster) => Json(Seen { now: shown.clock.now(), cluster }).into_response(),
+        None => stuck(),
+    }
+}
+
+async fn decisions(State(shown): State<Shown>, uri: Uri) -> Response {
+    let mut limit = usize::MAX;
+    for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        match pair.strip_prefix("limit=").map(str::parse) {
+            Some(Ok(number)) => limit = number,
+            _ => {
+                let error = format!("`{pair}` is not understood; expected limit=NUMBER\n");
+                return (StatusCode::BAD_REQUEST, error).into_response();
+            }
+        }
+    }
+    Json(decision::Decisions { now: shown.clock.now(), decisions: shown.decisions.last(limit) }).into_response()
+}
+
+fn stuck() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "the driver does not answer\n").into_response()
 }

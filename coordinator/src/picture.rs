@@ -51,6 +51,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::decisions::Decisions;
     use crate::driver::{Driver, INBOX};
     use crate::http::{self, Shown};
     use crate::metrics::Metrics;
@@ -81,6 +82,7 @@ mod tests {
         let (queries, asked) = mpsc::channel(1);
         let (outbox, mut actions) = mpsc::unbounded_channel();
         let (clock, stop, page) = (Clock::start(), CancellationToken::new(), Page::new("test"));
+        let decisions = Decisions::default();
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));
         let driver = Driver {
@@ -91,6 +93,7 @@ mod tests {
             outbox,
             metrics: metrics.clone(),
             page: page.clone(),
+            decisions: decisions.clone(),
             record: None,
         };
         tokio::spawn(driver.run(stop.clone()));
@@ -98,7 +101,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let standing = Standing::new(inbox.clone());
-        let shown = Shown { registry: Arc::new(registry), metrics, standing, queries, page };
+        let shown = Shown { registry: Arc::new(registry), metrics, standing, queries, page, decisions, clock };
         tokio::spawn(http::serve(listener, shown, stop));
 
         assert!(get(&address, "/", "</html>").await.contains("<title>Ebb</title>"));
@@ -112,7 +115,10 @@ mod tests {
         let text = get(&address, "/events", "raises workers from 0 to 1").await;
         assert!(text.contains("text/event-stream") && text.contains("fewer nodes than the minimum of 1"), "{text}");
         get(&address, "/events", r#""name":"node-7""#).await;
-        // Metrics are there as ever.
+        // Metrics are there as ever; programs get the same as JSON.
         get(&address, "/metrics", "ebb_nodes").await;
+        get(&address, "/api/v1/cluster", r#""leading":true"#).await;
+        get(&address, "/api/v1/decisions?limit=1", r#""reason":"BelowMinimum""#).await;
+        get(&address, "/api/v1/decisions?last=1", "expected limit=NUMBER").await;
     }
 }

@@ -22,7 +22,8 @@ use crate::args::Args;
 use crate::autoscaling::AutoScaling;
 use crate::clock::Clock;
 use crate::cluster::{self, Nodes};
-use crate::driver::{Driver, INBOX, Record};
+use crate::decisions::Decisions;
+use crate::driver::{Driver, INBOX};
 use crate::effects;
 use crate::http::{self, Shown};
 use crate::kubernetes::Kubernetes;
@@ -31,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::names;
 use crate::picture;
 use crate::real::Real;
+use crate::record::Record;
 use crate::reports::{self, ClusterReview, Gate, Tokens};
 use crate::standing::Standing;
 use crate::tls::Certificates;
@@ -64,9 +66,6 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let client = client(args.kubeconfig.as_deref()).await?;
     let namespace = names::namespace(args.namespace);
     let identity = names::identity(args.identity)?;
-    let record =
-        args.record.as_deref().map(|path| Record::open(path).with_context(|| format!("open {}", path.display())));
-    let record = record.transpose()?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -74,12 +73,18 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::register(&mut registry));
     let clock = Clock::start();
+    let record = args.record.as_deref().map(|path| {
+        Record::open(path, args.record_max_size, clock.now(), &policy)
+            .with_context(|| format!("record to {}", path.display()))
+    });
+    let record = record.transpose()?;
     let (inbox, events) = mpsc::channel(INBOX);
     let (queries, asked) = mpsc::channel(QUERIES);
     let (outbox, actions) = mpsc::unbounded_channel();
     let standing = Standing::new(inbox.clone());
     let nodes = Nodes::default();
     let page = Page::new(format!("Live cluster, seen by {identity}"));
+    let decisions = Decisions::default();
 
     // Intake and decisions end together and first; the Lease is let go of last, when nothing of ours is under way.
     let stop = CancellationToken::new();
@@ -92,6 +97,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         outbox,
         metrics: metrics.clone(),
         page: page.clone(),
+        decisions: decisions.clone(),
         record,
     };
     let outside = Real {
@@ -101,7 +107,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut intake = JoinSet::new();
     intake.spawn(stop.clone().run_until_cancelled_owned(picture::keep(page.clone(), queries.clone(), clock)));
     let registry = Arc::new(registry);
-    let shown = Shown { registry, metrics: metrics.clone(), standing: standing.clone(), queries, page };
+    let shown =
+        Shown { registry, metrics: metrics.clone(), standing: standing.clone(), queries, page, decisions, clock };
     intake.spawn(stop.clone().run_until_cancelled_owned(cluster::watch(
         client.clone(),
         nodes.clone(),

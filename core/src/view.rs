@@ -105,6 +105,15 @@ pub struct Waiting {
     pub because: Option<Reason>,
 }
 
+/// A coordinator's answer when it is asked for its cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// By the coordinator's clock.
+    pub now: Instant,
+    #[serde(flatten)]
+    pub cluster: Cluster,
+}
+
 /// One group of Ray workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
