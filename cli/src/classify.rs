@@ -1,8 +1,7 @@
 //! `ebb classify`: what a recorded node would have been called, and why; to try thresholds on what really happened.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +12,8 @@ use ebb_core::classify::{Class, Classifier, IdlePolicy, Utilization, Verdict};
 use ebb_core::recording::Entry;
 use ebb_core::time::{Instant, format_duration, format_seconds, parse_duration};
 use serde::Serialize;
+
+use crate::input;
 
 /// Judges a recording of a node, made by `ebb-agent record`: when it was busy, idle or unknown, and by which figures.
 ///
@@ -55,19 +56,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .context("write a change as JSON")
             .and_then(|()| writeln!(out).context("print a change")),
     };
-    let times = judge(open(&args.recording)?, &args.recording, policy, args.interval, &mut show)?;
+    let times = judge(input::open(&args.recording)?, &args.recording, policy, args.interval, &mut show)?;
     if args.output == Output::Table {
         write!(out, "\n{times}").context("print the summary")?;
     }
     out.flush().context("print to the end")
-}
-
-fn open(path: &Path) -> Result<Box<dyn BufRead>> {
-    if path == Path::new("-") {
-        return Ok(Box::new(io::stdin().lock()));
-    }
-    let file = File::open(path).with_context(|| format!("read the recording {}", path.display()))?;
-    Ok(Box::new(BufReader::new(file)))
 }
 
 /// The class, or the waste, is another one from here on.

@@ -1,17 +1,20 @@
 //! `ebb simulate`: one's own numbers, tried before they touch a cluster.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use ebb_config::Error;
+use ebb_sim::autoscaler::Recorded;
 use ebb_sim::run::{Run, log};
 use ebb_sim::scenario::Scenario;
 use ebb_sim::{file, scenarios};
 
-use crate::demo::{SNAPSHOT_EVERY, others, ours, simulated};
+use crate::demo::{Maker, SNAPSHOT_EVERY, others, ours, simulated};
 use crate::tables;
 
 /// Runs a scenario in virtual time: what is decided and why, how long it takes, what it costs.
@@ -28,6 +31,9 @@ pub(crate) struct Args {
     /// `table`: every step, the timing and the cost; `json`: the whole run; `csv`: how it was, every five seconds.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
+    /// Also writes what the coordinator was told and decided to this file, for `ebb replay`.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -48,7 +54,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let scenario = read(name)?;
     let snapshots = (args.output != Output::Table).then_some(SNAPSHOT_EVERY);
-    let run = simulated(&scenario, args.seed, snapshots, ours(&scenario))?;
+    let run = match &args.record {
+        Some(path) => {
+            let record = Rc::new(RefCell::new(String::new()));
+            let run = simulated(&scenario, args.seed, snapshots, recorded(&scenario, &record))?;
+            fs::write(path, &*record.borrow()).with_context(|| format!("write the record {}", path.display()))?;
+            run
+        }
+        None => simulated(&scenario, args.seed, snapshots, ours(&scenario))?,
+    };
     match args.output {
         Output::Json => {
             serde_json::to_writer(&mut out, &run).context("write the run as JSON")?;
@@ -63,6 +77,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn recorded(scenario: &Scenario, record: &Rc<RefCell<String>>) -> Maker {
+    let (policy, record) = (scenario.policy.clone(), record.clone());
+    Box::new(move || Box::new(Recorded::new(policy.clone(), record.clone())))
 }
 
 fn read(path: &Path) -> Result<Scenario> {

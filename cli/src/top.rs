@@ -13,19 +13,16 @@ mod plain;
 mod screen;
 #[cfg(test)]
 mod tests;
-mod text;
 mod watched;
 
-use std::io::{IsTerminal, Write, stdout};
+use std::io::{Write, stdout};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ebb_core::time::parse_duration_within;
 
-use self::link::Target;
-
-/// Where there is no terminal to ask, and none says how wide it is.
-const COLUMNS: u16 = 120;
+use crate::client::Target;
+use crate::{terminal, text};
 
 /// Watches a node or the cluster, live in the terminal.
 ///
@@ -49,15 +46,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !args.once {
         return screen::show(args.url.clone(), args.interval);
     }
-    let buffer = plain::once(&args.url, args.interval, columns())?;
-    let colours = stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    stdout().write_all(plain::text(&buffer, colours).as_bytes()).context("print the frame")
-}
-
-fn columns() -> u16 {
-    let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-    let asked = || stdout().is_terminal().then(ratatui::crossterm::terminal::size)?.ok().map(|(columns, _)| columns);
-    told.or_else(asked).unwrap_or(COLUMNS).clamp(20, 500)
+    let buffer = plain::once(&args.url, args.interval, terminal::columns())?;
+    stdout().write_all(plain::text(&buffer, terminal::takes_colours()).as_bytes()).context("print the frame")
 }
 
 fn parse_every(text: &str) -> Result<Duration, String> {

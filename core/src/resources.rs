@@ -35,6 +35,11 @@ impl Resources {
         Ok(resources)
     }
 
+    /// Name and amount of all that are not zero.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.iter().map(|(name, amount)| (name.as_str(), *amount))
+    }
+
     pub fn amount(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or(0)
     }

@@ -1,39 +1,27 @@
-//! The connection: finds out whether an agent or a coordinator is at the other end, follows it, and comes back when it
-//! was lost. One connection, one request at a time.
+//! Finds out whether an agent or a coordinator is at the other end, follows it, and comes back when it was lost.
 
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{ACCEPT, CONTENT_TYPE, HOST};
-use hyper::{Request, Response, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use http_body_util::BodyExt;
+use hyper::StatusCode;
+use hyper::body::Bytes;
 use tokio::time::{sleep, timeout};
 
 use super::app::News;
 use super::events::{Events, TooLong};
+use crate::client::{self, Target, content_type};
 
-/// For a connection, or an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// A coordinator sends something every 15 s; after three times that, nobody is there.
 const SILENCE: Duration = Duration::from_secs(45);
 /// Between two tries. Whoever watches wants to see the other end come back.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Of an agent's answer. With 10 000 cgroups it is about 4 MiB.
-const LONGEST: usize = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
-    #[error("connect to {0}: {1}")]
-    Connect(String, std::io::Error),
-    #[error("{0} for {sec} s", sec = .1.as_secs())]
-    Late(&'static str, Duration),
-    #[error("ask: {0}")]
-    Http(#[from] hyper::Error),
-    #[error("read the answer: {0}")]
-    Body(Box<dyn std::error::Error + Send + Sync>),
+enum Error {
+    #[error(transparent)]
+    Client(#[from] client::Error),
+    #[error("nothing heard for {} s", SILENCE.as_secs())]
+    Silent,
     #[error("the other end is another version: {0}")]
     Malformed(#[from] serde_json::Error),
     #[error(transparent)]
@@ -44,57 +32,6 @@ pub(super) enum Error {
     Stranger(StatusCode),
     #[error("the coordinator ended the stream")]
     Ended,
-}
-
-/// Where an agent or a coordinator listens.
-#[derive(Clone, Debug)]
-pub(super) struct Target {
-    host: String,
-    port: u16,
-    /// Before the paths, as `kubectl proxy` has it.
-    prefix: String,
-}
-
-impl std::str::FromStr for Target {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || "expected http://HOST:PORT".to_owned();
-        let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-        let url: Uri = url.parse().map_err(|_| expected())?;
-        if url.scheme_str() != Some("http") {
-            return Err("expected http://HOST:PORT; reach it with `kubectl port-forward`".to_owned());
-        }
-        let host = url.host().filter(|host| !host.is_empty()).ok_or_else(expected)?;
-        Ok(Self {
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port: url.port_u16().unwrap_or(80),
-            prefix: url.path().trim_end_matches('/').to_owned(),
-        })
-    }
-}
-
-impl std::fmt::Display for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "http://{}{}", self.authority(), self.prefix)
-    }
-}
-
-impl Target {
-    fn authority(&self) -> String {
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        format!("{host}:{}", self.port)
-    }
-
-    async fn connect(&self) -> Result<Connection, Error> {
-        let connected = timeout(PATIENCE, TcpStream::connect((&*self.host, self.port))).await;
-        let stream = connected
-            .map_err(|_| Error::Late("no connection", PATIENCE))?
-            .map_err(|error| Error::Connect(self.authority(), error))?;
-        let (requests, connection) = handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        Ok(Connection { target: self.clone(), requests })
-    }
 }
 
 /// Follows for ever; `tell` is told everything.
@@ -110,16 +47,13 @@ pub(super) async fn follow(target: &Target, every: Duration, mut tell: impl FnMu
 async fn session(target: &Target, every: Duration, tell: &mut impl FnMut(News)) -> Result<(), Error> {
     let mut connection = target.connect().await?;
     loop {
-        let response = connection.get("/api/v1/node", "application/json").await?;
-        let (status, kind) = (response.status(), content_type(&response));
-        let body = timeout(PATIENCE, Limited::new(response.into_body(), LONGEST).collect()).await;
-        let body = body.map_err(|_| Error::Late("no whole answer", PATIENCE))?.map_err(Error::Body)?.to_bytes();
-        match status {
-            StatusCode::OK if kind.starts_with("application/json") => {
-                tell(News::Node(serde_json::from_slice(&body)?));
-            }
-            StatusCode::SERVICE_UNAVAILABLE => return Err(Error::Refused(status)),
-            _ => return stream(target, tell).await,
+        let answer = connection.ask("/api/v1/node").await?;
+        if answer.is_json() {
+            tell(News::Node(serde_json::from_slice(&answer.body)?));
+        } else if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+            return Err(Error::Refused(answer.status));
+        } else {
+            return stream(target, tell).await;
         }
         sleep(every).await;
     }
@@ -133,49 +67,10 @@ async fn stream(target: &Target, tell: &mut impl FnMut(News)) -> Result<(), Erro
     let mut body = response.into_body();
     let mut events = Events::default();
     loop {
-        let frame = timeout(SILENCE, body.frame()).await.map_err(|_| Error::Late("nothing heard", SILENCE))?;
-        let frame = frame.ok_or(Error::Ended)??;
+        let frame = timeout(SILENCE, body.frame()).await.map_err(|_| Error::Silent)?;
+        let frame = frame.ok_or(Error::Ended)?.map_err(client::Error::from)?;
         for event in events.push(frame.data_ref().unwrap_or(&Bytes::new()))? {
             tell(News::Cluster(serde_json::from_str(&event)?));
-        }
-    }
-}
-
-fn content_type(response: &Response<Incoming>) -> String {
-    let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-    kind.unwrap_or_default().to_owned()
-}
-
-struct Connection {
-    target: Target,
-    requests: SendRequest<Empty<Bytes>>,
-}
-
-impl Connection {
-    async fn get(&mut self, path: &str, accept: &'static str) -> Result<Response<Incoming>, Error> {
-        let request = Request::get(format!("{}{path}", self.target.prefix))
-            .header(HOST, self.target.authority())
-            .header(ACCEPT, accept)
-            .body(Empty::new())
-            .expect("a path that was parsed, and texts of ours");
-        let answer = timeout(PATIENCE, self.requests.send_request(request)).await;
-        Ok(answer.map_err(|_| Error::Late("no answer", PATIENCE))??)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_are_written_as_people_write_them() {
-        let check = |text: &str, expected: &str| assert_eq!(text.parse::<Target>().unwrap().to_string(), expected);
-        check("127.0.0.1:9482", "http://127.0.0.1:9482");
-        check("http://localhost:9484/", "http://localhost:9484");
-        check("http://[::1]:9482", "http://[::1]:9482");
-        check("http://localhost:8001/api/v1/x:9482/proxy/", "http://localhost:8001/api/v1/x:9482/proxy");
-        for text in ["https://a:1", "ftp://a", "", "http://", "http://a b"] {
-            assert!(text.parse::<Target>().is_err(), "{text}");
         }
     }
 }

@@ -10,7 +10,8 @@ use ratatui::style::{Color, Modifier};
 
 use super::app::{App, Subject};
 use super::draw::draw;
-use super::link::{Target, follow};
+use super::link::follow;
+use crate::client::Target;
 
 /// Until there is something to print.
 const PATIENCE: Duration = Duration::from_secs(10);

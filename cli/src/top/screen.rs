@@ -10,7 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::app::{App, Flow, News};
 use super::draw::draw;
-use super::link::{Target, follow};
+use super::link::follow;
+use crate::client::Target;
 
 /// Events that wait while a frame is drawn; who sends more waits itself.
 const WAITING: usize = 64;

@@ -4,8 +4,6 @@
 mod picture;
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -16,6 +14,7 @@ use ratatui::layout::Rect;
 use super::app::{App, News};
 use super::draw::draw;
 use super::plain;
+use crate::golden::is_golden;
 
 const CLUSTER: &str = include_str!("../../tests/top/cluster.json");
 const CPU: &str = include_str!("../../tests/top/cpu.json");
@@ -48,14 +47,6 @@ fn check(name: &str, json: &str, keys: &[KeyCode], columns: u16, rows: u16) {
     }
     let drawn = plain::text(&frame(&mut app, columns, rows), false);
     is_golden(&drawn, &format!("tests/golden/top-{name}-{columns}x{rows}.txt"));
-}
-
-fn is_golden(drawn: &str, path: &str) {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&golden, drawn).unwrap();
-    }
-    assert_eq!(drawn, fs::read_to_string(&golden).unwrap(), "{path}");
 }
 
 #[test]

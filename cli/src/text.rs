@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use ebb_core::resources::Resources;
+use ebb_core::time::Instant;
 use ratatui::text::Span;
 
 /// What stands where nothing is known.
-pub(super) const UNKNOWN: &str = "–";
+pub(crate) const UNKNOWN: &str = "–";
 
 /// Names come from others. Control characters would move the cursor, invisible ones and changes of direction would
 /// break columns: each becomes the replacement character.
-pub(super) fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     let harmless = |c: char| !c.is_control() && width(c.encode_utf8(&mut [0; 4])) > 0 && !turns(c);
     text.chars().map(|c| if harmless(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
@@ -20,12 +22,12 @@ fn turns(c: char) -> bool {
 }
 
 /// In columns of the terminal.
-pub(super) fn width(text: &str) -> usize {
+pub(crate) fn width(text: &str) -> usize {
     Span::raw(text).width()
 }
 
 /// At most this wide. What is cut is at the end, and never within a figure: half of one is another one.
-pub(super) fn clip(text: &str, columns: usize) -> String {
+pub(crate) fn clip(text: &str, columns: usize) -> String {
     if width(text) <= columns {
         return text.to_owned();
     }
@@ -47,7 +49,7 @@ pub(super) fn clip(text: &str, columns: usize) -> String {
 }
 
 /// At most this wide. What is cut is at the beginning: the end of a path tells more.
-pub(super) fn clip_start(text: &str, columns: usize) -> String {
+pub(crate) fn clip_start(text: &str, columns: usize) -> String {
     if width(text) <= columns {
         return text.to_owned();
     }
@@ -69,7 +71,7 @@ fn known<T>(figure: Option<T>, text: impl FnOnce(T) -> String) -> String {
 }
 
 /// From a ratio, where 1 is all of it.
-pub(super) fn percent(ratio: Option<f64>) -> String {
+pub(crate) fn percent(ratio: Option<f64>) -> String {
     known(ratio, |ratio| {
         let percent = ratio * 100.0;
         // What is little is not nothing.
@@ -78,7 +80,7 @@ pub(super) fn percent(ratio: Option<f64>) -> String {
 }
 
 /// CPUs' worth of time.
-pub(super) fn cores(cores: Option<f64>) -> String {
+pub(crate) fn cores(cores: Option<f64>) -> String {
     known(cores, |cores| match cores {
         cores if cores <= 0.0 => "0".to_owned(),
         cores if cores < 0.001 => "<1m".to_owned(),
@@ -90,7 +92,7 @@ pub(super) fn cores(cores: Option<f64>) -> String {
 }
 
 /// With three digits at least and a binary unit, as in `23.4 GiB`.
-pub(super) fn bytes(bytes: Option<f64>) -> String {
+pub(crate) fn bytes(bytes: Option<f64>) -> String {
     known(bytes, |bytes| {
         let (value, unit) = scaled(bytes);
         format!("{} {unit}", digits(value))
@@ -98,7 +100,7 @@ pub(super) fn bytes(bytes: Option<f64>) -> String {
 }
 
 /// Of these, so many, in one unit, as in `23.4 of 64.0 GiB`.
-pub(super) fn bytes_of(part: Option<f64>, whole: Option<f64>) -> String {
+pub(crate) fn bytes_of(part: Option<f64>, whole: Option<f64>) -> String {
     let Some(whole) = whole else { return bytes(part) };
     let (value, unit) = scaled(whole);
     let divisor = if value > 0.0 { whole / value } else { 1.0 };
@@ -128,7 +130,7 @@ fn digits(value: f64) -> String {
 }
 
 /// Of something that happens: so many a second, without the unit.
-pub(super) fn rate(per_second: Option<f64>) -> String {
+pub(crate) fn rate(per_second: Option<f64>) -> String {
     known(per_second, |rate| match rate {
         rate if rate >= 999_500.0 => format!("{:.1}M", rate / 1e6),
         rate if rate >= 9_995.0 => format!("{:.0}k", rate / 1e3),
@@ -139,7 +141,7 @@ pub(super) fn rate(per_second: Option<f64>) -> String {
 }
 
 /// How long, with its two largest units.
-pub(super) fn span(span: Duration) -> String {
+pub(crate) fn span(span: Duration) -> String {
     let seconds = span.as_secs();
     match seconds {
         0..60 => format!("{seconds}s"),
@@ -149,17 +151,43 @@ pub(super) fn span(span: Duration) -> String {
     }
 }
 
+/// To the second.
+pub(crate) fn moment(instant: Instant) -> String {
+    let text = instant.to_string();
+    format!("{}Z", &text[..19])
+}
+
+/// Of a resource, in its own unit.
+pub(crate) fn amount(resource: &str, amount: u64) -> String {
+    match resource {
+        "cpu" => cores(Some(amount as f64 / 1000.0)),
+        "memory" | "ephemeral-storage" => bytes(Some(amount as f64)),
+        name if name.starts_with("hugepages-") => bytes(Some(amount as f64)),
+        _ => amount.to_string(),
+    }
+}
+
+/// As in `1.50 CPUs, 4.00 GiB memory, 1 nvidia.com/gpu`, without the pod itself.
+pub(crate) fn amounts(resources: &Resources) -> String {
+    let text = |(name, number)| match name {
+        "cpu" => format!("{} CPU", amount(name, number)),
+        _ => format!("{} {name}", amount(name, number)),
+    };
+    let all: Vec<_> = resources.iter().filter(|(name, _)| *name != "pods").map(text).collect();
+    if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }
+}
+
 /// From millionths of a US dollar.
-pub(super) fn dollars(micros: Option<f64>) -> String {
+pub(crate) fn dollars(micros: Option<f64>) -> String {
     known(micros, |micros| format!("${:.2}", micros / 1e6))
 }
 
 /// Of rows, where a filter may hide some.
-pub(super) fn counted(shown: usize, all: usize) -> String {
+pub(crate) fn counted(shown: usize, all: usize) -> String {
     if shown == all { all.to_string() } else { format!("{shown} of {all}") }
 }
 
-pub(super) fn count(number: usize, thing: &str) -> String {
+pub(crate) fn count(number: usize, thing: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
