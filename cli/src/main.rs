@@ -1,8 +1,10 @@
 //! Entry point: arguments, one call.
 
+mod ask;
 mod classify;
 mod client;
 mod demo;
+mod explain;
 #[cfg(test)]
 mod golden;
 mod input;
@@ -12,6 +14,7 @@ mod serve;
 mod sheet;
 mod show;
 mod simulate;
+mod status;
 mod tables;
 mod terminal;
 mod text;
@@ -31,8 +34,10 @@ struct Args {
 enum Command {
     Classify(classify::Args),
     Demo(demo::Args),
+    Explain(explain::Args),
     Replay(replay::Args),
     Simulate(simulate::Args),
+    Status(status::Args),
     Top(top::Args),
 }
 
@@ -40,8 +45,10 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Classify(args) => classify::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Status(args) => status::run(&args),
         Command::Top(args) => top::run(&args),
     }
 }

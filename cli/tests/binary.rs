@@ -103,6 +103,19 @@ fn top_says_whom_it_could_not_reach() {
     assert!(!output.status.success() && error.contains(&format!("127.0.0.1:{port}")), "{error}");
 }
 
+#[test]
+fn status_and_explain_say_how_to_reach_the_coordinator() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("http://127.0.0.1:{port}");
+    for words in [&["status"][..], &["explain", "pod", "train-1"]] {
+        let output = ebb(&[words, &["--coordinator", &url]].concat());
+        let error = text(output.stderr);
+        assert!(!output.status.success());
+        assert!(error.contains(&format!("reach the coordinator at {url}")), "{error}");
+        assert!(error.contains("port-forward deploy/ebb-coordinator 9484"), "{error}");
+    }
+}
+
 /// A week of a node that is idle at night, a sample a second: what it takes at the end of the first day is all it takes.
 #[test]
 fn a_week_takes_no_more_memory_than_a_day() {

@@ -106,6 +106,19 @@ impl Ebb {
         metrics
     }
 
+    /// What the program `ebb` prints; panics if it fails.
+    pub fn ebb(&self, words: &[&str]) -> String {
+        let output = self.lab.command(binary("ebb")).args(words).output().expect("ebb starts");
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "ebb {words:?}: {printed}{}", String::from_utf8_lossy(&output.stderr));
+        printed
+    }
+
+    /// The same, asking this coordinator.
+    pub fn ask(&self, words: &[&str]) -> String {
+        self.ebb(&[words, &["--coordinator", &format!("http://127.0.0.1:{}", self.http_port)]].concat())
+    }
+
     /// The coordinator's log lines about decisions.
     pub fn decisions(&self) -> Vec<String> {
         let log = self.lab.log("coordinator");

@@ -172,7 +172,9 @@ async fn a_drain_outlives_the_coordinator_and_a_call_outlives_throttling() {
     })
     .await;
     let config = ebb.config().await + SHORT_WINDOW;
-    ebb.start_coordinator(&config, &FAST).await;
+    let record = ebb.lab.dir.join("record").display().to_string();
+    let flags = [&FAST[..], &["--record", &record]].concat();
+    ebb.start_coordinator(&config, &flags).await;
     ebb.wait_until("both agents to report", SOON, async |ebb| {
         ebb.ca().await.is_some() && ebb.metrics().await.contains("ebb_streams 2")
     })
@@ -197,11 +199,19 @@ async fn a_drain_outlives_the_coordinator_and_a_call_outlives_throttling() {
     })
     .await;
     assert_eq!(ebb.lab.aws_calls("TerminateInstanceInAutoScalingGroup").len(), 0);
-    ebb.start_coordinator(&config, &FAST).await;
+    ebb.start_coordinator(&config, &flags).await;
     ebb.wait_until("the next coordinator to terminate the instance", SOON, async |ebb| {
         ebb.lab.group("gpu-workers").await.desired == 0 && ebb.nodes().await.len() == 2
     })
     .await;
+
+    // What two coordinators were told, one of which was killed, is decided again.
+    assert!(ebb.stop_coordinator().await);
+    let replayed = ebb.ebb(&["replay", &record]);
+    println!("{replayed}");
+    assert_eq!(replayed.matches("A coordinator starts").count(), 2, "{replayed}");
+    assert!(replayed.contains("raises gpu-workers from 0 to 1 instances"), "{replayed}");
+    assert!(replayed.contains("of gpu-workers") && replayed.contains("nothing is decided otherwise"), "{replayed}");
 }
 
 #[tokio::test]
@@ -225,6 +235,24 @@ async fn a_group_that_aws_does_not_know_is_said_on_the_pod_and_harms_no_other() 
         events.items.iter().any(told)
     })
     .await;
+
+    let status = ebb.ask(&["status"]);
+    println!("{status}");
+    assert!(status.contains("The coordinator leads, and its watches are live"), "{status}");
+    assert!(status.contains("default/gpu-a") && status.contains("raises cpu-workers from 2 to 3"), "{status}");
+    let explained = ebb.ask(&["explain", "pod", "gpu-a"]);
+    println!("{explained}");
+    assert!(explained.contains("is there an Auto Scaling group forgotten"), "{explained}");
+    assert!(explained.contains("leaves pod default/gpu-a waiting"), "{explained}");
+    let group: serde_json::Value =
+        serde_json::from_str(&ebb.ask(&["explain", "group", "cpu-workers", "--output", "json"])).unwrap();
+    assert_eq!(group["group"]["desired"], 3);
+    assert_eq!(group["decisions"][0]["reason"], "PodsPending");
+    let node = group["ready"][0].as_str().unwrap();
+    let explained = ebb.ask(&["explain", "node", node]);
+    println!("{explained}");
+    assert!(explained.contains(&format!("Node {node} of group cpu-workers")), "{explained}");
+    assert!(explained.contains(" stays  "), "{explained}");
 }
 
 #[tokio::test]

@@ -1,0 +1,89 @@
+//! What is printed, whole, of a picture made by hand (`tests/coordinator`, as the coordinator's API gives it).
+//! `UPDATE_GOLDEN=1 cargo test --package ebb explain` writes it anew.
+
+use super::*;
+use crate::ask::sample;
+use crate::golden::is_golden;
+
+fn explained(told: &Told, kind: Kind, name: &str, output: Output, columns: usize) -> String {
+    explain(told, kind, name, output, &mut Sheet::new(columns, false)).unwrap()
+}
+
+/// At both widths that people have most.
+fn check(file: &str, kind: Kind, name: &str) {
+    for columns in [80, 120] {
+        let printed = explained(&sample(), kind, name, Output::Text, columns);
+        is_golden(&printed, &format!("tests/golden/explain-{file}-{columns}.txt"));
+        let longest = printed.lines().map(|line| line.chars().count()).max();
+        assert!(longest.is_some_and(|longest| longest <= columns), "{printed}");
+    }
+}
+
+#[test]
+fn a_pod_that_no_group_can_help_is_told_each_groups_obstacle() {
+    check("pod-refused", Kind::Pod, "ml/train-gpu-0");
+    check("pod-too-large", Kind::Pod, "report-20261125");
+}
+
+#[test]
+fn a_pod_whose_node_comes_is_told_so() {
+    check("pod-awaiting", Kind::Pod, "ml/ray-cpu-20");
+    check("pod-to-place", Kind::Pod, "ml/serve-5d4f");
+    check("pod-new", Kind::Pod, "batch/train-1");
+}
+
+#[test]
+fn a_pod_that_runs_says_where() {
+    check("pod-running", Kind::Pod, "ml/ray-cpu-5");
+}
+
+#[test]
+fn a_node_says_what_it_does_and_who_keeps_it() {
+    check("node-busy", Kind::Node, "ip-10-0-0-5");
+    check("node-wasted", Kind::Node, "ip-10-1-0-4");
+    check("node-draining", Kind::Node, "ip-10-0-0-12");
+    check("node-not-ready", Kind::Node, "ip-10-0-0-14");
+    check("node-of-others", Kind::Node, "ip-10-9-0-2");
+}
+
+#[test]
+fn a_group_says_what_comes_and_what_is_in_the_way() {
+    check("group-growing", Kind::Group, "cpu-workers");
+    check("group-full", Kind::Group, "gpu-workers");
+    check("group-unknown", Kind::Group, "spot-workers");
+}
+
+#[test]
+fn a_coordinator_that_decides_nothing_is_said_to() {
+    let mut told = sample();
+    told.seen.cluster.leading = false;
+    for (kind, name) in [(Kind::Pod, "ml/serve-5d4f"), (Kind::Node, "ip-10-0-0-5"), (Kind::Group, "cpu-workers")] {
+        let printed = explained(&told, kind, name, Output::Text, 200);
+        assert!(printed.contains("The coordinator decides nothing: another replica leads"), "{printed}");
+    }
+}
+
+#[test]
+fn programs_get_the_same_as_json() {
+    let json = |kind, name| {
+        let printed = explained(&sample(), kind, name, Output::Json, 80);
+        serde_json::from_str::<serde_json::Value>(&printed).unwrap()
+    };
+    let pod = json(Kind::Pod, "ml/train-gpu-0");
+    assert_eq!((&pod["pod"], &pod["inTheWay"][1]["group"]), (&"ml/train-gpu-0".into(), &"gpu-workers".into()));
+    assert_eq!(pod["inTheWay"][1]["obstacle"]["maximum"], 2);
+    assert_eq!(pod["decisions"][0]["reason"], "NoGroupFits");
+    assert_eq!(json(Kind::Pod, "ml/ray-cpu-5")["node"], "ip-10-0-0-7");
+    assert_eq!(json(Kind::Node, "ip-10-0-0-12")["node"]["draining"], true);
+    let group = json(Kind::Group, "cpu-workers");
+    assert_eq!((&group["booting"], &group["podsAwaiting"]), (&1.into(), &12.into()));
+}
+
+#[test]
+fn what_is_unknown_is_answered_with_what_is_close() {
+    let error =
+        |kind, name| explain(&sample(), kind, name, Output::Text, &mut Sheet::new(80, false)).unwrap_err().to_string();
+    assert!(error(Kind::Pod, "train-1").contains("say which of batch/train-1, default/train-1"));
+    assert!(error(Kind::Node, "ip-10-0-0-6").contains("close to it: ip-10-0-0-5"));
+    assert!(error(Kind::Group, "cpu-worker").contains("close to it: cpu-workers"));
+}
