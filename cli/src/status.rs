@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use ebb_core::classify::Class;
 use ebb_core::decision::Decision;
 use ebb_core::fleet::steps;
+use ebb_core::reason::Stay;
 use ebb_core::time::Instant;
 use ebb_core::view::{Cluster, Group, Node, Seen, Step, Waiting};
 
@@ -14,10 +15,12 @@ use crate::ask::{self, Output, Told, ask, to_json};
 use crate::sheet::Align::{Left, Right};
 use crate::sheet::{Sheet, listed};
 use crate::terminal;
-use crate::text::{UNKNOWN, count, moment, span};
+use crate::text::{UNKNOWN, clip, count, moment, span};
 
 /// Of what waits and what was decided.
 const SHOWN: usize = 5;
+/// Of a reason; `ebb explain` has all of it.
+const LINES: usize = 2;
 
 /// Shows the cluster as the coordinator sees it: groups, nodes, drains, pods that wait, the last decisions.
 #[derive(clap::Args)]
@@ -41,10 +44,14 @@ fn text(told: &Told, sheet: &mut Sheet) -> String {
     groups(told, sheet);
     nodes(*now, cluster, sheet);
     waiting(*now, cluster, sheet);
-    let steps = last_steps(&told.decisions);
+    let mut steps = last_steps(&told.decisions);
     if !steps.is_empty() {
         sheet.title("Decisions");
-        sheet.steps(*now, &steps[..steps.len().min(SHOWN)]);
+        steps.truncate(SHOWN);
+        for step in &mut steps {
+            step.because = shortened(&step.because, LINES * sheet.room("10m 10s ago"));
+        }
+        sheet.steps(*now, &steps);
     }
     sheet.take()
 }
@@ -93,7 +100,7 @@ fn groups(told: &Told, sheet: &mut Sheet) {
 
 /// What keeps it from growing.
 pub(crate) fn obstacles(group: &Group) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut found: Vec<_> = group.failing.iter().map(ToString::to_string).collect();
     if !group.observed {
         found.push("not known to the Auto Scaling API (yet)".to_owned());
     }
@@ -108,8 +115,15 @@ fn nodes(now: Instant, cluster: &Cluster, sheet: &mut Sheet) {
     let mut kinds: BTreeMap<Kind, Vec<(Option<Instant>, String)>> = BTreeMap::new();
     for node in &cluster.nodes {
         let (kind, since) = kind(node);
-        let age = since.map_or(String::new(), |since| format!(" ({})", span(now.since(since))));
-        kinds.entry(kind).or_default().push((since, format!("{}{age}", node.name)));
+        let age = since.map(|since| span(now.since(since)));
+        let goes = match &node.stays {
+            Some(Stay::Unneeded { until }) => Some(format!("may go in {}", span(until.since(now)))),
+            Some(Stay::Draining { deadline }) => Some(format!("given up in {}", span(deadline.since(now)))),
+            _ => None,
+        };
+        let more: Vec<_> = age.into_iter().chain(goes).collect();
+        let more = if more.is_empty() { String::new() } else { format!(" ({})", more.join(", ")) };
+        kinds.entry(kind).or_default().push((since, format!("{}{more}", node.name)));
     }
     for (kind, mut nodes) in kinds {
         // What has been so the longest comes first.
@@ -175,11 +189,21 @@ fn waiting(now: Instant, cluster: &Cluster, sheet: &mut Sheet) {
     for (because, pods) in reasons.iter().take(SHOWN) {
         let names: Vec<_> = pods.iter().map(|pod| pod.pod.clone()).collect();
         let when = format!("{:>8}", span(now.since(pods[0].since)));
-        sheet.step(&when, &listed(&names, sheet.room(&when)), because);
+        let because = shortened(because, LINES * sheet.room(&when));
+        sheet.step(&when, &listed(&names, sheet.room(&when)), &because);
     }
     let rest: usize = reasons.iter().skip(SHOWN).map(|(_, pods)| pods.len()).sum();
     if rest > 0 {
         sheet.line(&format!("and {} for other reasons", count(rest, "pod")));
+    }
+}
+
+/// At most this wide, with whole words.
+fn shortened(text: &str, columns: usize) -> String {
+    let clipped = clip(text, columns);
+    match clipped.rsplit_once(' ') {
+        Some((words, _)) if clipped != text => format!("{words} …"),
+        _ => clipped,
     }
 }
 

@@ -1,8 +1,9 @@
 //! What a node does, what is asked of it, and why it is still here.
 
 use anyhow::Result;
-use ebb_core::classify::{Class, GpuUse, Signal, Utilization};
+use ebb_core::classify::{Class, GpuUse, Missing, Signal, Utilization};
 use ebb_core::decision::Decision;
+use ebb_core::reason::Stay;
 use ebb_core::resources::NVIDIA_GPU;
 use ebb_core::time::Instant;
 use ebb_core::units::Permille;
@@ -19,6 +20,8 @@ use crate::text::{amount, amounts, count, moment, percent, span};
 struct Explained<'a> {
     now: Instant,
     node: &'a Node,
+    /// When that it stays may change.
+    outlook: Option<String>,
     /// The newest first.
     decisions: Vec<&'a Decision>,
 }
@@ -28,19 +31,25 @@ pub(super) fn explain(told: &Told, wanted: &str, output: Output, sheet: &mut She
     let found = name::find("node", wanted, cluster.nodes.iter().map(|node| &*node.name))?;
     let node = cluster.nodes.iter().find(|node| node.name == found).expect("it was found among them");
     let about = told.decisions.iter().filter(|decision| decision.is_about_node(&node.name)).collect();
-    let explained = Explained { now: told.seen.now, node, decisions: about };
+    let now = told.seen.now;
+    let outlook = node.stays.as_ref().map(|stays| outlook(stays, now));
+    let explained = Explained { now, node, outlook, decisions: about };
     if output == Output::Json {
         return to_json(&explained);
     }
-    let Explained { now, node, decisions: about } = &explained;
+    let Explained { node, outlook, decisions: about, .. } = &explained;
     let group = node.group.as_ref().map_or("of no group of Ebb's".to_owned(), |group| format!("of group {group}"));
     sheet.title(&format!("Node {} {group}", node.name));
     warn(cluster, sheet);
     sheet.labelled("state", &state(node));
-    sheet.labelled("class", &class(node, *now));
+    sheet.labelled("class", &class(node, now));
+    match node.stays.as_ref().zip(outlook.as_ref()) {
+        Some((stays, outlook)) => sheet.advice("stays", &stays.to_string(), outlook),
+        None => sheet.labelled("stays", "no decision about it was taken yet"),
+    }
     uses(node, sheet);
     pods(node, sheet);
-    decisions(*now, about, sheet);
+    decisions(now, about, sheet);
     Ok(sheet.take())
 }
 
@@ -64,6 +73,52 @@ fn class(node: &Node, now: Instant) -> String {
     };
     let waste = node.gpu_waste.map(|since| format!("; its GPUs have done nothing for {}", span(now.since(since))));
     format!("{}{why} for {age}, since {since}{}", class.name(), waste.unwrap_or_default())
+}
+
+/// When that may change, and who can change it.
+fn outlook(stays: &Stay, now: Instant) -> String {
+    let until = |at: &Instant| format!("at {}, in {}", moment(*at), span(at.since(now)));
+    match stays {
+        Stay::Busy { .. } => {
+            "it may go once it has been measured idle, and without work, for `unneededFor` of its group".to_owned()
+        }
+        Stay::Cordoned => "Ebb leaves it to whoever did that; `kubectl uncordon` gives it back".to_owned(),
+        Stay::Draining { deadline } => {
+            format!("it is terminated when its pods have left; the drain is given up {}", until(deadline))
+        }
+        Stay::GivenUp { until: at } => format!("it is tried again {}, if nobody needs it then", until(at)),
+        Stay::GpuUnseen => "its agent's log says why NVML tells nothing; until then it is kept".to_owned(),
+        Stay::Minimum { .. } => {
+            "it may go when the group has more nodes, or with a lower `min` in the configuration and the Auto Scaling group"
+                .to_owned()
+        }
+        Stay::NoRoomElsewhere { .. } => "it may go when another node has room for that pod, or the pod ends".to_owned(),
+        Stay::NotOurs => "Ebb never removes it".to_owned(),
+        Stay::Occupied { .. } => {
+            "it may go when they have ended, `unneededFor` of its group later; with `scaleDown.consolidate` also when it is \
+             idle and they fit on other nodes"
+                .to_owned()
+        }
+        Stay::PodPinned { .. } => "it may go when that pod has ended, or may be moved".to_owned(),
+        Stay::Protected { annotation } => format!("it may go when the annotation {annotation} is taken from the node"),
+        Stay::Requested { below, .. } => format!("it may go when its pods request less than {below} of it"),
+        Stay::Retried => "that is seen to in a moment".to_owned(),
+        Stay::Silent => "is its agent's pod running? Until the agent is heard the node is kept".to_owned(),
+        Stay::Starting => "it counts once it is ready; one that takes longer than `scaleUp.provisionTimeout` is no longer \
+                           waited for"
+            .to_owned(),
+        Stay::Turn { .. } => "it goes next; `scaleDown.maxParallelDrains` says how many drain at once".to_owned(),
+        Stay::Undescribed => "the coordinator's log says so if AWS does not answer".to_owned(),
+        Stay::Unknown { missing: Missing::History } => "it is known once it was watched for `idle.window`".to_owned(),
+        Stay::Unknown { missing: Missing::Initialization } => {
+            "it is known once the newest workload is older than `idle.initializationPeriod`".to_owned()
+        }
+        Stay::Unknown { missing: Missing::Signal(signal) } => {
+            format!("its agent's log says why {signal} cannot be had; until then it is kept")
+        }
+        Stay::Unneeded { until: at } => format!("it is asked to drain {}, if nobody needs it till then", until(at)),
+        Stay::Wanted { .. } => "the scheduler is expected to place the pod here".to_owned(),
+    }
 }
 
 /// Each resource: what is really used, what its pods ask for, and of how much.

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use ebb_core::decision::Decision;
+use ebb_core::launch::{Cause, Failing};
 use ebb_core::reason::{Obstacle, Reason};
 use ebb_core::schedule::Misfit;
 use ebb_core::time::Instant;
@@ -77,6 +78,16 @@ fn in_the_way(waiting: &Waiting) -> Vec<InTheWay<'_>> {
 /// What somebody can do about it.
 fn remedy(group: &str, obstacle: &Obstacle) -> String {
     match obstacle {
+        Obstacle::Failing(Failing { cause, until, .. }) => {
+            let what = match cause {
+                Cause::Capacity => "give the group more zones or instance types",
+                Cause::Configuration => "mend the group, its launch template or its rights",
+                Cause::NeverReady => "look at an instance's console output: its kubelet does not join, or is not ready",
+                Cause::NothingCame | Cause::Other => "look at the group's scaling activities",
+                Cause::Quota => "ask AWS for a higher quota",
+            };
+            format!("{what}; it is counted on again at {}", moment(*until))
+        }
         Obstacle::Maximum(_) => {
             format!("raise `max` of {group} in the configuration, and the Auto Scaling group's own")
         }

@@ -38,8 +38,9 @@ fn a_pod_that_runs_says_where() {
 }
 
 #[test]
-fn a_node_says_what_it_does_and_who_keeps_it() {
+fn a_node_says_what_it_does_and_why_it_is_still_here() {
     check("node-busy", Kind::Node, "ip-10-0-0-5");
+    check("node-unneeded", Kind::Node, "ip-10-0-0-9");
     check("node-wasted", Kind::Node, "ip-10-1-0-4");
     check("node-draining", Kind::Node, "ip-10-0-0-12");
     check("node-not-ready", Kind::Node, "ip-10-0-0-14");
@@ -51,6 +52,7 @@ fn a_group_says_what_comes_and_what_is_in_the_way() {
     check("group-growing", Kind::Group, "cpu-workers");
     check("group-full", Kind::Group, "gpu-workers");
     check("group-unknown", Kind::Group, "spot-workers");
+    check("group-failing", Kind::Group, "gpu-spot");
 }
 
 #[test]
@@ -70,8 +72,8 @@ fn programs_get_the_same_as_json() {
         serde_json::from_str::<serde_json::Value>(&printed).unwrap()
     };
     let pod = json(Kind::Pod, "ml/train-gpu-0");
-    assert_eq!((&pod["pod"], &pod["inTheWay"][1]["group"]), (&"ml/train-gpu-0".into(), &"gpu-workers".into()));
-    assert_eq!(pod["inTheWay"][1]["obstacle"]["maximum"], 2);
+    assert_eq!((&pod["pod"], &pod["inTheWay"][2]["group"]), (&"ml/train-gpu-0".into(), &"gpu-workers".into()));
+    assert_eq!(pod["inTheWay"][2]["obstacle"]["maximum"], 2);
     assert_eq!(pod["decisions"][0]["reason"], "NoGroupFits");
     assert_eq!(json(Kind::Pod, "ml/ray-cpu-5")["node"], "ip-10-0-0-7");
     assert_eq!(json(Kind::Node, "ip-10-0-0-12")["node"]["draining"], true);
