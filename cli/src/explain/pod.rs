@@ -108,6 +108,10 @@ fn remedy(group: &str, obstacle: &Obstacle) -> String {
             Misfit::TopologyKey { key } => {
                 format!("name the label {key} in `labels` of the group, if its nodes have it")
             }
+            Misfit::Claim { claim } => {
+                format!("see to the claim {claim}: `kubectl describe pvc` says what it waits for")
+            }
+            Misfit::Volume { claim } => format!("give the group the zones where the volume of {claim} can be used"),
             Misfit::HostPort { port } => format!("use another port than {port}, or none of the host's"),
             Misfit::PodAffinity { .. } | Misfit::PodAntiAffinity { .. } => {
                 "change the pod's affinity, or make it preferred".to_owned()
@@ -138,7 +142,7 @@ fn outlook(waiting: &Waiting, cluster: &Cluster) -> Option<String> {
         }
         Some(Reason::SchedulerToPlace { node }) => format!(
             "The scheduler has the last word: it is expected to place the pod on {node}. If it does not, `kubectl describe \
-             pod` says why; volumes, for one, are not known here."
+             pod` says why; how many volumes a node can attach, for one, is not known here."
         ),
         Some(_) => return None,
     })
