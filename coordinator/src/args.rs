@@ -63,6 +63,10 @@ pub struct Args {
     #[arg(long, env = "EBB_RECORD_MAX_SIZE", value_name = "SIZE", default_value = "256Mi", value_parser = parse_bytes)]
     pub record_max_size: u64,
 
+    /// Also serve the metrics that have a like in Cluster Autoscaler under its names, for dashboards that there are
+    #[arg(long, env = "EBB_CLUSTER_AUTOSCALER_METRICS")]
+    pub cluster_autoscaler_metrics: bool,
+
     /// How log lines look
     #[arg(long, env = "EBB_LOG", value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
     pub log: LogFormat,

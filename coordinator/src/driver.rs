@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebb_core::fleet::{Action, Event, Fleet};
+use ebb_core::fleet::{Action, Event, Fleet, Memory};
 use ebb_core::journal::Handled;
 use ebb_core::view::Cluster;
 use ebb_page::Page;
@@ -27,15 +27,29 @@ const REST: Duration = Duration::from_millis(1);
 /// A driver that does not answer for this long is stuck. Below the kubelet's usual probe timeouts of some seconds.
 const PATIENCE: Duration = Duration::from_millis(900);
 
-/// Asks the driver for its picture. Whether it answers also shows that it is alive.
-pub type Queries = mpsc::Sender<oneshot::Sender<Cluster>>;
+/// What others ask the driver for. Whether it answers also shows that it is alive.
+pub enum Query {
+    Cluster(oneshot::Sender<Cluster>),
+    Memory(oneshot::Sender<Memory>),
+}
+
+pub type Queries = mpsc::Sender<Query>;
 
 /// The driver's picture; `None` if it does not answer.
 pub async fn ask(queries: &Queries) -> Option<Cluster> {
-    let (reply, view) = oneshot::channel();
+    answer(queries, Query::Cluster).await
+}
+
+/// What a successor should know; `None` if the driver does not answer.
+pub async fn memory(queries: &Queries) -> Option<Memory> {
+    answer(queries, Query::Memory).await
+}
+
+async fn answer<T>(queries: &Queries, query: fn(oneshot::Sender<T>) -> Query) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
     timeout(PATIENCE, async {
-        queries.send(reply).await.ok()?;
-        view.await.ok()
+        queries.send(query(reply)).await.ok()?;
+        answer.await.ok()
     })
     .await
     .ok()
@@ -46,7 +60,7 @@ pub struct Driver {
     pub fleet: Fleet,
     pub clock: Clock,
     pub inbox: mpsc::Receiver<Event>,
-    pub queries: mpsc::Receiver<oneshot::Sender<Cluster>>,
+    pub queries: mpsc::Receiver<Query>,
     /// Not bounded, because the driver must not wait for those who wait for it; and needing no bound, because the
     /// fleet keeps one call under way for each group and node, and says a thing about a pod once.
     pub outbox: mpsc::UnboundedSender<Action>,
@@ -64,10 +78,7 @@ impl Driver {
             let tick = self.fleet.next_wakeup().map(|at| at.max(self.clock.now() + REST));
             tokio::select! {
                 () = stop.cancelled() => return,
-                Some(reply) = self.queries.recv() => {
-                    // Who asked may have given up.
-                    let _ = reply.send(self.fleet.view(self.clock.now()));
-                }
+                Some(query) = self.queries.recv() => self.answer(query),
                 _ = self.inbox.recv_many(&mut events, BATCH) => {}
                 () = self.clock.sleep_until(tick) => events.push(Event::Tick),
             }
@@ -76,6 +87,15 @@ impl Driver {
                     return; // The effects task is gone; whoever supervises us restarts us.
                 }
             }
+        }
+    }
+
+    /// Who asked may have given up.
+    fn answer(&self, query: Query) {
+        let now = self.clock.now();
+        match query {
+            Query::Cluster(reply) => _ = reply.send(self.fleet.view(now)),
+            Query::Memory(reply) => _ = reply.send(self.fleet.memory(now)),
         }
     }
 
@@ -189,7 +209,7 @@ mod tests {
     async fn questions_are_answered_while_nothing_happens() {
         let bench = bench(None);
         let (reply, view) = oneshot::channel();
-        bench.queries.send(reply).await.unwrap();
+        bench.queries.send(Query::Cluster(reply)).await.unwrap();
         assert_eq!(view.await.unwrap().groups[0].max, 3);
         bench.stop.cancel();
         bench.task.await.unwrap();

@@ -17,6 +17,7 @@ pub mod real;
 pub mod record;
 pub mod reports;
 pub mod standing;
+pub mod status;
 pub mod tls;
 
 mod args;

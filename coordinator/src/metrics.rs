@@ -1,5 +1,7 @@
 //! What `/metrics` shows. Gauges are recomputed from the fleet's picture at every scrape, so that what left falls away.
 
+mod cluster_autoscaler;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -12,6 +14,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use cluster_autoscaler::ClusterAutoscaler;
 
 type Labels<const N: usize> = Family<[(&'static str, &'static str); N], Counter>;
 type PerGroup = Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>;
@@ -63,9 +67,15 @@ pub struct Metrics {
     group_max: PerGroup,
     group_desired: PerGroup,
     group_instances: PerGroup,
+    cluster_autoscaler: Option<ClusterAutoscaler>,
 }
 
 impl Metrics {
+    /// The same facts under Cluster Autoscaler's names as well.
+    pub fn register_both(registry: &mut Registry) -> Self {
+        Self { cluster_autoscaler: Some(ClusterAutoscaler::register(registry)), ..Self::register(registry) }
+    }
+
     pub fn register(registry: &mut Registry) -> Self {
         let decision_seconds = || Histogram::new([1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0]);
         let metrics = Self {
@@ -87,6 +97,7 @@ impl Metrics {
             group_max: Family::default(),
             group_desired: Family::default(),
             group_instances: Family::default(),
+            cluster_autoscaler: None,
         };
         let ebb = registry.sub_registry_with_prefix("ebb");
         ebb.register("decisions", "Decisions by action and reason", metrics.decisions.clone());
@@ -115,6 +126,7 @@ impl Metrics {
     }
 
     pub fn decision(&self, taken: &Action) {
+        self.cluster_autoscaler.iter().for_each(|theirs| theirs.decision(taken));
         if let Some(because) = taken.because() {
             self.decisions.get_or_create(&[("action", taken.name()), ("reason", because.name())]).inc();
         }
@@ -122,12 +134,14 @@ impl Metrics {
 
     pub fn decided(&self, took: Duration) {
         self.decision_duration.observe(took.as_secs_f64());
+        self.cluster_autoscaler.iter().for_each(|theirs| theirs.decided(took));
     }
 
     pub fn call(&self, called: &Action, failure: Option<Failure>, took: Duration) {
         let (call, result) = (("call", called.name()), failure.map_or("ok", Failure::name));
         self.calls.get_or_create(&[call, ("result", result)]).inc();
         self.call_duration.get_or_create(&[call]).observe(took.as_secs_f64());
+        self.cluster_autoscaler.iter().for_each(|theirs| theirs.call(called, failure));
     }
 
     pub fn report(&self, told: Told) {
@@ -147,6 +161,7 @@ impl Metrics {
     }
 
     pub fn show(&self, view: &Cluster) {
+        self.cluster_autoscaler.iter().for_each(|theirs| theirs.show(view));
         self.leading.set(view.leading.into());
         self.synced.set(view.synced.into());
         self.pods_waiting.set(i64::try_from(view.waiting.len()).unwrap_or(i64::MAX));

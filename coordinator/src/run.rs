@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use ebb_core::fleet::Fleet;
 use ebb_page::Page;
 use ebb_proto::v1::Settings;
+use kube::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -35,6 +36,7 @@ use crate::real::Real;
 use crate::record::Record;
 use crate::reports::{self, ClusterReview, Gate, Tokens};
 use crate::standing::Standing;
+use crate::status::Status;
 use crate::tls::Certificates;
 
 /// For calls under way and for letting go of the Lease; well below the kubelet's 30 s.
@@ -71,7 +73,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
 
     let mut registry = Registry::default();
-    let metrics = Arc::new(Metrics::register(&mut registry));
+    let register = if args.cluster_autoscaler_metrics { Metrics::register_both } else { Metrics::register };
+    let metrics = Arc::new(register(&mut registry));
     let clock = Clock::start();
     let record = args.record.as_deref().map(|path| {
         Record::open(path, args.record_max_size, clock.now(), &policy)
@@ -106,6 +109,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     let mut intake = JoinSet::new();
     intake.spawn(stop.clone().run_until_cancelled_owned(picture::keep(page.clone(), queries.clone(), clock)));
+    let status = Status {
+        config_maps: Api::namespaced(client.clone(), &namespace),
+        identity: identity.clone(),
+        clock,
+        standing: standing.clone(),
+        queries: queries.clone(),
+        inbox: inbox.clone(),
+    };
+    intake.spawn(stop.clone().run_until_cancelled_owned(status.keep()));
     let registry = Arc::new(registry);
     let shown =
         Shown { registry, metrics: metrics.clone(), standing: standing.clone(), queries, page, decisions, clock };

@@ -39,6 +39,12 @@ impl Standing {
         }
     }
 
+    /// Returns once this coordinator leads.
+    pub async fn won(&self) {
+        // As below.
+        let _ = self.leading.subscribe().wait_for(|leading| *leading).await;
+    }
+
     /// Returns once this coordinator does not lead.
     pub async fn lost(&self) {
         // The sender is in `self`, so waiting cannot fail.

@@ -319,6 +319,9 @@ async fn coordinators_work(client: &Client) -> Answers {
         ("list pods", code(Api::<Pod>::all(client.clone()).list(&ListParams::default()).await)),
         ("watch nodes", watch(client, "/api/v1/nodes", "").await),
         ("watch pods", watch(client, "/api/v1/pods", "").await),
+        ("watch claims", watch(client, "/api/v1/persistentvolumeclaims", "").await),
+        ("watch volumes", watch(client, "/api/v1/persistentvolumes", "").await),
+        ("watch storage classes", watch(client, "/apis/storage.k8s.io/v1/storageclasses", "").await),
         ("review a token", create(Api::<TokenReview>::all(client.clone()), review).await),
         ("create an event", create(Api::<Event>::namespaced(client.clone(), "default"), event).await),
     ];
@@ -326,7 +329,8 @@ async fn coordinators_work(client: &Client) -> Answers {
     let secrets = Api::<Secret>::namespaced(client.clone(), "ebb");
     answers.extend(create_and_replace(secrets, named("ebb-coordinator-tls")).await);
     let config_maps = Api::<ConfigMap>::namespaced(client.clone(), "ebb");
-    answers.extend(create_and_replace(config_maps, named("ebb-coordinator-ca")).await);
+    answers.extend(create_and_replace(config_maps.clone(), named("ebb-coordinator-ca")).await);
+    answers.extend(create_and_replace(config_maps, named("ebb-coordinator-status")).await);
     answers
 }
 
