@@ -169,6 +169,6 @@ fn pods(node: &Node, sheet: &mut Sheet) {
     };
     sheet.table(&[("", Left), ("", Left)], &others.iter().map(row).collect::<Vec<_>>());
     if !daemons.is_empty() {
-        sheet.line(&format!("and {}, which keep no node", count(daemons.len(), "daemon")));
+        sheet.line(&format!("besides {}, for which no node is kept", count(daemons.len(), "daemon")));
     }
 }
