@@ -118,8 +118,8 @@ impl Metrics {
         ebb.register("group_observed", help, metrics.group_observed.clone());
         let help = "Whether the group is not counted on for new nodes, because its launches fail";
         ebb.register("group_failing", help, metrics.group_failing.clone());
-        ebb.register("group_min", "Configured least number of nodes", metrics.group_min.clone());
-        ebb.register("group_max", "Configured greatest number of nodes", metrics.group_max.clone());
+        ebb.register("group_min", "Least number of nodes, by configuration and group", metrics.group_min.clone());
+        ebb.register("group_max", "Greatest number of nodes, by configuration and group", metrics.group_max.clone());
         ebb.register("group_desired", "Desired capacity", metrics.group_desired.clone());
         ebb.register("group_instances", "Instances in service or on their way", metrics.group_instances.clone());
         metrics

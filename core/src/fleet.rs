@@ -91,6 +91,14 @@ pub struct GroupState {
     pub failures: Vec<LaunchFailure>,
 }
 
+impl GroupState {
+    /// The least and the most nodes, by the configuration and by the group's own bounds.
+    fn bounds(&self, policy: &crate::policy::Group) -> (u32, u32) {
+        let max = policy.max.min(self.max);
+        (policy.min.max(self.min).min(max), max)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Instance {
@@ -526,12 +534,14 @@ impl Fleet {
         let groups = self.groups.iter().map(|(name, group)| {
             group_of.extend(group.live().map(|instance| (instance, name)));
             let policy = &self.policy.groups[name];
+            let bounds = group.observed.as_ref().map(|observed| observed.bounds(policy));
+            let (min, max) = bounds.unwrap_or((policy.min, policy.max));
             view::Group {
                 name: name.clone(),
                 instance_type: policy.instance_type.clone(),
                 observed: group.observed.is_some(),
-                min: policy.min,
-                max: policy.max,
+                min,
+                max,
                 desired: group.desired(),
                 instances: u32::try_from(group.live().count()).unwrap_or(u32::MAX),
                 failing: self.failing.get(name).cloned(),

@@ -107,12 +107,12 @@ impl Fleet {
     fn census<'a>(&'a self, agenda: &mut Agenda, name: &'a str, policy: &'a policy::Group) -> Option<Census<'a>> {
         let group = self.groups.get(name)?;
         let observed = group.asked_at.and(group.observed.as_ref())?;
-        let max = policy.max.min(observed.max);
+        let (min, max) = observed.bounds(policy);
         let mut census = Census {
             name,
             policy,
             desired: group.desired()?,
-            min: policy.min.max(observed.min).min(max),
+            min,
             max,
             serving: Vec::new(),
             leaving: Vec::new(),
