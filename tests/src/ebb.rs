@@ -69,6 +69,11 @@ impl Ebb {
         self.coordinator = Some(self.lab.spawn("coordinator", command));
     }
 
+    /// The one that runs.
+    pub fn coordinator(&self) -> &Program {
+        self.coordinator.as_ref().expect("it was started")
+    }
+
     /// SIGKILL.
     pub fn kill_coordinator(&mut self) {
         self.coordinator.take().expect("it was started").kill();

@@ -8,6 +8,7 @@ mod http;
 mod program;
 pub mod scheduling;
 mod terminal;
+pub mod trials;
 mod wait;
 
 use std::collections::BTreeMap;

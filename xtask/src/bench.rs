@@ -15,8 +15,8 @@ use crate::process::{capture, root, run as run_command};
 /// Builds release binaries first: minutes, the first time. `agent` and `ebpf` need root. `agent` takes two
 /// minutes and needs prometheus-node-exporter, which it installs from Debian's packages, and cAdvisor, which it builds
 /// with Go; it makes cgroups, and for ten seconds it sets the sysctl kernel.bpf_stats_enabled. `ebpf` takes 40 seconds.
-/// `burst` brings up a lab (see `cargo xtask lab --help`) and takes about five seconds a trial. `planning` takes ten
-/// seconds, `sim` minutes. Nothing is left running. Progress goes to standard error. A busy machine makes all figures
+/// `burst` brings up a lab (see `cargo xtask lab --help`) and takes about five seconds a trial; `decide` does so, too, and
+/// fills it first, which takes a minute for every 20 000 pods or so. `planning` takes ten seconds, `sim` minutes. Nothing is left running. Progress goes to standard error. A busy machine makes all figures
 /// worse. Aims are printed beside the figures; nothing fails when one is missed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -28,9 +28,15 @@ pub(crate) struct Args {
     /// How long `agent` measures, idle and under load.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(5..=3600))]
     seconds: u64,
-    /// How often `burst` measures.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=90))]
+    /// How often `burst` and `decide` measure.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=90))]
     trials: u32,
+    /// The nodes that there are for `decide`.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    nodes: u32,
+    /// The pods that there are for `decide`; 30 on each node fill it.
+    #[arg(long, default_value_t = 30_000, value_parser = clap::value_parser!(u32).range(0..=300_000))]
+    pods: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,6 +47,9 @@ enum Group {
     Ebpf,
     /// From a pod that finds no node to `SetDesiredCapacity`, beside a loop that does nothing else.
     Burst,
+    /// The coordinator in a cluster of size: memory, CPU, from a pod that finds no node to `SetDesiredCapacity`, and what it
+    /// makes of 1000 pods at once.
+    Decide,
     /// How long the rules take to find room for a burst, as it grows, and for pods that mean something for each other.
     Planning,
     /// Virtual time a second of the simulator, as clusters grow.
@@ -72,6 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::Agent => ("agent", agent::measure(args.seconds)?),
             Group::Ebpf => ("ebpf", ebpf()?),
             Group::Burst => ("burst", burst(args.trials)?),
+            Group::Decide => ("decide", decide(args)?),
             Group::Planning => ("planning", planning()?),
             Group::Sim => ("sim", sim()?),
         };
@@ -116,7 +126,7 @@ fn print(name: &str, machine: &str, rows: &[Row]) {
     for row in rows {
         let (theirs, of) = row.theirs.map_or((String::new(), ""), |(theirs, of)| (format!("{theirs:.2}"), of));
         let ratio = row.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"));
-        let what = format!("{}, {}", row.what, row.unit);
+        let what = if row.unit.is_empty() { row.what.to_owned() } else { format!("{}, {}", row.what, row.unit) };
         let line = format!("{what:<46}{:>9.2}{theirs:>9}{ratio:>8}  {of:<30}{}", row.ours, row.aim);
         println!("{}", line.trim_end());
     }
@@ -246,13 +256,19 @@ fn sim() -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn burst(trials: u32) -> Result<Vec<Row>> {
+/// Runs one of the benchmarks that need a lab; what it found.
+fn in_a_lab(bin: &str, numbers: &[u32]) -> Result<Value> {
     build(&["ebb-coordinator"])?;
     let mut cargo = Command::new("cargo");
-    cargo.args(["run", "--quiet", "--package", "ebb-tests", "--bin", "bench-burst", "--", &trials.to_string()]);
+    cargo.args(["run", "--quiet", "--package", "ebb-tests", "--bin", bin, "--"]);
+    cargo.args(numbers.iter().map(u32::to_string));
     // Its warnings and progress are for the one who waits.
     cargo.env("EBB_BUILD_PROFILE", "release").stderr(std::process::Stdio::inherit()).current_dir(root());
-    let document: Value = serde_json::from_str(&capture(&mut cargo)?).context("read the trials")?;
+    serde_json::from_str(&capture(&mut cargo)?).context("read the figures")
+}
+
+fn burst(trials: u32) -> Result<Vec<Row>> {
+    let document = in_a_lab("bench-burst", &[trials])?;
     let row = |what, from: &str, percentile: &str, aim| {
         let figure = |who: &str| document[who][from][percentile].as_f64().with_context(|| format!("find {percentile}"));
         anyhow::Ok(Row {
@@ -270,5 +286,76 @@ fn burst(trials: u32) -> Result<Vec<Row>> {
         row("pod created to SetDesired, p50", "fromCreationMs", "p50", "")?,
         row("pod created to SetDesired, p90", "fromCreationMs", "p90", "")?,
         row("pod created to SetDesired, max", "fromCreationMs", "max", "")?,
+    ])
+}
+
+fn decide(args: &Args) -> Result<Vec<Row>> {
+    let document = in_a_lab("bench-decide", &[args.trials, args.nodes, args.pods])?;
+    eprintln!("the cluster: {} nodes, {} pods, made in {} s", args.nodes, args.pods, document["fillSeconds"]);
+    let figure = |path: &str| document.pointer(path).and_then(Value::as_f64).with_context(|| format!("find {path}"));
+    let row = |what, unit, ours: &str, theirs: Option<(&str, &'static str)>, aim| {
+        let theirs = theirs.map(|(path, who)| anyhow::Ok((figure(path)?, who))).transpose()?;
+        anyhow::Ok(Row { what, unit, ours: figure(ours)?, theirs, aim })
+    };
+    let scheduler = |path| Some((path, "kube-scheduler, the same minute"));
+    let floor = |path| Some((path, "watch and call, nothing else"));
+    Ok(vec![
+        row("from its start to a whole picture", "s", "/syncedSeconds", None, "")?,
+        row(
+            "resident memory, idle",
+            "MiB",
+            "/idle/ebb/rssMib",
+            scheduler("/idle/scheduler/rssMib"),
+            "below 200 MiB at 5000 nodes, 150 000 pods",
+        )?,
+        row("its peak so far", "MiB", "/idle/ebb/peakMib", scheduler("/idle/scheduler/peakMib"), "")?,
+        row(
+            "CPU in an idle minute, no reports",
+            "s",
+            "/idle/ebb/cpuSeconds",
+            scheduler("/idle/scheduler/cpuSeconds"),
+            "",
+        )?,
+        row(
+            "unschedulable to SetDesired, p50",
+            "ms",
+            "/trials/ebb/fromUnschedulableMs/p50",
+            floor("/trials/floor/fromUnschedulableMs/p50"),
+            "",
+        )?,
+        row(
+            "unschedulable to SetDesired, p99",
+            "ms",
+            "/trials/ebb/fromUnschedulableMs/p99",
+            floor("/trials/floor/fromUnschedulableMs/p99"),
+            "below 1 s",
+        )?,
+        row(
+            "pod created to SetDesired, p50",
+            "ms",
+            "/trials/ebb/fromCreationMs/p50",
+            floor("/trials/floor/fromCreationMs/p50"),
+            "",
+        )?,
+        row(
+            "pod created to SetDesired, p99",
+            "ms",
+            "/trials/ebb/fromCreationMs/p99",
+            floor("/trials/floor/fromCreationMs/p99"),
+            "",
+        )?,
+        row("of that the rules, mean", "ms", "/trials/rulesMs", None, "")?,
+        row("1000 pods, first to last created", "ms", "/burst/createdMs", None, "")?,
+        row(
+            "last created to last SetDesired",
+            "ms",
+            "/burst/askedMs",
+            Some(("/burst/refusedMs", "until the scheduler refused it")),
+            "within 2 s",
+        )?,
+        row("calls of SetDesired", "", "/burst/calls", Some(("/burst/groups", "groups that grow")), "one each")?,
+        row("nodes asked for", "", "/burst/nodes", Some(("/burst/nodesNeeded", "nodes needed")), "")?,
+        row("the rules, over the whole burst", "ms", "/burst/rulesMs", None, "")?,
+        row("resident memory, after the burst", "MiB", "/after/rssMib", None, "")?,
     ])
 }
