@@ -52,7 +52,9 @@ impl Lab {
     /// The calls of one action so far, in the order of their answers.
     pub fn aws_calls(&self, action: &str) -> Vec<AwsCall> {
         let log = std::fs::read_to_string(&self.aws_log).expect("the fake AWS has a log");
-        let calls = log.lines().map(|line| serde_json::from_str::<AwsCall>(line).expect("each line is a call"));
+        // The last line may be half written.
+        let lines = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let calls = lines.map(|line| serde_json::from_str::<AwsCall>(line).expect("each line is a call"));
         calls.filter(|call| call.action == action).collect()
     }
 
