@@ -1,5 +1,6 @@
 //! Amounts of what pods ask for and nodes offer.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -11,12 +12,16 @@ use crate::units::{InvalidQuantity, parse_quantity_milli};
 /// The name Kubernetes gives NVIDIA's GPUs.
 pub const NVIDIA_GPU: &str = "nvidia.com/gpu";
 const CPU: &str = "cpu";
+/// Names that nearly all amounts go by: nobody keeps copies of these.
+const COMMON: [&str; 5] = [CPU, "memory", "pods", "ephemeral-storage", NVIDIA_GPU];
 
 /// Amounts by resource name: `cpu` in thousandths of a core, everything else in its own unit (bytes, devices, pods).
 ///
-/// A name that is absent stands for zero, so that comparing and subtracting need no special cases.
+/// A name that is absent stands for zero, so that comparing and subtracting need no special cases. In the order of the
+/// names; no map, because every pod has one of these, with three amounts in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Resources(BTreeMap<String, u64>);
+#[serde(from = "BTreeMap<String, u64>", into = "BTreeMap<String, u64>")]
+pub struct Resources(Vec<(Cow<'static, str>, u64)>);
 
 impl Resources {
     /// Reads a Kubernetes resource list.
@@ -41,15 +46,24 @@ impl Resources {
     }
 
     pub fn amount(&self, name: &str) -> u64 {
-        self.0.get(name).copied().unwrap_or(0)
+        self.find(name).map_or(0, |index| self.0[index].1)
     }
 
     pub fn set(&mut self, name: &str, amount: u64) {
-        if amount == 0 {
-            self.0.remove(name);
-        } else {
-            self.0.insert(name.to_owned(), amount);
+        match self.find(name) {
+            Ok(index) if amount == 0 => _ = self.0.remove(index),
+            Ok(index) => self.0[index].1 = amount,
+            Err(_) if amount == 0 => {}
+            Err(index) => {
+                let common = COMMON.into_iter().find(|common| *common == name).map(Cow::Borrowed);
+                self.0.insert(index, (common.unwrap_or_else(|| Cow::Owned(name.to_owned())), amount));
+            }
         }
+    }
+
+    /// Where it is, or would be.
+    fn find(&self, name: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| known.as_ref().cmp(name))
     }
 
     pub fn has_gpu(&self) -> bool {
@@ -58,7 +72,7 @@ impl Resources {
 
     /// The first resource of which `free` has too little, if any.
     pub fn lacking_in(&self, free: &Self) -> Option<&str> {
-        self.0.iter().find(|(name, amount)| **amount > free.amount(name)).map(|(name, _)| name.as_str())
+        self.0.iter().find(|(name, amount)| *amount > free.amount(name)).map(|(name, _)| name.as_ref())
     }
 
     pub fn add(&mut self, other: &Self) {
@@ -82,7 +96,7 @@ impl Resources {
 
     /// Lowers each amount to `other`'s where that is lower.
     pub fn lower_to(&mut self, other: &Self) {
-        self.0.retain(|name, amount| {
+        self.0.retain_mut(|(name, amount)| {
             *amount = (*amount).min(other.amount(name));
             *amount > 0
         });
@@ -102,7 +116,7 @@ impl Resources {
 
     /// The largest share of `whole` that `self` takes of any resource, in thousandths, held to 1000.
     pub fn dominant_permille(&self, whole: &Self) -> u64 {
-        let share = |(name, amount): (&String, &u64)| match whole.amount(name) {
+        let share = |(name, amount): &(Cow<str>, u64)| match whole.amount(name) {
             0 => 1000,
             all => u64::try_from(u128::from(*amount) * 1000 / u128::from(all)).unwrap_or(1000).min(1000),
         };
@@ -112,12 +126,26 @@ impl Resources {
 
 impl fmt::Display for Resources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = |(name, amount): (&String, &u64)| match name.as_str() {
+        let text = |(name, amount): &(Cow<str>, u64)| match name.as_ref() {
             CPU => format!("cpu {amount}m"),
             "memory" | "ephemeral-storage" => format!("{name} {}Mi", amount.div_ceil(1 << 20)),
             _ => format!("{name} {amount}"),
         };
         f.write_str(&self.0.iter().map(text).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl From<BTreeMap<String, u64>> for Resources {
+    fn from(amounts: BTreeMap<String, u64>) -> Self {
+        let mut resources = Self::default();
+        amounts.iter().for_each(|(name, amount)| resources.set(name, *amount));
+        resources
+    }
+}
+
+impl From<Resources> for BTreeMap<String, u64> {
+    fn from(resources: Resources) -> Self {
+        resources.0.into_iter().map(|(name, amount)| (name.into_owned(), amount)).collect()
     }
 }
 
