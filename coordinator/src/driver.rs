@@ -27,25 +27,20 @@ const REST: Duration = Duration::from_millis(1);
 /// A driver that does not answer for this long is stuck. Below the kubelet's usual probe timeouts of some seconds.
 const PATIENCE: Duration = Duration::from_millis(900);
 
-/// What others ask the driver for. Whether it answers also shows that it is alive.
+/// What the driver can be asked.
 pub enum Query {
-    Cluster(oneshot::Sender<Cluster>),
+    /// Whether it still goes round.
+    Alive(oneshot::Sender<()>),
+    /// What a successor should know.
     Memory(oneshot::Sender<Memory>),
+    /// With every pod in it, so it takes a while to draw in a large cluster.
+    Picture(oneshot::Sender<Cluster>),
 }
 
 pub type Queries = mpsc::Sender<Query>;
 
-/// The driver's picture; `None` if it does not answer.
-pub async fn ask(queries: &Queries) -> Option<Cluster> {
-    answer(queries, Query::Cluster).await
-}
-
-/// What a successor should know; `None` if the driver does not answer.
-pub async fn memory(queries: &Queries) -> Option<Memory> {
-    answer(queries, Query::Memory).await
-}
-
-async fn answer<T>(queries: &Queries, query: fn(oneshot::Sender<T>) -> Query) -> Option<T> {
+/// The driver's answer; `None` if there is none in time.
+pub async fn ask<T>(queries: &Queries, query: fn(oneshot::Sender<T>) -> Query) -> Option<T> {
     let (reply, answer) = oneshot::channel();
     timeout(PATIENCE, async {
         queries.send(query(reply)).await.ok()?;
@@ -94,8 +89,9 @@ impl Driver {
     fn answer(&self, query: Query) {
         let now = self.clock.now();
         match query {
-            Query::Cluster(reply) => _ = reply.send(self.fleet.view(now)),
+            Query::Alive(reply) => _ = reply.send(()),
             Query::Memory(reply) => _ = reply.send(self.fleet.memory(now)),
+            Query::Picture(reply) => _ = reply.send(self.fleet.view(now)),
         }
     }
 
@@ -208,9 +204,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn questions_are_answered_while_nothing_happens() {
         let bench = bench(None);
-        let (reply, view) = oneshot::channel();
-        bench.queries.send(Query::Cluster(reply)).await.unwrap();
-        assert_eq!(view.await.unwrap().groups[0].max, 3);
+        assert_eq!(ask(&bench.queries, Query::Alive).await, Some(()));
+        assert_eq!(ask(&bench.queries, Query::Picture).await.unwrap().groups[0].max, 3);
         bench.stop.cancel();
         bench.task.await.unwrap();
     }

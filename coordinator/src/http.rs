@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::decisions::Decisions;
-use crate::driver::{self, Queries};
+use crate::driver::{self, Queries, Query};
 use crate::metrics::Metrics;
 use crate::standing::Standing;
 
@@ -52,7 +52,7 @@ pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken)
 }
 
 async fn metrics(State(shown): State<Shown>) -> Response {
-    let Some(view) = driver::ask(&shown.queries).await else {
+    let Some(view) = driver::ask(&shown.queries, Query::Picture).await else {
         return stuck();
     };
     shown.metrics.show(&view);
@@ -65,7 +65,7 @@ async fn metrics(State(shown): State<Shown>) -> Response {
 
 /// Alive: the one loop goes round. Whether AWS or the API server answer is not ours to mend by a restart.
 async fn healthz(State(shown): State<Shown>) -> Response {
-    match driver::ask(&shown.queries).await {
+    match driver::ask(&shown.queries, Query::Alive).await {
         Some(_) => "ok\n".into_response(),
         None => stuck(),
     }
@@ -81,7 +81,7 @@ async fn readyz(State(shown): State<Shown>) -> Response {
 }
 
 async fn cluster(State(shown): State<Shown>) -> Response {
-    match driver::ask(&shown.queries).await {
+    match driver::ask(&shown.queries, Query::Picture).await {
         Some(cluster) => Json(Seen { now: shown.clock.now(), cluster }).into_response(),
         None => stuck(),
     }

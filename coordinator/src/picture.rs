@@ -8,7 +8,7 @@ use ebb_page::Page;
 use tokio::time::sleep;
 
 use crate::clock::Clock;
-use crate::driver::{self, Queries};
+use crate::driver::{self, Queries, Query};
 
 /// While somebody looks.
 const WATCHED: Duration = Duration::from_secs(1);
@@ -18,7 +18,7 @@ const UNWATCHED: Duration = Duration::from_secs(15);
 pub async fn keep(page: Page, queries: Queries, clock: Clock) {
     let mut meter = Meter::new(clock.now());
     loop {
-        if let Some(cluster) = driver::ask(&queries).await {
+        if let Some(cluster) = driver::ask(&queries, Query::Picture).await {
             page.show(&snapshot(cluster, &mut meter, clock.now()));
         }
         let rest = if page.watchers() > 0 { WATCHED } else { UNWATCHED };

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::Clock;
-use crate::driver::{self, Queries};
+use crate::driver::{self, Queries, Query};
 use crate::standing::Standing;
 
 /// The ConfigMap's name, and its keys.
@@ -76,8 +76,8 @@ impl Status {
     }
 
     async fn write(&self) -> Result<(), Error> {
-        let cluster = driver::ask(&self.queries).await.ok_or(Error::Stuck)?;
-        let memory = driver::memory(&self.queries).await.ok_or(Error::Stuck)?;
+        let cluster = driver::ask(&self.queries, Query::Picture).await.ok_or(Error::Stuck)?;
+        let memory = driver::ask(&self.queries, Query::Memory).await.ok_or(Error::Stuck)?;
         let mut memory = serde_json::to_string(&memory).expect("a memory always serialises");
         if memory.len() > LARGEST_MEMORY {
             tracing::warn!(bytes = memory.len(), "too much to remember; a successor begins all timers anew");

@@ -42,7 +42,7 @@ impl Resources {
 
     /// Name and amount of all that are not zero.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.0.iter().map(|(name, amount)| (name.as_str(), *amount))
+        self.0.iter().map(|(name, amount)| (name.as_ref(), *amount))
     }
 
     pub fn amount(&self, name: &str) -> u64 {
