@@ -297,7 +297,7 @@ fn decide(args: &Args) -> Result<Vec<Row>> {
         let theirs = theirs.map(|(path, who)| anyhow::Ok((figure(path)?, who))).transpose()?;
         anyhow::Ok(Row { what, unit, ours: figure(ours)?, theirs, aim })
     };
-    let scheduler = |path| Some((path, "kube-scheduler, the same minute"));
+    let scheduler = |path| Some((path, "kube-scheduler"));
     let floor = |path| Some((path, "watch and call, nothing else"));
     Ok(vec![
         row("from its start to a whole picture", "s", "/syncedSeconds", None, "")?,
@@ -344,13 +344,13 @@ fn decide(args: &Args) -> Result<Vec<Row>> {
             floor("/trials/floor/fromCreationMs/p99"),
             "",
         )?,
-        row("of that the rules, mean", "ms", "/trials/rulesMs", None, "")?,
+        row("the rules, over one such pod's trial", "ms", "/trials/rulesMs", None, "")?,
         row("1000 pods, first to last created", "ms", "/burst/createdMs", None, "")?,
         row(
             "last created to last SetDesired",
             "ms",
             "/burst/askedMs",
-            Some(("/burst/refusedMs", "until the scheduler refused it")),
+            Some(("/burst/refusedMs", "the scheduler's last refusal")),
             "within 2 s",
         )?,
         row("calls of SetDesired", "", "/burst/calls", Some(("/burst/groups", "groups that grow")), "one each")?,

@@ -60,6 +60,8 @@ async fn main() {
     ebb.lab.wait_until("the coordinator to lead and see", PATIENCE, leads).await;
     let synced = starting.elapsed().as_secs_f64();
     let idle = idle(&ebb, nodes).await;
+    // Said at once: in a large cluster the rest takes long.
+    eprintln!("idle: {idle}");
 
     let mut watch = Trials::begin(&ebb);
     let before = rules_seconds(&ebb).await;
