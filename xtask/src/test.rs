@@ -49,7 +49,7 @@ enum Group {
     Manifests,
     /// The harness itself: control plane, fake AWS, nodes; and our fake AWS beside moto's.
     Lab,
-    /// One burst, up and down, through real parts.
+    /// One burst, up and down, through real parts; and which of several groups grows.
     Burst,
     /// The scheduling model against the real kube-scheduler, pod by pod.
     Scheduler,
@@ -127,7 +127,9 @@ impl Group {
             }
             Self::Lab => tests(&["--package", "ebb-tests", "--test", "lab", "--test", "moto"]),
             // What a test prints shows what was decided, and why.
-            Self::Burst => tests(&["--package", "ebb-tests", "--test", "burst", "--", "--show-output"]),
+            Self::Burst => {
+                tests(&["--package", "ebb-tests", "--test", "burst", "--test", "groups", "--", "--show-output"])
+            }
             Self::Browser => {
                 tools::apt_install(&["chromium", "chromium-driver"])?;
                 // It prints how smooth a thousand nodes are, which it can say only while nothing else runs.
