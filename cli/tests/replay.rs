@@ -90,7 +90,7 @@ impl World {
 
     fn group(&self, name: &str) -> GroupState {
         let ids = self.instances.iter().filter(|_| name == "cpu-workers");
-        let instances: Vec<_> = ids.map(|id| Instance { id: id.clone(), live: true }).collect();
+        let instances: Vec<_> = ids.map(|id| Instance { id: id.clone(), live: true, zone: None }).collect();
         GroupState { name: name.into(), max: 5, desired: instances.len() as u32, instances, ..GroupState::default() }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ebb_core::classify::{self, IdlePolicy};
 use ebb_core::instance;
 use ebb_core::kubernetes::{Taint, TaintEffect};
-use ebb_core::policy::{self, Expander, Policy};
+use ebb_core::policy::{self, Expander, Launch, Policy};
 use ebb_core::price::{self, Dollars};
 use ebb_core::resources::Resources;
 use ebb_core::time::parse_duration;
@@ -101,6 +101,7 @@ impl Check {
             batch_window: self.duration(file.batch_window.as_ref(), default.batch_window),
             provision_timeout: self.limit(file.provision_timeout.as_ref(), default.provision_timeout),
             expander: self.read(file.expander.as_ref(), default.expander, expander),
+            launch: self.read(file.launch.as_ref(), default.launch, launch),
         }
     }
 
@@ -284,6 +285,14 @@ fn integer(text: &str) -> Result<i32, String> {
 
 fn flag(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| format!("`{text}` is neither true nor false"))
+}
+
+fn launch(text: &str) -> Result<Launch, String> {
+    match text {
+        "launchInstances" => Ok(Launch::LaunchInstances),
+        "setDesiredCapacity" => Ok(Launch::SetDesiredCapacity),
+        _ => Err(format!("`{text}` is no way to launch: setDesiredCapacity or launchInstances")),
+    }
 }
 
 fn expander(text: &str) -> Result<Expander, String> {

@@ -68,6 +68,7 @@ pub(super) struct ScaleUp {
     pub(super) batch_window: Option<Text>,
     pub(super) provision_timeout: Option<Text>,
     pub(super) expander: Option<Text>,
+    pub(super) launch: Option<Text>,
 }
 
 #[derive(Default, Deserialize)]

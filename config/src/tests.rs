@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use ebb_core::classify::IdlePolicy;
 use ebb_core::kubernetes::TaintEffect;
-use ebb_core::policy::{ScaleDown, ScaleUp};
+use ebb_core::policy::{Launch, ScaleDown, ScaleUp};
 
 use super::*;
 
@@ -69,6 +69,12 @@ fn prices_are_known_or_given_where_they_are_compared() {
         &format!("{GROUP}scaleUp: {{expander: random}}\nscaleDown: {{consolidate: perhaps}}"),
         &["f:2:21: `random` is no expander: leastWaste or price", "f:3:26: `perhaps` is neither true nor false"],
     );
+    refused(
+        &format!("{GROUP}scaleUp: {{launch: rockets}}"),
+        &["f:2:19: `rockets` is no way to launch: setDesiredCapacity or launchInstances"],
+    );
+    let policy = parse(&format!("{GROUP}scaleUp: {{launch: launchInstances}}")).unwrap();
+    assert_eq!(policy.scale_up.launch, Launch::LaunchInstances);
 }
 
 #[test]

@@ -8,7 +8,9 @@ pub fn about(action: &Action) -> String {
         Action::CancelDrain { node, .. } | Action::Drain { node, .. } => node.clone(),
         Action::Describe { groups, .. } => groups.join(","),
         Action::Explain { namespace, pod, .. } => format!("{namespace}/{pod}"),
-        Action::SetDesired { group, .. } | Action::Terminate { group, .. } => group.clone(),
+        Action::Launch { group, .. } | Action::SetDesired { group, .. } | Action::Terminate { group, .. } => {
+            group.clone()
+        }
     }
 }
 
@@ -20,6 +22,9 @@ pub fn log(taken: &Action) {
     };
     let action = taken.name();
     match taken {
+        Action::Launch { group, zone, from, to, token, .. } => {
+            tracing::info!(action, %group, %zone, from, to, %token, %because, "decided");
+        }
         Action::SetDesired { group, from, to, .. } => {
             tracing::info!(action, %group, from, to, %because, "decided");
         }

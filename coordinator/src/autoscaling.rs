@@ -1,4 +1,4 @@
-//! The Auto Scaling API: five calls, and what their errors mean to the core.
+//! The Auto Scaling API: six calls, and what their errors mean to the core.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,13 +8,15 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_autoscaling::Client;
 use aws_sdk_autoscaling::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
-use aws_sdk_autoscaling::types::{Activity, AutoScalingGroup, ScalingActivityStatusCode};
+use aws_sdk_autoscaling::types::{
+    Activity, AutoScalingGroup, LaunchInstancesError, RetryStrategy, ScalingActivityStatusCode,
+};
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use ebb_core::fleet::{self, Failure, GroupState};
 use ebb_core::launch::LaunchFailure;
 use ebb_core::time::Instant;
 
-use crate::effects::{CALL_TIMEOUT, CallError};
+use crate::effects::{CALL_TIMEOUT, CallError, Outcome};
 
 /// What the API takes at most in `AutoScalingGroupNames` and gives at most in one page.
 const NAMES: usize = 100;
@@ -73,22 +75,46 @@ impl AutoScaling {
         Ok(reply.activities().iter().filter_map(failure_of).collect())
     }
 
-    /// Sets the desired capacity if it still is `from`. The API knows no such condition, so look first: without that,
-    /// a capacity raised by somebody else would be lowered, and nodes at work terminated.
-    pub async fn set_desired(&self, group: &str, from: u32, to: u32) -> Result<(), CallError> {
-        let found = self.describe(&[group.to_owned()]).await?;
-        let Some(found) = found.first() else {
-            return Err(CallError { failure: Failure::NotFound, detail: format!("there is no group {group}") });
+    /// Launches the instances from one desired capacity to the other in this zone, if that still is what it was. What
+    /// cannot be launched is not tried again, and not desired either.
+    pub async fn launch(&self, group: &str, zone: &str, from: u32, to: u32, token: &str) -> Result<Outcome, CallError> {
+        self.expect_desired(group, from).await?;
+        let call = self.client.launch_instances().auto_scaling_group_name(group).availability_zones(zone);
+        let call = call.requested_capacity(i32::try_from(to - from).unwrap_or(i32::MAX)).client_token(token);
+        let reply = call.retry_strategy(RetryStrategy::None).send().await.map_err(|error| call_error(&error))?;
+        let failure = |error: &LaunchInstancesError| {
+            let [code, message] = [error.error_code(), error.error_message()].map(Option::unwrap_or_default);
+            format!("{code}: {message}")
         };
-        if found.desired != from {
-            let detail = format!("desired capacity of {group} is {}, not {from}", found.desired);
-            return Err(CallError { failure: Failure::Conflict, detail });
-        }
+        Ok(Outcome::Launched {
+            instances: reply.instances().iter().flat_map(|some| some.instance_ids()).cloned().collect(),
+            failures: reply.errors().iter().map(failure).collect(),
+        })
+    }
+
+    /// Sets the desired capacity if it still is `from`: without that, a capacity raised by somebody else would be
+    /// lowered, and nodes at work terminated.
+    pub async fn set_desired(&self, group: &str, from: u32, to: u32) -> Result<(), CallError> {
+        self.expect_desired(group, from).await?;
         let call = self.client.set_desired_capacity().auto_scaling_group_name(group).honor_cooldown(false);
         call.desired_capacity(i32::try_from(to).unwrap_or(i32::MAX))
             .send()
             .await
             .map_err(|error| call_error(&error))?;
+        Ok(())
+    }
+
+    /// The API knows no such condition, so look first.
+    async fn expect_desired(&self, group: &str, expected: u32) -> Result<(), CallError> {
+        let call = self.client.describe_auto_scaling_groups().auto_scaling_group_names(group);
+        let reply = call.send().await.map_err(|error| call_error(&error))?;
+        let Some(found) = reply.auto_scaling_groups().first().map(state) else {
+            return Err(CallError { failure: Failure::NotFound, detail: format!("there is no group {group}") });
+        };
+        if found.desired != expected {
+            let detail = format!("desired capacity of {group} is {}, not {expected}", found.desired);
+            return Err(CallError { failure: Failure::Conflict, detail });
+        }
         Ok(())
     }
 
@@ -124,6 +150,7 @@ fn state(group: &AutoScalingGroup) -> GroupState {
         fleet::Instance {
             id: instance.instance_id().unwrap_or_default().to_owned(),
             live: state == "InService" || state.starts_with("Pending"),
+            zone: instance.availability_zone().map(str::to_owned),
         }
     };
     GroupState {
@@ -214,7 +241,11 @@ mod tests {
             let instance =
                 aws_sdk_autoscaling::types::Instance::builder().instance_id("i").lifecycle_state(state.into());
             let group = AutoScalingGroup::builder().desired_capacity(1).instances(instance.build()).build();
-            assert_eq!(super::state(&group).instances, [fleet::Instance { id: "i".into(), live }], "{state}");
+            assert_eq!(
+                super::state(&group).instances,
+                [fleet::Instance { id: "i".into(), live, zone: None }],
+                "{state}"
+            );
         };
         for state in ["Pending", "Pending:Wait", "Pending:Proceed", "InService"] {
             check(state, true);

@@ -34,6 +34,7 @@ pub struct CallError {
 pub enum Outcome {
     Done,
     Groups(Vec<GroupState>),
+    Launched { instances: Vec<String>, failures: Vec<String> },
 }
 
 /// The world that actions change: the real one, or a test's.
@@ -112,6 +113,7 @@ async fn carry_out(outside: &impl Outside, action: Action, standing: &Standing, 
     match result {
         Ok(Outcome::Done) => Event::Done(action),
         Ok(Outcome::Groups(groups)) => Event::Groups { asked: action, groups },
+        Ok(Outcome::Launched { instances, failures }) => Event::Launched { asked: action, instances, failures },
         Err(CallError { failure, detail }) => {
             tracing::warn!(
                 action = action.name(),

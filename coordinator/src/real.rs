@@ -21,6 +21,9 @@ impl Outside for Real {
             Action::Explain { namespace, pod, uid, because } => {
                 self.kubernetes.explain(namespace, pod, uid, because).await?;
             }
+            Action::Launch { group, zone, from, to, token, .. } => {
+                return self.autoscaling.launch(group, zone, *from, *to, token).await;
+            }
             Action::SetDesired { group, from, to, .. } => self.autoscaling.set_desired(group, *from, *to).await?,
             Action::Terminate { instance, .. } => self.autoscaling.terminate(instance).await?,
         }

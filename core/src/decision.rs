@@ -45,7 +45,9 @@ impl Decision {
     /// Whether it changes the group, or one of these nodes of it.
     pub fn changes_group(&self, group: &str, nodes: &[&str]) -> bool {
         match &self.action {
-            Action::SetDesired { group: changed, .. } | Action::Terminate { group: changed, .. } => changed == group,
+            Action::Launch { group: changed, .. }
+            | Action::SetDesired { group: changed, .. }
+            | Action::Terminate { group: changed, .. } => changed == group,
             Action::CancelDrain { node, .. } | Action::Drain { node, .. } => nodes.contains(&node.as_str()),
             Action::Describe { .. } | Action::Explain { .. } => false,
         }
@@ -57,7 +59,9 @@ impl Decision {
                 node == name
             }
             Action::Explain { because: Reason::SchedulerToPlace { node }, .. } => node == name,
-            Action::Describe { .. } | Action::Explain { .. } | Action::SetDesired { .. } => false,
+            Action::Describe { .. } | Action::Explain { .. } | Action::Launch { .. } | Action::SetDesired { .. } => {
+                false
+            }
         }
     }
 

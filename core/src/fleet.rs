@@ -34,7 +34,7 @@ use template::Template;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Event {
-    /// An action was carried out. (An [`Action::Describe`] is answered by `Groups`.)
+    /// An action was carried out. (An [`Action::Describe`] is answered by `Groups`, an [`Action::Launch`] by `Launched`.)
     Done(Action),
     /// An action failed; nothing is known of its effect but what a later observation shows.
     Failed {
@@ -45,6 +45,13 @@ pub enum Event {
     Groups {
         asked: Action,
         groups: Vec<GroupState>,
+    },
+    /// The reply to an [`Action::Launch`]: what came of it, which may be less than was asked for.
+    Launched {
+        asked: Action,
+        instances: Vec<String>,
+        /// In AWS' words.
+        failures: Vec<String>,
     },
     /// Whether this coordinator leads. Only a leader acts.
     Leading(bool),
@@ -105,6 +112,9 @@ pub struct Instance {
     pub id: String,
     /// Whether its lifecycle state is one on the way to or in service (`Pending*`, `InService`).
     pub live: bool,
+    /// Its availability zone.
+    #[serde(default)]
+    pub zone: Option<String>,
 }
 
 /// Why a call failed: a closed set, for the rules and for metrics' labels.
@@ -180,6 +190,17 @@ pub enum Action {
         uid: String,
         because: Reason,
     },
+    /// Launch the instances from one desired capacity to the other in this zone, if that still is what it was, and say
+    /// what came of it.
+    Launch {
+        group: String,
+        zone: String,
+        from: u32,
+        to: u32,
+        /// Asked twice under the same token, it is done once.
+        token: String,
+        because: Reason,
+    },
     SetDesired {
         group: String,
         from: u32,
@@ -203,6 +224,7 @@ impl Action {
             Self::Describe { .. } => "describe",
             Self::Drain { .. } => "drain",
             Self::Explain { .. } => "explain",
+            Self::Launch { .. } => "launch",
             Self::SetDesired { .. } => "set_desired",
             Self::Terminate { .. } => "terminate",
         }
@@ -214,6 +236,7 @@ impl Action {
             Self::CancelDrain { because, .. }
             | Self::Drain { because, .. }
             | Self::Explain { because, .. }
+            | Self::Launch { because, .. }
             | Self::SetDesired { because, .. }
             | Self::Terminate { because, .. } => Some(because),
             Self::Describe { .. } => None,
@@ -227,9 +250,17 @@ impl Action {
             Self::Describe { groups, .. } => format!("looks at {}", groups.join(", ")),
             Self::Drain { node, .. } => format!("asks {node} to drain"),
             Self::Explain { namespace, pod, .. } => format!("leaves pod {namespace}/{pod} waiting"),
+            Self::Launch { group, zone, from, to, .. } => {
+                format!("launches {} of {group} in {zone}, from {from} to {to} instances", to - from)
+            }
             Self::SetDesired { group, from, to, .. } => format!("raises {group} from {from} to {to} instances"),
             Self::Terminate { group, node, .. } => format!("terminates {node} of {group}"),
         }
+    }
+
+    /// Whether a launch may have had its effect and this description not show it.
+    fn may_be_unseen_in(&self, state: Option<&GroupState>) -> bool {
+        matches!(self, Self::Launch { from, .. } if state.is_some_and(|state| state.desired == *from))
     }
 
     /// What only one call at a time may touch. A node whose instance is being terminated must not be opened to pods
@@ -239,7 +270,7 @@ impl Action {
             Self::CancelDrain { node, .. } | Self::Drain { node, .. } => vec![Target::Node(node.clone())],
             Self::Describe { .. } => vec![Target::Describe],
             Self::Explain { .. } => Vec::new(),
-            Self::SetDesired { group, .. } => vec![Target::Group(group.clone())],
+            Self::Launch { group, .. } | Self::SetDesired { group, .. } => vec![Target::Group(group.clone())],
             Self::Terminate { group, node, .. } => vec![Target::Group(group.clone()), Target::Node(node.clone())],
         }
     }
@@ -327,6 +358,12 @@ struct Group {
     /// What the last of its nodes that was seen ready offers.
     shown: Option<Resources>,
     failures: launch::Memory,
+    /// What is remembered of launches in one zone.
+    failures_in: BTreeMap<String, launch::Memory>,
+    /// Until when instances are not launched one by one, because the API has refused that.
+    launches_refused_until: Option<Instant>,
+    /// A call that may have had an effect which no description has shown yet.
+    unanswered: Option<Action>,
     /// Since when it has fewer instances than desired, with none that came meanwhile.
     short_since: Option<Instant>,
     /// `None`: not yet described, or unknown to the API.
@@ -355,6 +392,9 @@ impl Group {
             template: Template::configured(policy),
             shown: None,
             failures: launch::Memory::default(),
+            failures_in: BTreeMap::new(),
+            launches_refused_until: None,
+            unanswered: None,
             short_since: None,
             observed: None,
             asked_at: None,
@@ -377,9 +417,9 @@ impl Group {
         Some(newer.map_or(observed.desired, |decided| decided.desired))
     }
 
-    fn live(&self) -> impl Iterator<Item = &str> {
+    fn live(&self) -> impl Iterator<Item = &Instance> {
         let instances = self.observed.iter().flat_map(|observed| &observed.instances);
-        instances.filter(|instance| instance.live && !self.terminated.contains(&instance.id)).map(|i| i.id.as_str())
+        instances.filter(|instance| instance.live && !self.terminated.contains(&instance.id))
     }
 }
 
@@ -409,6 +449,10 @@ struct Written {
     /// From then on the watch is believed again, whatever it shows.
     until: Instant,
 }
+
+/// How long instances are not launched one by one in a group where the API has refused it: it has no launch template, or
+/// rights are missing, and somebody may mend that.
+const LAUNCHES_REFUSED: Duration = Duration::from_secs(60 * 60);
 
 /// How long a watch may lag behind our own writes. Seconds are rare even on a loaded API server.
 const WATCH_LAG: Duration = Duration::from_secs(10);
@@ -532,7 +576,7 @@ impl Fleet {
     pub fn view(&self, now: Instant) -> view::Cluster {
         let mut group_of = BTreeMap::new();
         let groups = self.groups.iter().map(|(name, group)| {
-            group_of.extend(group.live().map(|instance| (instance, name)));
+            group_of.extend(group.live().map(|instance| (instance.id.as_str(), name)));
             let policy = &self.policy.groups[name];
             let bounds = group.observed.as_ref().map(|observed| observed.bounds(policy));
             let (min, max) = bounds.unwrap_or((policy.min, policy.max));
@@ -599,28 +643,11 @@ impl Fleet {
         match event {
             Event::Done(action) => self.done(now, action),
             Event::Failed { action, failure } => {
-                for target in action.targets() {
-                    if let Target::Group(name) = &target
-                        && !matches!(failure, Failure::Denied | Failure::Throttled)
-                        && let Some(group) = self.groups.get_mut(name)
-                    {
-                        // It is not as we thought, or the call took effect and only its reply was lost.
-                        group.asked_at = None;
-                    }
-                    let call = self.calls.entry(target).or_default();
-                    call.failures += 1;
-                    call.retry_at = Some(now + failure.backoff(call.failures));
-                }
-                if let Action::Drain { node, uid, intent, .. } = action
-                    && matches!(failure, Failure::Conflict | Failure::Unavailable)
-                {
-                    // It may stand there, now or from an earlier try: until the watch must have shown it, no other
-                    // node is asked in its place.
-                    self.written(now, &node, &uid, Some(intent));
-                }
+                self.failed(now, action, failure);
                 Some(Soon::Now)
             }
             Event::Groups { asked, groups } => self.described(now, &asked, groups),
+            Event::Launched { asked, instances, failures } => self.launched(now, &asked, instances, failures),
             Event::Leading(leading) => {
                 self.leading = leading;
                 Some(Soon::Now)
@@ -693,8 +720,68 @@ impl Fleet {
                     member.spared_until = Some(now + SPARED);
                 }
             }
-            Action::Describe { .. } => {}
+            Action::Describe { .. } | Action::Launch { .. } => {}
             Action::Explain { .. } => return None,
+        }
+        Some(Soon::Now)
+    }
+
+    fn failed(&mut self, now: Instant, action: Action, failure: Failure) {
+        for target in action.targets() {
+            if let Target::Group(name) = &target
+                && let Some(group) = self.groups.get_mut(name)
+            {
+                if matches!(action, Action::Launch { .. }) && matches!(failure, Failure::Denied | Failure::Rejected) {
+                    // There is another way to ask.
+                    group.launches_refused_until = Some(now + LAUNCHES_REFUSED);
+                    self.calls.remove(&target);
+                    continue;
+                }
+                // It is not as we thought, or the call took effect and only its reply was lost.
+                if !matches!(failure, Failure::Denied | Failure::Throttled) {
+                    group.asked_at = None;
+                }
+                if matches!(failure, Failure::Conflict | Failure::Unavailable) {
+                    group.unanswered = Some(action.clone());
+                }
+            }
+            let call = self.calls.entry(target).or_default();
+            call.failures += 1;
+            call.retry_at = Some(now + failure.backoff(call.failures));
+        }
+        if let Action::Drain { node, uid, intent, .. } = action
+            && matches!(failure, Failure::Conflict | Failure::Unavailable)
+        {
+            // It may stand there, now or from an earlier try: until the watch must have shown it, no other
+            // node is asked in its place.
+            self.written(now, &node, &uid, Some(intent));
+        }
+    }
+
+    fn launched(
+        &mut self,
+        now: Instant,
+        asked: &Action,
+        instances: Vec<String>,
+        failures: Vec<String>,
+    ) -> Option<Soon> {
+        let Action::Launch { group, zone, from, .. } = asked else { return None };
+        self.calls.remove(&Target::Group(group.clone()));
+        let group = self.groups.get_mut(group)?;
+        group.unanswered = None;
+        let failures: Vec<_> = failures.into_iter().map(|message| LaunchFailure { at: now, message }).collect();
+        group.failures_in.entry(zone.clone()).or_default().told(now, &failures, !instances.is_empty());
+        if instances.is_empty() {
+            return Some(Soon::Now);
+        }
+        let desired = from + u32::try_from(instances.len()).unwrap_or(u32::MAX);
+        group.decided = Some(Decided { desired, at: now });
+        // They are there, though no description shows them yet.
+        if let Some(observed) = &mut group.observed {
+            for id in instances {
+                group.first_seen.entry(id.clone()).or_insert(now);
+                observed.instances.push(Instance { id, live: true, zone: Some(zone.clone()) });
+            }
         }
         Some(Soon::Now)
     }
@@ -722,12 +809,13 @@ impl Fleet {
             }
             group.observed = state;
             group.asked_at = Some(*at);
+            group.unanswered.take_if(|call| !call.may_be_unseen_in(group.observed.as_ref()));
             let Some(state) = &group.observed else { continue };
             group.failures.told(now, &state.failures, came);
             let short = group.live().count() < group.desired().unwrap_or(0) as usize;
             group.short_since = short.then(|| group.short_since.filter(|_| !came).unwrap_or(now));
             let policy = &self.policy.groups[name];
-            let nodes = group.live().filter_map(|instance| self.nodes.get(self.node_of.get(instance)?));
+            let nodes = group.live().filter_map(|instance| self.nodes.get(self.node_of.get(&instance.id)?));
             if let Some(member) = nodes.filter(|member| !decide::is_starting(member, policy)).last() {
                 group.shown = Some(member.node.allocatable.clone());
             }

@@ -54,6 +54,8 @@ pub struct ScaleUp {
     pub provision_timeout: Duration,
     #[serde(default)]
     pub expander: Expander,
+    #[serde(default)]
+    pub launch: Launch,
 }
 
 /// How to choose between groups of one priority that could make a node. (Cluster Autoscaler's word.)
@@ -67,6 +69,18 @@ pub enum Expander {
     Price,
 }
 
+/// By which call of the Auto Scaling API a group gets nodes for pods that wait. (Their names are the API's.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Launch {
+    /// In one zone, and the answer names the instances or says what is in the way. Where the API refuses it, as
+    /// `SetDesiredCapacity`.
+    LaunchInstances,
+    /// The group launches by itself, in zones of its choice, and goes on trying.
+    #[default]
+    SetDesiredCapacity,
+}
+
 impl Default for ScaleUp {
     /// 15 minutes is Cluster Autoscaler's `max-node-provision-time`; 50 ms is below what a person notices and above
     /// the time the watch needs to deliver the pods of one `kubectl apply`.
@@ -76,6 +90,7 @@ impl Default for ScaleUp {
             batch_window: Duration::from_millis(50),
             provision_timeout: Duration::from_secs(15 * 60),
             expander: Expander::LeastWaste,
+            launch: Launch::SetDesiredCapacity,
         }
     }
 }

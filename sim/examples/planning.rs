@@ -68,7 +68,7 @@ fn decide(work: Work) -> (f64, Vec<Action>) {
             .nodes
             .iter()
             .filter(|_| name == "there")
-            .map(|node| Instance { id: node.instance.clone().expect("all have one"), live: true })
+            .map(|node| Instance { id: node.instance.clone().expect("all have one"), live: true, zone: None })
             .collect(),
         ..GroupState::default()
     };

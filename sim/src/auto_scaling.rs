@@ -37,16 +37,26 @@ pub(crate) struct AutoScalingGroup {
     launched: u32,
     /// The last launch that failed, as an activity would say it.
     failure: Option<LaunchFailure>,
+    /// What became of each launch that was asked for, by its token.
+    asked: BTreeMap<String, Launch>,
 }
 
 /// What a round of launching did.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Launch {
     pub(crate) instances: Vec<String>,
     /// Zones it would have chosen that had no capacity.
     pub(crate) refused: BTreeSet<String>,
     /// Instances that no zone had capacity for.
     pub(crate) missing: u32,
+}
+
+impl Launch {
+    /// As AWS says it, where something is missing.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let zones = self.refused.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        (self.missing > 0).then(|| format!("We currently do not have sufficient capacity in {zones}."))
+    }
 }
 
 impl AutoScalingGroup {
@@ -61,6 +71,7 @@ impl AutoScalingGroup {
             exhausted: BTreeSet::new(),
             launched: 0,
             failure: None,
+            asked: BTreeMap::new(),
         }
     }
 
@@ -99,12 +110,31 @@ impl AutoScalingGroup {
             launch.instances.push(id.clone());
             self.instances.push(Instance { id, zone: zone.clone(), lifecycle: Lifecycle::Pending });
         }
-        if launch.missing > 0 {
-            let zones = launch.refused.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-            let message = format!("We currently do not have sufficient capacity in {zones}.");
-            self.failure = Some(LaunchFailure { at: now, message });
-        }
+        self.failure = launch.failure().map(|message| LaunchFailure { at: now, message }).or(self.failure.take());
         launch
+    }
+
+    /// `LaunchInstances`: so many in this zone, or none. What fails is not desired. A token that was used before launches
+    /// nothing more; `true`: it is new.
+    pub(crate) fn launch_in(&mut self, zone: &str, count: u32, token: &str) -> (Launch, bool) {
+        if let Some(launch) = self.asked.get(token) {
+            return (launch.clone(), false);
+        }
+        let mut launch = Launch::default();
+        if self.exhausted.contains(zone) {
+            launch.missing = count;
+            launch.refused.insert(zone.to_owned());
+        } else {
+            self.desired += count;
+            for _ in 0..count {
+                self.launched += 1;
+                let id = format!("i-{}-{:04}", self.name, self.launched);
+                launch.instances.push(id.clone());
+                self.instances.push(Instance { id, zone: zone.to_owned(), lifecycle: Lifecycle::Pending });
+            }
+        }
+        self.asked.insert(token.to_owned(), launch.clone());
+        (launch, true)
     }
 
     pub(crate) fn instance_mut(&mut self, id: &str) -> Option<&mut Instance> {
@@ -116,6 +146,7 @@ impl AutoScalingGroup {
         let instance = |instance: &Instance| fleet::Instance {
             id: instance.id.clone(),
             live: instance.lifecycle != Lifecycle::Terminating,
+            zone: Some(instance.zone.clone()),
         };
         fleet::GroupState {
             name: self.name.clone(),
@@ -163,6 +194,18 @@ mod tests {
         group.exhausted = ["a", "b", "c"].map(str::to_owned).into();
         group.desired = 4;
         assert_eq!(group.launch(Instant::from_millis(0)).missing, 2);
+    }
+
+    #[test]
+    fn a_launch_in_a_zone_is_done_once_for_a_token_or_not_at_all() {
+        let mut group = group(0);
+        group.exhausted = BTreeSet::from(["a".into()]);
+        let (launch, _) = group.launch_in("a", 2, "one");
+        assert_eq!((launch.missing, group.desired, zones(&group).as_str()), (2, 0, ""));
+        let (launch, new) = group.launch_in("b", 2, "two");
+        assert_eq!((launch.instances.len(), new, group.desired), (2, true, 2));
+        assert_eq!(group.launch_in("b", 2, "two"), (launch, false));
+        assert_eq!((zones(&group).as_str(), group.launch(Instant::from_millis(0))), ("bb", Launch::default()));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ebb_core::fleet::Fleet;
 use ebb_core::instance;
 use ebb_core::kubernetes::{Taint, TaintEffect, Toleration};
-use ebb_core::policy::{Group, Policy};
+use ebb_core::policy::{Group, Launch, Policy};
 use ebb_core::resources::{NVIDIA_GPU, Resources};
 use ebb_core::time::Instant;
 use ebb_core::units::Permille;
@@ -46,6 +46,9 @@ pub fn scenario(seed: u64) -> Scenario {
     let mut policy = Policy::default();
     policy.scale_up.pending_for = Duration::from_secs([0, 10, 30][random.below(3) as usize]);
     policy.scale_down.max_parallel_drains = [1, 1, 3][random.below(3) as usize];
+    // Of its own, so that what earlier seeds drew stays.
+    policy.scale_up.launch =
+        [Launch::SetDesiredCapacity, Launch::LaunchInstances][Random::new(seed, "launch call").below(2) as usize];
     let min = random.below(3) as u32;
     let unneeded = Duration::from_secs(60 * (1 + random.below(10)));
     policy.groups.insert("cpu".to_owned(), group("m5.xlarge", min, min + 1 + random.below(8) as u32, vec![], unneeded));

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use ebb_tests::{Ebb, Lab, LabOptions, node_of};
+use ebb_tests::{AwsCall, Ebb, Lab, LabOptions, node_of};
 use k8s_openapi::api::core::v1::Event;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
@@ -175,4 +175,55 @@ async fn groups_that_differ_in_their_zone_share_a_burst_and_a_volume_decides_bet
     wait_until_running(&ebb, &["stateful"]).await;
     assert_eq!(label(&ebb, "stateful", "topology.kubernetes.io/zone").await, "us-west-2b");
     assert_eq!((ebb.lab.group("east").await.desired, ebb.lab.group("west").await.desired), (3, 4));
+}
+
+/// (zone, client token, status) of each launch of one group.
+fn launches(ebb: &Ebb, group: &str) -> Vec<(String, String, u16)> {
+    let calls = ebb.lab.aws_calls("LaunchInstances").into_iter();
+    let param = |call: &AwsCall, name: &str| call.params[name].clone();
+    let calls = calls.filter(|call| param(call, "AutoScalingGroupName") == group);
+    calls.map(|call| (param(&call, "AvailabilityZones.member.1"), param(&call, "ClientToken"), call.status)).collect()
+}
+
+#[tokio::test]
+async fn instances_are_launched_where_a_pod_can_be_and_what_is_in_the_way_is_known_at_once() {
+    let groups = ["name=first,type=m5.xlarge,zone=a,zone=b", "name=second,type=m5.xlarge,zone=a,zone=b"];
+    let config = "groups:
+- {name: first, min: 0, max: 9, instanceType: m5.xlarge, priority: 1}
+- {name: second, min: 0, max: 9, instanceType: m5.xlarge}
+scaleUp: {launch: launchInstances}
+";
+    let ebb = scaling(&groups, config).await;
+    apply(&ebb, &["a", "b"].map(|name| pod(name, &json!({})))).await;
+    wait_until_running(&ebb, &["a", "b"]).await;
+    let mut zones: Vec<_> = launches(&ebb, "first").into_iter().map(|(zone, ..)| zone).collect();
+    zones.sort();
+    assert_eq!(zones, ["us-west-2a", "us-west-2b"]);
+
+    // A zone of the pod's choice; of the first try nobody hears, and nothing comes of it.
+    ebb.lab.set_faults(&json!([{"action": "LaunchInstances", "drop": true, "times": 1}])).await;
+    let in_b = json!({"nodeSelector": {"topology.kubernetes.io/zone": "us-west-2b"}});
+    apply(&ebb, &[pod("picky", &in_b)]).await;
+    wait_until_running(&ebb, &["picky"]).await;
+    let asked = launches(&ebb, "first").split_off(2);
+    let [(lost_in, lost, 0), (zone, token, 200)] = asked.as_slice() else { panic!("{asked:?}") };
+    assert_eq!((lost_in.as_str(), lost), ("us-west-2b", token));
+    assert_eq!((zone.as_str(), ebb.lab.group("first").await.desired), ("us-west-2b", 3));
+
+    // No capacity here, and no such call there.
+    let faults = json!([
+        {"action": "Launch", "group": "first", "code": "InsufficientInstanceCapacity"},
+        {"action": "LaunchInstances", "group": "second", "code": "ValidationError", "message": "There is no launch template"},
+    ]);
+    ebb.lab.set_faults(&faults).await;
+    apply(&ebb, &[pod("late", &json!({}))]).await;
+    wait_until_running(&ebb, &["late"]).await;
+    let failed = launches(&ebb, "first").split_off(4);
+    assert_eq!(failed.iter().map(|(_, _, status)| *status).collect::<Vec<_>>(), [200, 200], "both zones were tried");
+    let tried = ebb.lab.aws_calls("LaunchInstances").into_iter().rev().nth(2).unwrap().at_ms;
+    let took = Duration::from_millis(first_raised(&ebb, "second") - tried);
+    assert!(took < Duration::from_secs(2), "the next group was raised after {took:?}");
+    assert_eq!((ebb.lab.group("first").await.desired, ebb.lab.group("second").await.desired), (3, 1));
+    wait_until_failing(&ebb, "first", 1).await;
+    println!("{}", ebb.decisions().join("\n"));
 }

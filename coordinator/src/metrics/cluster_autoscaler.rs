@@ -98,8 +98,10 @@ impl ClusterAutoscaler {
 
     pub(super) fn call(&self, called: &Action, failure: Option<Failure>) {
         match (called, failure) {
-            (Action::SetDesired { from, to, .. }, None) => _ = self.scaled_up_nodes.inc_by((to - from).into()),
-            (Action::SetDesired { .. }, Some(_)) => {
+            (Action::Launch { from, to, .. } | Action::SetDesired { from, to, .. }, None) => {
+                self.scaled_up_nodes.inc_by((to - from).into());
+            }
+            (Action::Launch { .. } | Action::SetDesired { .. }, Some(_)) => {
                 self.failed_scale_ups.get_or_create(&[("reason", "cloudProviderError")]).inc();
             }
             (Action::Terminate { node, .. }, None) => {
@@ -113,7 +115,10 @@ impl ClusterAutoscaler {
             _ => {}
         }
         if failure.is_some() {
-            let aws = matches!(called, Action::Describe { .. } | Action::SetDesired { .. } | Action::Terminate { .. });
+            let aws = matches!(
+                called,
+                Action::Describe { .. } | Action::Launch { .. } | Action::SetDesired { .. } | Action::Terminate { .. }
+            );
             self.errors.get_or_create(&[("type", if aws { "cloudProviderError" } else { "apiCallError" })]).inc();
         }
     }

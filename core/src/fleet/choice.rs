@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::place::Room;
+use super::place::{Room, RoomName};
 use crate::kubernetes::Pod;
 use crate::policy::Expander;
 use crate::reason::Obstacle;
@@ -67,7 +67,7 @@ impl<'a> Demand<'a> {
         index: usize,
         cluster: &Cluster<'a>,
         rooms: &mut [Room<'a>],
-    ) -> Result<(&'a str, Place<'a>), Vec<(String, Obstacle)>> {
+    ) -> Result<(RoomName<'a>, Place<'a>), Vec<(String, Obstacle)>> {
         while self.runs[self.at].pods.end <= index {
             self.at += 1;
         }
@@ -96,18 +96,25 @@ impl<'a> Demand<'a> {
                 rooms: equal().map(|(_, index)| *index).collect(),
             });
         }
-        // Of equally good ones the one with the fewest nodes: groups that differ only in their zone stay even.
+        // Of equally good ones the one with the fewest nodes: zones stay even, and so do groups that differ only in theirs.
         let equal = self.chosen.iter().flat_map(|chosen| &chosen.rooms).copied();
         let best = equal
             .filter(|&room| obstacle(&rooms[room]).is_none())
-            .min_by_key(|&room| (rooms[room].nodes, rooms[room].group));
+            .min_by_key(|&room| (rooms[room].nodes, rooms[room].group, rooms[room].zone));
         let Some(best) = best else {
-            return Err(rooms.iter().filter_map(|room| Some((room.group.to_owned(), obstacle(room)?))).collect());
+            let mut obstacles: Vec<_> =
+                rooms.iter().filter_map(|room| Some((room.group.to_owned(), obstacle(room)?))).collect();
+            // Zones of a group with the same in the way.
+            obstacles.dedup();
+            return Err(obstacles);
         };
+        let group = rooms[best].group;
+        for room in rooms.iter_mut().filter(|room| room.group == group) {
+            room.more = room.more.map(|more| more - 1);
+        }
         let room = &mut rooms[best];
-        room.more = room.more.map(|more| more - 1);
         room.nodes += 1;
-        Ok((room.group, room.template.clone()))
+        Ok(((room.group, room.zone), room.template.clone()))
     }
 
     /// Fills one node of the group with the pods that come next, and says what that is worth, and how many of the first
@@ -199,7 +206,7 @@ mod tests {
             let mut room = Room {
                 group,
                 template,
-                coming: 0,
+                zone: None,
                 more: Some(100),
                 max: 100,
                 nodes: 0,
@@ -212,7 +219,7 @@ mod tests {
         };
         let waiting = pods.iter().map(|pod| (pod, Instant::from_millis(0))).collect();
         let placement = super::super::place::place(waiting, vec![], types.iter().map(room).collect(), expander);
-        placement.wanted.into_iter().map(|(group, wanted)| (group.to_owned(), wanted.nodes)).collect()
+        placement.wanted.into_iter().map(|((group, _), wanted)| (group.to_owned(), wanted.nodes)).collect()
     }
 
     #[track_caller]

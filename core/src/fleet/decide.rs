@@ -1,16 +1,17 @@
 //! What to do about the picture as it stands. Reads everything, changes nothing.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::time::Duration;
 
-use super::place::{self, Origin, Placement, Room};
+use super::place::{self, Origin, Placement, Room, Seat, Wanted};
 use super::shrink::Shrinking;
-use super::template::Template;
 use super::{Action, Call, Fleet, Group, Member, Target};
 use crate::intent::{DEADLINE_MARGIN, Intent, Phase};
 use crate::kubernetes::{Controller, Pod};
 use crate::launch::{Cause, Failing};
-use crate::policy;
+use crate::policy::{self, Launch};
 use crate::reason::{Reason, Stay};
 use crate::resources::Resources;
 use crate::schedule::Place;
@@ -20,6 +21,9 @@ use crate::time::Instant;
 /// second over all its tools; one call describes up to a hundred groups.
 const DESCRIBE_IN_FLUX: Duration = Duration::from_secs(5);
 const DESCRIBE_SETTLED: Duration = Duration::from_secs(60);
+
+/// What `LaunchInstances` launches at most at once.
+const LAUNCHES_AT_MOST: u32 = 100;
 
 /// What came out.
 pub(super) struct Decision {
@@ -65,7 +69,32 @@ pub(super) struct Census<'a> {
     pub(super) cordoned: Vec<&'a Member>,
     /// Asked for and not ready yet, as far as they are counted on.
     coming: u32,
+    /// The zones of those of them that are there already.
+    coming_in: Vec<&'a str>,
+    /// Instances in each zone.
+    nodes_in: BTreeMap<&'a str, u32>,
     failing: Option<Failing>,
+    failing_in: BTreeMap<&'a str, Failing>,
+    /// The zones that instances are launched in one by one; empty: the group launches by itself.
+    launches_in: &'a [String],
+}
+
+impl Census<'_> {
+    /// In all, or in this zone.
+    fn nodes(&self, zone: Option<&str>) -> u32 {
+        zone.map_or(self.desired, |zone| self.nodes_in.get(zone).copied().unwrap_or(0))
+    }
+
+    /// Why nothing is counted on, in all or in this zone.
+    fn failing(&self, zone: Option<&str>) -> Option<Failing> {
+        zone.and_then(|zone| self.failing_in.get(zone)).or(self.failing.as_ref()).cloned()
+    }
+}
+
+impl Wanted {
+    fn because(&self, now: Instant) -> Reason {
+        Reason::PodsPending { count: self.pods, first: self.first.clone(), longest: now.since(self.since) }
+    }
 }
 
 impl Fleet {
@@ -119,17 +148,24 @@ impl Fleet {
             starting: Vec::new(),
             cordoned: Vec::new(),
             coming: 0,
+            coming_in: Vec::new(),
+            nodes_in: BTreeMap::new(),
             failing: None,
+            failing_in: BTreeMap::new(),
+            launches_in: if self.launches(agenda, group) { &group.template.zones } else { &[] },
         };
         let timeout = self.policy.scale_up.provision_timeout;
         let (mut live, mut accounted) = (0_u32, 0);
         let mut lost_at = None;
         for instance in group.live() {
             live += 1;
-            let member = self.node_of.get(instance).and_then(|name| self.nodes.get(name));
+            if let Some(zone) = &instance.zone {
+                *census.nodes_in.entry(zone).or_default() += 1;
+            }
+            let member = self.node_of.get(&instance.id).and_then(|name| self.nodes.get(name));
             match member {
                 Some(member) if let Some(intent) = member.intent(agenda.now) => {
-                    census.leaving.push((member, intent, instance));
+                    census.leaving.push((member, intent, &instance.id));
                 }
                 Some(member) if !is_starting(member, policy) => {
                     let role = if member.node.unschedulable { &mut census.cordoned } else { &mut census.serving };
@@ -138,22 +174,39 @@ impl Fleet {
                 // Still coming, unless it has taken too long: then it is lost, and no longer waited for.
                 starting => {
                     census.starting.extend(starting);
-                    let by = group.first_seen.get(instance).map(|since| *since + timeout);
+                    let by = group.first_seen.get(&instance.id).map(|since| *since + timeout);
                     match by {
                         Some(by) if agenda.due(by) => lost_at = lost_at.max(Some(by)),
-                        _ => continue,
+                        _ => {
+                            census.coming_in.extend(instance.zone.as_deref());
+                            continue;
+                        }
                     }
                 }
             }
             accounted += 1;
         }
         census.coming = census.desired.saturating_sub(accounted);
-        census.failing = self.failing(agenda, group, lost_at);
+        let told = group.failures_in.iter().filter_map(|(zone, memory)| Some((zone.as_str(), memory.failing()?)));
+        let told = told.filter(|(_, failing)| !agenda.due(failing.until));
+        census.failing_in = told.map(|(zone, failing)| (zone, failing.clone())).collect();
+        census.failing = self.failing(agenda, group, lost_at).or_else(|| {
+            // In each zone: the group, until the first of them is counted on again.
+            let failing = census.launches_in.iter().map(|zone| census.failing_in.get(zone.as_str()));
+            failing.collect::<Option<Vec<_>>>()?.into_iter().min_by_key(|failing| failing.until).cloned()
+        });
         if census.failing.as_ref().is_some_and(|failing| failing.cause != Cause::NeverReady) {
             // Those that were launched may still come. AWS goes on trying to launch the rest, but that is not built upon.
             census.coming = census.coming.min(live.saturating_sub(accounted));
         }
+        census.coming_in.truncate(census.coming as usize);
         Some(census)
+    }
+
+    /// Whether the group's instances are launched one by one, in zones of our choice.
+    fn launches(&self, agenda: &mut Agenda, group: &Group) -> bool {
+        self.policy.scale_up.launch == Launch::LaunchInstances
+            && group.launches_refused_until.is_none_or(|until| agenda.due(until))
     }
 
     /// Why the group is not counted on for what it lacks. `lost_at`: when the last of its instances was given up that never
@@ -204,20 +257,25 @@ impl Fleet {
             return Placement::default();
         }
         let daemons = self.daemons();
-        let rooms = self.policy.groups.iter().map(|(name, policy)| {
+        let rooms = self.policy.groups.iter().flat_map(|(name, policy)| {
             let known = census.iter().find(|group| group.name == name);
-            Room {
+            let room = |zone: Option<&'a str>| Room {
                 group: name,
-                template: self.template(name, known, &daemons),
-                coming: known.map_or(0, |group| group.coming),
+                zone,
+                template: self.template(name, zone, known, &daemons),
                 more: known.map(|group| group.max.saturating_sub(group.desired)),
                 max: known.map_or(policy.max, |group| group.max),
-                nodes: known.map_or(0, |group| group.desired),
+                nodes: known.map_or(0, |group| group.nodes(zone)),
                 priority: policy.priority,
                 price: policy.price,
-                failing: known.and_then(|group| group.failing.clone()),
+                failing: known.and_then(|group| group.failing(zone)),
+            };
+            match known.map(|group| group.launches_in) {
+                None | Some([]) => vec![room(None)],
+                Some(zones) => zones.iter().map(|zone| room(Some(zone))).collect(),
             }
         });
+        let rooms: Vec<_> = rooms.collect();
         // Nodes of no group of ours take pods as well (one that has just come is counted with its group's coming nodes,
         // until it is known whose it is); so does, in a moment, a node whose drain was cancelled.
         let timeout = self.policy.scale_down.report_timeout;
@@ -238,27 +296,36 @@ impl Fleet {
         let seats = serving.into_iter().map(|member| self.seat(member, Origin::Serving(name(member))));
         let seats = seats.chain(leaving.iter().map(|member| self.seat(member, Origin::Leaving(name(member)))));
         let seats = seats.chain(closed.map(|member| self.seat(member, Origin::Closed)));
-        place::place(due, seats.collect(), rooms.collect(), self.policy.scale_up.expander)
+        let coming = census.iter().flat_map(|group| {
+            let zones = group.coming_in.iter().copied().map(Some).chain(iter::repeat(None));
+            let place = |zone| self.template(group.name, zone, Some(group), &daemons);
+            let seat = move |zone| Seat { place: place(zone), pods: Vec::new(), origin: Origin::Coming(group.name) };
+            zones.take(group.coming as usize).map(seat)
+        });
+        place::place(due, seats.chain(coming).collect(), rooms, self.policy.scale_up.expander)
     }
 
     /// Raises groups for waiting pods and to their minimum; tells each pod what is happening.
     fn grow(&self, agenda: &mut Agenda, census: &[Census], placement: &Placement) -> Vec<Action> {
         let mut actions = Vec::new();
+        // What pods wait for may have been asked for: no other group is raised in its place before that is known.
+        let unsure = self.groups.values().any(|group| group.asked_at.is_none() && group.unanswered.is_some());
         for group in census {
-            let wanted = placement.wanted.get(group.name);
-            let to = (group.desired + wanted.map_or(0, |wanted| wanted.nodes)).clamp(group.min, group.max);
+            // Zone after zone, the one where the most are wanted first.
+            let wanted = placement.wanted.iter().filter(|((name, _), _)| *name == group.name && !unsure);
+            let wanted = wanted.min_by_key(|((_, zone), wanted)| (Reverse(wanted.nodes), *zone));
+            let to = (group.desired + wanted.map_or(0, |(_, wanted)| wanted.nodes)).clamp(group.min, group.max);
             if to <= group.desired || !self.ready(agenda, &Target::Group(group.name.to_owned())) {
                 continue;
             }
-            let because = match wanted {
-                Some(wanted) => Reason::PodsPending {
-                    count: wanted.pods,
-                    first: wanted.first.clone(),
-                    longest: agenda.now.since(wanted.since),
-                },
-                None => Reason::BelowMinimum { min: group.min },
-            };
-            actions.push(Action::SetDesired { group: group.name.to_owned(), from: group.desired, to, because });
+            let (name, from) = (group.name.to_owned(), group.desired);
+            actions.push(match wanted {
+                Some(((_, Some(zone)), wanted)) => self.launch(agenda.now, group, zone, wanted),
+                Some(((_, None), wanted)) => {
+                    Action::SetDesired { group: name, from, to, because: wanted.because(agenda.now) }
+                }
+                None => Action::SetDesired { group: name, from, to, because: Reason::BelowMinimum { min: group.min } },
+            });
         }
         // While a description is awaited, it will tell better.
         let awaited = self.groups.values().any(|group| group.asked_at.is_none());
@@ -276,15 +343,44 @@ impl Fleet {
         actions
     }
 
-    /// What a new node of the group would have for pods: what is known of it, less what daemons take.
-    fn template<'a>(&'a self, name: &str, known: Option<&Census>, daemons: &Resources) -> Place<'a> {
-        let Template { labels, taints, allocatable, zones, .. } = &self.groups[name].template;
-        let mut free = allocatable.clone();
-        match known.and_then(|group| group.serving.first()) {
-            Some(member) => free.subtract(&self.taken_by_daemons(member)),
-            None => free.subtract(daemons),
+    /// A launch in this zone. One of which no reply came is asked for again as it was, under its token, before anything
+    /// else is.
+    fn launch(&self, now: Instant, group: &Census, zone: &str, wanted: &Wanted) -> Action {
+        let from = group.desired;
+        let to = (from + wanted.nodes.min(LAUNCHES_AT_MOST)).min(group.max);
+        let repeats = |launch: &&Action| {
+            matches!(launch, Action::Launch { zone: lost, from: before, to: lost_to, .. }
+                if lost == zone && *before == from && *lost_to <= to)
+        };
+        if let Some(lost) = self.groups[group.name].unanswered.as_ref().filter(repeats) {
+            return lost.clone();
         }
-        Place { name: None, labels, taints, free, zones }
+        // No other launch is decided on at this time, from this capacity, in this group and zone.
+        let number = self.policy.groups.keys().position(|name| name == group.name).unwrap_or_default();
+        Action::Launch {
+            group: group.name.to_owned(),
+            zone: zone.to_owned(),
+            from,
+            to,
+            token: format!("ebb-{}-{number}-{from}-{zone}", now.as_millis()),
+            because: wanted.because(now),
+        }
+    }
+
+    /// What a new node of the group would have for pods: what is known of it, less what daemons take.
+    fn template<'a>(
+        &'a self,
+        name: &str,
+        zone: Option<&str>,
+        known: Option<&Census>,
+        daemons: &Resources,
+    ) -> Place<'a> {
+        let mut place = self.groups[name].template.place(zone);
+        match known.and_then(|group| group.serving.first()) {
+            Some(member) => place.free.subtract(&self.taken_by_daemons(member)),
+            None => place.free.subtract(daemons),
+        }
+        place
     }
 
     /// What daemons take on a node of which nothing is known: the most that they take on any.

@@ -33,17 +33,20 @@ pub(super) enum Origin<'a> {
     Leaving(&'a str),
     /// A node of this group, asked for earlier.
     Coming(&'a str),
-    /// A node of this group, wanted now.
-    New(&'a str),
+    /// A node of this group, wanted now: in this zone, or in one of AWS' choice.
+    New(RoomName<'a>),
 }
 
-/// How many nodes a group can still make.
+/// A group, and the zone where it is asked for instances zone by zone.
+pub(super) type RoomName<'a> = (&'a str, Option<&'a str>);
+
+/// How many nodes a group can still make, or can make in one zone.
 pub(super) struct Room<'a> {
     pub(super) group: &'a str,
+    /// `None`: the zone is left to AWS.
+    pub(super) zone: Option<&'a str>,
     pub(super) template: Place<'a>,
-    /// Asked for and not there yet.
-    pub(super) coming: u32,
-    /// `None`: nothing is known of the group.
+    /// `None`: nothing is known of the group. Of all zones together.
     pub(super) more: Option<u32>,
     pub(super) max: u32,
     /// Asked for in all, there or not.
@@ -65,8 +68,8 @@ impl Room<'_> {
 /// What came out.
 #[derive(Default)]
 pub(super) struct Placement<'a> {
-    /// New nodes wanted, by group.
-    pub(super) wanted: BTreeMap<&'a str, Wanted>,
+    /// New nodes wanted.
+    pub(super) wanted: BTreeMap<RoomName<'a>, Wanted>,
     /// Nodes whose drain is to be cancelled, and the first pod that wants it.
     pub(super) kept: BTreeMap<&'a str, String>,
     /// What to say about each pod but those that wait for the new nodes: they are told once those are asked for.
@@ -98,12 +101,6 @@ pub(super) fn place<'a>(
             cluster.put(node, shape);
         }
     }
-    for room in &rooms {
-        for _ in 0..room.coming {
-            cluster.add(room.template.clone());
-            origins.push(Origin::Coming(room.group));
-        }
-    }
     let mut placement = Placement::default();
     let waiting = in_order(&mut cluster, waiting);
     let mut demand = Demand::new(&waiting, expander);
@@ -113,10 +110,10 @@ pub(super) fn place<'a>(
         let node = match search.find(&cluster, &origins) {
             Some(node) => node,
             None => match search.refused.take().map_or_else(|| demand.open(index, &cluster, &mut rooms), Err) {
-                Ok((group, template)) => {
-                    origins.push(Origin::New(group));
+                Ok((room, template)) => {
+                    origins.push(Origin::New(room));
                     let first = || Wanted { nodes: 0, pods: 0, first: pod.full_name(), since };
-                    placement.wanted.entry(group).or_insert_with(first).nodes += 1;
+                    placement.wanted.entry(room).or_insert_with(first).nodes += 1;
                     cluster.add(template)
                 }
                 Err(groups) => {
@@ -136,8 +133,8 @@ pub(super) fn place<'a>(
                 Reason::SchedulerToPlace { node: node.to_owned() }
             }
             Origin::Coming(group) => Reason::NodeComing { group: group.to_owned() },
-            Origin::New(group) => {
-                if let Some(wanted) = placement.wanted.get_mut(group) {
+            Origin::New(room) => {
+                if let Some(wanted) = placement.wanted.get_mut(&room) {
                     wanted.pods += 1;
                     wanted.since = wanted.since.min(since);
                 }
@@ -242,7 +239,7 @@ mod tests {
     }
 
     fn room<'a>(group: &'a str, template: Place<'a>, max: u32) -> Room<'a> {
-        Room { group, template, coming: 0, more: Some(max), max, nodes: 0, priority: 0, price: None, failing: None }
+        Room { group, zone: None, template, more: Some(max), max, nodes: 0, priority: 0, price: None, failing: None }
     }
 
     /// How many nodes are wanted for pods that would all fit on one, if some are coming.
@@ -250,11 +247,17 @@ mod tests {
         let labels = BTreeMap::new();
         let free = Resources::from_texts([("cpu", "4"), ("pods", "20")]).unwrap();
         let template = Place { name: None, labels: &labels, taints: &[], free, zones: &[] };
-        let room = Room { coming, ..room("cpu", template, 10) };
+        let seat = || Seat { place: template.clone(), pods: vec![], origin: Origin::Coming("cpu") };
+        let coming = (0..coming).map(|_| seat()).collect();
         let now = Instant::from_millis(0);
         let waiting = pods.iter().map(|pod| (pod, now)).collect();
-        let placement = place(waiting, vec![], vec![room], Expander::default());
-        assert_eq!(placement.wanted.get("cpu").map(|wanted| wanted.nodes), wanted, "{:?}", placement.explained);
+        let placement = place(waiting, coming, vec![room("cpu", template.clone(), 10)], Expander::default());
+        assert_eq!(
+            placement.wanted.get(&("cpu", None)).map(|wanted| wanted.nodes),
+            wanted,
+            "{:?}",
+            placement.explained
+        );
     }
 
     fn alone(selector: Vec<Requirement>) -> Pod {

@@ -2,12 +2,14 @@
 //! and what nodes of the group have shown.
 
 use std::collections::BTreeMap;
+use std::slice;
 
 use super::GroupState;
 use crate::instance;
 use crate::kubernetes::{Taint, TaintEffect};
 use crate::policy;
 use crate::resources::Resources;
+use crate::schedule::Place;
 use crate::storage::ZONE_LABELS;
 
 /// Cluster Autoscaler's convention for tags on an Auto Scaling group that has no nodes: `.../label/KEY: VALUE`,
@@ -16,14 +18,16 @@ const TAGS: &str = "k8s.io/cluster-autoscaler/node-template/";
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Template {
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) taints: Vec<Taint>,
+    labels: BTreeMap<String, String>,
+    taints: Vec<Taint>,
     /// Where its nodes may come up; empty: not known.
     pub(super) zones: Vec<String>,
+    /// The labels of a node in each of them.
+    in_zones: BTreeMap<String, BTreeMap<String, String>>,
     /// Without what daemons take.
-    pub(super) allocatable: Resources,
+    allocatable: Resources,
     /// Whether a node of the group has shown it, daemons and all.
-    pub(super) shown: bool,
+    shown: bool,
 }
 
 impl Template {
@@ -31,6 +35,7 @@ impl Template {
         Self {
             labels: policy.labels.clone(),
             taints: policy.taints.clone(),
+            in_zones: BTreeMap::new(),
             zones: policy.labels.get(ZONE_LABELS[0]).cloned().into_iter().collect(),
             allocatable: policy.allocatable.clone(),
             shown: false,
@@ -69,7 +74,23 @@ impl Template {
                 _ => {}
             }
         }
+        template.in_zones = template.zones.iter().map(|zone| (zone.clone(), template.labels_in(zone))).collect();
         template
+    }
+
+    /// A node, in this zone where one is named; all of it free.
+    pub(super) fn place(&self, zone: Option<&str>) -> Place<'_> {
+        let (labels, zones) = match zone.and_then(|zone| self.in_zones.get_key_value(zone)) {
+            Some((zone, labels)) => (labels, slice::from_ref(zone)),
+            None => (&self.labels, self.zones.as_slice()),
+        };
+        Place { name: None, labels, taints: &self.taints, free: self.allocatable.clone(), zones }
+    }
+
+    fn labels_in(&self, zone: &str) -> BTreeMap<String, String> {
+        let mut labels = self.labels.clone();
+        labels.insert(ZONE_LABELS[0].into(), zone.into());
+        labels
     }
 
     fn taint(&mut self, key: &str, value: &str) {

@@ -72,8 +72,12 @@ struct World {
     responsive: bool,
     /// The next calls fail like this.
     failing: Vec<Failure>,
-    /// Groups whose instances AWS has no capacity for.
+    /// Groups whose instances AWS has no capacity for, and zones.
     exhausted: BTreeSet<String>,
+    /// Instances on their way to become nodes, with their groups.
+    joining: Vec<(String, Instance)>,
+    /// Of each launch that was asked for.
+    tokens: Vec<String>,
     /// How many of the next calls take effect, but their reply is lost.
     replies_lost: u32,
     log: Vec<String>,
@@ -83,7 +87,9 @@ impl World {
     /// At the groups' minimum, with every agent saying `idle`, and the first decisions made.
     fn new(policy: Policy) -> Self {
         let asgs = policy.groups.iter().map(|(name, group)| {
-            let state = GroupState { name: name.clone(), max: 100, desired: group.min, ..GroupState::default() };
+            let launches = policy.scale_up.launch == policy::Launch::LaunchInstances;
+            let zones = if launches { vec!["z1".into(), "z2".into()] } else { vec![] };
+            let state = GroupState { name: name.clone(), max: 100, desired: group.min, zones, ..GroupState::default() };
             (name.clone(), state)
         });
         let mut world = Self {
@@ -100,6 +106,8 @@ impl World {
             responsive: true,
             failing: Vec::new(),
             exhausted: BTreeSet::new(),
+            joining: Vec::new(),
+            tokens: Vec::new(),
             replies_lost: 0,
             log: Vec::new(),
         };
@@ -135,7 +143,7 @@ impl World {
     /// What must hold of every action, whatever happened before.
     fn check(&self, action: &Action) {
         match action {
-            Action::SetDesired { group, from, to, .. } => {
+            Action::Launch { group, from, to, .. } | Action::SetDesired { group, from, to, .. } => {
                 let (asg, policy) = (&self.asgs[group], &self.policy.groups[group]);
                 assert!(*to <= policy.max.min(asg.max), "invariant_desired_within_bounds: {action:?}");
                 assert!(to > from, "invariant_capacity_is_never_lowered_by_setting_it: {action:?}");
@@ -190,6 +198,9 @@ impl World {
     }
 
     fn carry_out(&mut self, action: Action) -> Event {
+        if let Action::Launch { token, .. } = &action {
+            self.tokens.push(token.clone());
+        }
         if !action.targets().is_empty()
             && let Some(failure) = self.failing.pop()
         {
@@ -201,8 +212,21 @@ impl World {
                 let groups = groups.iter().filter_map(|name| self.asgs.get(name).cloned()).collect();
                 return Event::Groups { asked: action, groups };
             }
-            Action::SetDesired { group, from, .. } if self.asgs[group].desired != *from => {
+            Action::Launch { group, from, .. } | Action::SetDesired { group, from, .. }
+                if self.asgs[group].desired != *from =>
+            {
                 return Event::Failed { action, failure: Failure::Conflict };
+            }
+            Action::Launch { group, zone, from, to, because, .. } => {
+                self.log.push(format!("{group} in {zone} {from} -> {to}: {because}"));
+                if self.exhausted.contains(zone) {
+                    let failures = vec![format!("InsufficientInstanceCapacity: none in {zone}")];
+                    return Event::Launched { asked: action, instances: vec![], failures };
+                }
+                let (group, zone) = (group.clone(), zone.clone());
+                let instances = (*from..*to).map(|_| self.instance(&group, Some(&zone))).collect();
+                self.asgs.get_mut(&group).unwrap().desired = *to;
+                return Event::Launched { asked: action, instances, failures: vec![] };
             }
             Action::SetDesired { group, from, to, because } => {
                 self.log.push(format!("{group} {from} -> {to}: {because}"));
@@ -230,8 +254,18 @@ impl World {
         Event::Done(action)
     }
 
+    /// A new instance, whose node comes later.
+    fn instance(&mut self, group: &str, zone: Option<&str>) -> String {
+        self.instances += 1;
+        let instance = Instance { id: format!("i-{}", self.instances), live: true, zone: zone.map(str::to_owned) };
+        self.asgs.get_mut(group).unwrap().instances.push(instance.clone());
+        self.joining.push((group.to_owned(), instance.clone()));
+        instance.id
+    }
+
     /// The Auto Scaling service and the kubelets do their part.
     fn launch(&mut self) {
+        let mut missing = Vec::new();
         for (name, asg) in &mut self.asgs {
             let short = (asg.instances.len() as u32) < asg.desired;
             if self.exhausted.contains(name) && short {
@@ -239,24 +273,32 @@ impl World {
                 asg.failures = vec![LaunchFailure { at: self.now, message }];
                 continue;
             }
-            while (asg.instances.len() as u32) < asg.desired {
-                self.instances += 1;
-                let id = format!("i-{}", self.instances);
-                asg.instances.push(Instance { id: id.clone(), live: true });
-                let policy = &self.policy.groups[name];
-                let node = Node {
-                    name: format!("{name}-{}", self.instances),
-                    uid: format!("uid-{}", self.instances),
-                    instance: Some(id),
-                    taints: policy.taints.clone(),
-                    ready: true,
-                    allocatable: policy.allocatable.clone(),
-                    ..Node::default()
-                };
-                self.says.insert(node.name.clone(), Says::Idle);
-                self.said_since.insert(node.name.clone(), self.now);
-                self.nodes.insert(node.name.clone(), node);
+            let count = (asg.desired as usize).saturating_sub(asg.instances.len());
+            missing.extend(std::iter::repeat_n((name.clone(), asg.zones.first().cloned()), count));
+        }
+        for (group, zone) in missing {
+            self.instance(&group, zone.as_deref());
+        }
+        for (group, instance) in std::mem::take(&mut self.joining) {
+            if !self.asgs[&group].instances.contains(&instance) {
+                continue;
             }
+            let number = instance.id.trim_start_matches("i-").to_owned();
+            let policy = &self.policy.groups[&group];
+            let zone = instance.zone.map(|zone| (storage::ZONE_LABELS[0].to_owned(), zone));
+            let node = Node {
+                name: format!("{group}-{number}"),
+                uid: format!("uid-{number}"),
+                instance: Some(instance.id),
+                labels: zone.into_iter().collect(),
+                taints: policy.taints.clone(),
+                ready: true,
+                allocatable: policy.allocatable.clone(),
+                ..Node::default()
+            };
+            self.says.insert(node.name.clone(), Says::Idle);
+            self.said_since.insert(node.name.clone(), self.now);
+            self.nodes.insert(node.name.clone(), node);
         }
     }
 
@@ -504,7 +546,7 @@ fn an_instance_that_never_joins_is_replaced_after_the_timeout() {
     world.gpu_pod("train");
     world.run(31);
     assert_eq!(world.desired("gpu"), 1);
-    world.asgs.get_mut("gpu").unwrap().instances.push(Instance { id: "i-dead".into(), live: true });
+    world.asgs.get_mut("gpu").unwrap().instances.push(Instance { id: "i-dead".into(), live: true, zone: None });
     world.run(14 * 60);
     assert_eq!(world.desired("gpu"), 1);
     world.run(3 * 60);
@@ -901,8 +943,15 @@ proptest! {
     /// The invariants of `World::check` hold through all of it; once it is over, everything settles: pods that can be
     /// helped run, and with the work gone the groups come back to their minimum.
     #[test]
-    fn the_fleet_settles_whatever_happened(chances in prop::collection::vec(chance(), 0..25)) {
-        let mut world = World::new(flow());
+    fn the_fleet_settles_whatever_happened(
+        chances in prop::collection::vec(chance(), 0..25),
+        launches in any::<bool>(),
+    ) {
+        let mut policy = flow();
+        if launches {
+            policy.scale_up.launch = policy::Launch::LaunchInstances;
+        }
+        let mut world = World::new(policy);
         for (number, chance) in chances.into_iter().enumerate() {
             match chance {
                 Chance::Crash => world.start(),
@@ -1026,7 +1075,7 @@ fn a_group_whose_instances_never_become_nodes_is_left_for_another() {
     world.pod("a", &[("cpu", "4"), ("pods", "1")]);
     world.run(31);
     let asg = world.asgs.get_mut("first").unwrap();
-    asg.instances.push(Instance { id: "i-mute".into(), live: true });
+    asg.instances.push(Instance { id: "i-mute".into(), live: true, zone: None });
     world.run(14 * 60);
     assert_eq!((world.desired("first"), world.desired("second")), (1, 0));
     world.run(2 * 60);
@@ -1056,6 +1105,107 @@ fn groups_that_differ_in_their_zone_only_are_kept_even() {
     }
     world.run(31);
     assert_eq!(["a", "b", "c"].map(|group| world.desired(group)), [2, 2, 2]);
+}
+
+/// Two groups of two zones each, the first to be asked first, whose instances are launched one by one.
+fn launching() -> World {
+    let mut policy = pools(&["first", "second"]);
+    policy.groups.get_mut("first").unwrap().priority = 1;
+    policy.scale_up.launch = policy::Launch::LaunchInstances;
+    World::new(policy)
+}
+
+#[test]
+fn launches_are_even_over_zones_and_go_where_a_pod_can_be() {
+    let mut world = launching();
+    for pod in 0..2 {
+        world.pod(&format!("pod-{pod}"), &[("cpu", "4"), ("pods", "1")]);
+    }
+    world.run(31);
+    let log = world.log();
+    assert!(log[0].starts_with("first in z1 0 -> 1: "), "{log:?}");
+    assert!(log[1].starts_with("first in z2 1 -> 2: "), "{log:?}");
+    let in_zone = [(storage::ZONE_LABELS[0].to_owned(), "z2".to_owned())].into();
+    let requests = resources(&[("cpu", "4"), ("pods", "1")]);
+    world.insert(Pod { requests, node_selector: in_zone, ..Pod::default() }, "picky");
+    world.run(40);
+    assert!(world.log().iter().any(|line| line.starts_with("first in z2 2 -> 3: ")));
+    assert_eq!(world.pods["picky"].node.as_deref(), Some("first-3"));
+}
+
+#[test]
+fn a_zone_without_capacity_is_passed_over_at_once_and_so_is_a_group_without_any() {
+    let mut world = launching();
+    world.exhausted.insert("z1".into());
+    world.pod("a", &[("cpu", "4"), ("pods", "1")]);
+    world.run(31);
+    let asked = |log: Vec<String>| {
+        log.iter().filter_map(|line| line.split_once(':').map(|(head, _)| head.to_owned())).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(world.log()), ["first in z1 0 -> 1", "first in z2 0 -> 1", "a"]);
+    world.exhausted.insert("z2".into());
+    world.pod("b", &[("cpu", "4"), ("pods", "1")]);
+    world.run(40);
+    let log = world.log();
+    let told = "first: launches fail, no capacity; not counted on until";
+    assert!(log.iter().any(|line| line.starts_with("b: ") && line.contains(told)), "{log:?}");
+    assert_eq!(asked(log), ["first in z2 1 -> 2", "second in z1 0 -> 1", "second in z2 0 -> 1", "b"]);
+    let failing =
+        |world: &World| world.fleet.view(world.now).groups.iter().filter(|group| group.failing.is_some()).count();
+    assert_eq!(failing(&world), 2);
+    world.exhausted.clear();
+    world.run(6 * 60);
+    assert_eq!(failing(&world), 0);
+    assert!(world.pods["b"].node.is_some());
+}
+
+#[test]
+fn a_launch_whose_reply_was_lost_is_asked_for_again_under_its_token_if_nothing_came_of_it() {
+    let mut world = launching();
+    world.run(29);
+    world.pod("a", &[("cpu", "4"), ("pods", "1")]);
+    world.run(29);
+    world.failing.push(Failure::Unavailable);
+    world.run(10);
+    assert_eq!((world.tokens.len(), world.desired("first")), (2, 1));
+    assert_eq!(world.tokens[0], world.tokens[1]);
+    // Something came of it.
+    world.pod("b", &[("cpu", "4"), ("pods", "1")]);
+    world.run(29);
+    world.replies_lost = 1;
+    world.run(60);
+    assert_eq!((world.tokens.len(), world.desired("first")), (3, 2));
+    assert_ne!(world.tokens[1], world.tokens[2]);
+}
+
+#[test]
+fn no_other_group_is_raised_while_it_is_not_known_what_a_call_did() {
+    let mut policy = pools(&["first", "second"]);
+    policy.groups.get_mut("first").unwrap().priority = 1;
+    let mut world = World::new(policy);
+    world.pod("a", &[("cpu", "4"), ("pods", "1")]);
+    world.run(29);
+    world.replies_lost = 1;
+    world.run(40);
+    assert_eq!((world.desired("first"), world.desired("second")), (1, 0));
+}
+
+#[test]
+fn where_launches_are_refused_the_desired_capacity_is_set() {
+    for failure in [Failure::Denied, Failure::Rejected] {
+        let mut world = launching();
+        world.pod("a", &[("cpu", "4"), ("pods", "1")]);
+        world.run(29);
+        world.failing.push(failure);
+        world.run(3);
+        let log = world.log();
+        assert_eq!(log[0], format!("failed {failure:?}"));
+        assert!(log[1].starts_with("first 0 -> 1: "), "{log:?}");
+        world.run(60 * 60);
+        world.pod("b", &[("cpu", "4"), ("pods", "1")]);
+        world.run(40);
+        assert!(world.log().iter().any(|line| line.starts_with("first in z2 1 -> 2: ")));
+    }
 }
 
 /// Nodes that are there, each with pods of so many cores.

@@ -8,7 +8,7 @@ use ebb_core::time::Instant;
 use ebb_core::view::Level;
 
 use super::{Happening, World};
-use crate::auto_scaling::Lifecycle;
+use crate::auto_scaling::{Launch, Lifecycle};
 use crate::autoscaler::Autoscaler;
 use crate::faults::Reply;
 
@@ -16,6 +16,8 @@ use crate::faults::Reply;
 const WATCH: Duration = Duration::from_millis(15);
 const KUBERNETES_CALL: Duration = Duration::from_millis(15);
 const AWS_CALL: Duration = Duration::from_millis(150);
+/// `LaunchInstances` answers when the instances are launched. A guess: `RunInstances` takes as long.
+const LAUNCH_CALL: Duration = Duration::from_secs(2);
 /// Between two ticks of a coordinator whose wakeup does not move, as its driver has it.
 const REST: Duration = Duration::from_millis(1);
 
@@ -107,6 +109,7 @@ impl World<'_> {
             self.check_decision(&action);
             let takes = match action {
                 Action::Describe { .. } | Action::SetDesired { .. } | Action::Terminate { .. } => AWS_CALL,
+                Action::Launch { .. } => LAUNCH_CALL,
                 Action::CancelDrain { .. } | Action::Drain { .. } | Action::Explain { .. } => KUBERNETES_CALL,
             };
             self.after(takes, Happening::CoordinatorActs { generation, action: Box::new(action) });
@@ -147,6 +150,15 @@ impl World<'_> {
                 let groups = self.groups.iter().filter(|group| groups.contains(&group.name));
                 return Event::Groups { groups: groups.map(|group| group.state()).collect(), asked: action };
             }
+            Action::Launch { group, zone, from, to, token, because } => {
+                match self.launch_instances(group, zone, *from, *to, token, because) {
+                    Ok(launch) => {
+                        let failures = launch.failure().into_iter().collect();
+                        return Event::Launched { asked: action, instances: launch.instances, failures };
+                    }
+                    Err(failure) => Some(failure),
+                }
+            }
             Action::SetDesired { group, from, to, because } => self.set_desired(group, *from, *to, because),
             Action::Terminate { group, instance, node, .. } => self.terminate(group, instance, node),
             Action::Drain { node, uid, intent, because } => match self.nodes.get_mut(node) {
@@ -177,21 +189,39 @@ impl World<'_> {
         }
     }
 
+    fn launch_instances(
+        &mut self,
+        name: &str,
+        zone: &str,
+        from: u32,
+        to: u32,
+        token: &str,
+        because: &Reason,
+    ) -> Result<Launch, Failure> {
+        let index = self.may_raise(name, from, to)?;
+        self.observe_capacity_asked(index, because);
+        Ok(self.launch_in(index, zone, to - from, token))
+    }
+
     fn set_desired(&mut self, name: &str, from: u32, to: u32, because: &Reason) -> Option<Failure> {
-        let Some(index) = self.groups.iter().position(|group| group.name == name) else {
-            return Some(Failure::NotFound);
+        let index = match self.may_raise(name, from, to) {
+            Ok(index) => index,
+            Err(failure) => return Some(failure),
         };
-        let group = &mut self.groups[index];
-        if group.desired != from {
-            return Some(Failure::Conflict);
-        }
-        if to < group.min || to > group.max {
-            return Some(Failure::Rejected);
-        }
-        group.desired = to;
+        self.groups[index].desired = to;
         self.observe_capacity_asked(index, because);
         self.launch(index);
         None
+    }
+
+    /// Which group it is, if its desired capacity is what it is expected to be.
+    fn may_raise(&self, name: &str, from: u32, to: u32) -> Result<usize, Failure> {
+        let index = self.groups.iter().position(|group| group.name == name).ok_or(Failure::NotFound)?;
+        let group = &self.groups[index];
+        if group.desired != from {
+            return Err(Failure::Conflict);
+        }
+        if to < group.min || to > group.max { Err(Failure::Rejected) } else { Ok(index) }
     }
 
     fn terminate(&mut self, name: &str, instance: &str, node: &str) -> Option<Failure> {

@@ -47,7 +47,7 @@ impl World<'_> {
 
     pub(super) fn check_decision(&mut self, action: &Action) {
         match action {
-            Action::SetDesired { group, from, to, .. } => {
+            Action::Launch { group, from, to, .. } | Action::SetDesired { group, from, to, .. } => {
                 let max = self.scenario.policy.groups[group].max;
                 if to <= from || *to > max {
                     self.violated("invariant_desired_only_grows_and_within_bounds", format!("{action:?}"));

@@ -8,7 +8,7 @@ use ebb_core::view::Level;
 
 use super::agents::Agent;
 use super::{Happening, NodeState, World};
-use crate::auto_scaling::Lifecycle;
+use crate::auto_scaling::{Launch, Lifecycle};
 use crate::scenario::Disturbance;
 
 /// Until the node controller finds a kubelet silent (`--node-monitor-grace-period`, 50 s; 40 s before Kubernetes 1.32).
@@ -37,6 +37,30 @@ impl World<'_> {
     /// The Auto Scaling group launches what it lacks.
     pub(crate) fn launch(&mut self, group: usize) {
         let launch = self.groups[group].launch(self.now);
+        self.tell_of_launch(group, &launch, "desired capacity is above what is there");
+        if launch.missing > 0 {
+            let what = format!("cannot launch {} of {}, tries again", launch.missing, self.groups[group].name);
+            self.step(Level::AutoScaling, what, format!("no capacity in {}", join(&launch.refused)));
+            self.after(LAUNCH_RETRY, Happening::Launch { group });
+        }
+        self.boot(group, launch.instances);
+    }
+
+    /// It launches what it was asked for by name of the zone.
+    pub(super) fn launch_in(&mut self, group: usize, zone: &str, count: u32, token: &str) -> Launch {
+        let (launch, new) = self.groups[group].launch_in(zone, count, token);
+        if new {
+            self.tell_of_launch(group, &launch, "asked for");
+            if launch.missing > 0 {
+                let what = format!("cannot launch {} of {}", launch.missing, self.groups[group].name);
+                self.step(Level::AutoScaling, what, format!("no capacity in {zone}"));
+            }
+            self.boot(group, launch.instances.clone());
+        }
+        launch
+    }
+
+    fn tell_of_launch(&mut self, group: usize, launch: &Launch, because: &str) {
         let name = self.groups[group].name.clone();
         self.observe_instances(group);
         if !launch.instances.is_empty() {
@@ -51,17 +75,15 @@ impl World<'_> {
             let plural = if count == 1 { "instance" } else { "instances" };
             let what = format!("launches {count} {plural} of {name}: {}", zones.join(", "));
             let because = match launch.refused.len() {
-                0 => "desired capacity is above what is there".to_owned(),
+                0 => because.to_owned(),
                 _ => format!("no capacity in {}", join(&launch.refused)),
             };
             self.step(Level::AutoScaling, what, because);
         }
-        if launch.missing > 0 {
-            let what = format!("cannot launch {} of {name}, tries again", launch.missing);
-            self.step(Level::AutoScaling, what, format!("no capacity in {}", join(&launch.refused)));
-            self.after(LAUNCH_RETRY, Happening::Launch { group });
-        }
-        for instance in launch.instances {
+    }
+
+    fn boot(&mut self, group: usize, instances: Vec<String>) {
+        for instance in instances {
             let boot = self.chance.launch.span(self.scenario.times.launch);
             self.after(boot, Happening::Booted { group, instance });
         }
