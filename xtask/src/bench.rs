@@ -226,7 +226,7 @@ fn planning() -> Result<Vec<Row>> {
         rate("10 000 mixed pods, 400 groups", 10_000.0 / types),
         rate("100 000 mixed pods, 400 groups", 100_000.0 / types_100_000),
         growth("its growth, from 10 000 pods", types, types_100_000),
-        millis("2 000 idle nodes with 40 pods each, 1 199 of them emptied", shrink, None, ""),
+        millis("emptying 1 199 of 2 000 nodes, 40 pods each", shrink, None, ""),
         growth("its growth, from a tenth of both", shrink_small, shrink),
     ])
 }
