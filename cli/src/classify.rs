@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
 use ebb_config::Overrides;
 use ebb_core::classify::{Class, Classifier, IdlePolicy, Utilization, Verdict};
 use ebb_core::recording::Entry;
@@ -14,6 +13,7 @@ use ebb_core::time::{Instant, format_duration, format_seconds, parse_duration};
 use serde::Serialize;
 
 use crate::input;
+use crate::lines::{Output, write_json};
 
 /// Judges a recording of a node, made by `ebb-agent record`: when it was busy, idle or unknown, and by which figures.
 ///
@@ -33,12 +33,6 @@ pub(crate) struct Args {
     output: Output,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
-}
-
 fn parse_interval(text: &str) -> Result<Duration, String> {
     let interval = parse_duration(text).map_err(|error| error.to_string())?;
     if interval.is_zero() { Err("expected a duration above zero".into()) } else { Ok(interval) }
@@ -52,9 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut show = |change: &Change<'_>| match args.output {
         Output::Table => writeln!(out, "{change}").context("print a change"),
-        Output::Json => serde_json::to_writer(&mut out, change)
-            .context("write a change as JSON")
-            .and_then(|()| writeln!(out).context("print a change")),
+        Output::Json => write_json(&mut out, change),
     };
     let times = judge(input::open(&args.recording)?, &args.recording, policy, args.interval, &mut show)?;
     if args.output == Output::Table {

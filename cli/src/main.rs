@@ -8,6 +8,7 @@ mod explain;
 #[cfg(test)]
 mod golden;
 mod input;
+mod lines;
 mod picture;
 mod replay;
 mod serve;

@@ -4,7 +4,6 @@ use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
 use ebb_config::Overrides;
 use ebb_core::decision::Decision;
 use ebb_core::fleet::{Action, Failure, steps};
@@ -12,6 +11,7 @@ use ebb_core::journal::{Compared, Played, Replay, Start};
 use ebb_core::time::Instant;
 use serde::Serialize;
 
+use crate::lines::{Output, write_json};
 use crate::sheet::Sheet;
 use crate::text::{count, moment};
 use crate::{input, terminal};
@@ -34,12 +34,6 @@ pub(crate) struct Args {
     output: Output,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
-}
-
 pub(crate) fn run(args: &Args) -> Result<()> {
     let policy = match &args.policy {
         Some(path) => Some(ebb_config::read(path, &Overrides::default())?),
@@ -50,9 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Table { sheet: Sheet::new(terminal::columns().into(), terminal::takes_colours()), date: String::new() };
     let mut show = |entry: Entry| match args.output {
         Output::Table => write!(out, "{}", table.text(&entry)).context("print an entry"),
-        Output::Json => serde_json::to_writer(&mut out, &entry)
-            .context("write an entry as JSON")
-            .and_then(|()| writeln!(out).context("print an entry")),
+        Output::Json => write_json(&mut out, &entry),
     };
     let summary = replay(input::open(&args.recording)?, &args.recording, Replay::new(policy), &mut show)?;
     show(Entry::Summary(summary))?;

@@ -2,10 +2,15 @@
 //! print anew.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../src/golden.rs"]
+mod golden;
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+
+use golden::is_golden;
 
 fn ebb(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ebb")).args(words).output().unwrap()
@@ -15,15 +20,6 @@ fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// Compares with what was printed before, or writes it anew.
-fn is_golden(printed: &str, file: &str) {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&golden, printed).unwrap();
-    }
-    assert_eq!(printed, fs::read_to_string(&golden).unwrap());
-}
-
 #[test]
 fn the_demo_tells_the_flow_and_draws_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -31,7 +27,7 @@ fn the_demo_tells_the_flow_and_draws_it() {
     let output = ebb(&["demo", "--out", out.to_str().unwrap()]);
     assert!(output.status.success(), "{}", text(output.stderr));
     let printed = text(output.stdout).replace(out.to_str().unwrap(), "OUT");
-    is_golden(&printed, "demo.txt");
+    is_golden(&printed, "tests/golden/demo.txt");
     assert!(printed.lines().count() < 90, "it is read as a story");
     assert!(printed.lines().all(|line| line.chars().count() <= 112), "and not wrapped by a usual terminal");
     for file in ["stage-1-minimal.png", "stage-7-minimal-again.png", "flow.gif", "flow.svg"] {
@@ -69,7 +65,7 @@ fn a_wrong_scenario_is_refused_with_its_place() {
 fn a_recording_is_judged_with_reasons() {
     let recording = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings/training.jsonl");
     let recording = recording.to_str().unwrap();
-    is_golden(&text(ebb(&["classify", recording]).stdout), "classify.txt");
+    is_golden(&text(ebb(&["classify", recording]).stdout), "tests/golden/classify.txt");
 
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config.yaml");

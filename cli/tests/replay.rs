@@ -2,6 +2,9 @@
 //! anew by the rules as they are, and writes what is printed of it.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../src/golden.rs"]
+mod golden;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +20,8 @@ use ebb_core::policy::Policy;
 use ebb_core::report::Report;
 use ebb_core::resources::Resources;
 use ebb_core::time::Instant;
+
+use golden::is_golden;
 
 const CONFIG: &str = "
 groups:
@@ -242,19 +247,11 @@ fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-fn is_golden(printed: &str, file: &str) {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&golden, printed).unwrap();
-    }
-    assert_eq!(printed, fs::read_to_string(&golden).unwrap_or_default(), "{file}");
-}
-
 #[test]
 fn decisions_are_shown_with_their_reasons_and_are_the_same_again() {
     let output = replay(&record(), &[]);
     assert!(output.status.success(), "{}{}", text(output.stdout), text(output.stderr));
-    is_golden(&text(output.stdout), "replay.txt");
+    is_golden(&text(output.stdout), "tests/golden/replay.txt");
 }
 
 #[test]
@@ -264,7 +261,7 @@ fn what_is_decided_otherwise_is_shown_and_ends_in_failure() {
         .replace(r#""deadline":"2026"#, r#""deadline":"2027"#);
     let output = replay(&tampered, &[]);
     assert_eq!(output.status.code(), Some(1));
-    is_golden(&text(output.stdout), "replay-differences.txt");
+    is_golden(&text(output.stdout), "tests/golden/replay-differences.txt");
     let error = text(output.stderr);
     assert!(error.contains("record is no longer decided as it was recorded, in "), "{error}");
 }
@@ -276,7 +273,7 @@ fn another_policy_shows_what_it_would_have_decided_and_succeeds() {
     fs::write(&config, CONFIG.replace("max: 3", "max: 2") + "scaleUp: {pendingFor: 10s}\n").unwrap();
     let output = replay(&record(), &["--policy", config.to_str().unwrap()]);
     assert!(output.status.success(), "{}", text(output.stderr));
-    is_golden(&text(output.stdout), "replay-policy.txt");
+    is_golden(&text(output.stdout), "tests/golden/replay-policy.txt");
 }
 
 #[test]
