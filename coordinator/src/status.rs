@@ -53,14 +53,10 @@ impl Status {
     pub async fn keep(self) {
         loop {
             self.standing.won().await;
-            match timeout(ATTEMPT_TIMEOUT, self.config_maps.get_opt(NAME)).await.map_err(Error::from) {
-                Ok(Ok(found)) => {
-                    if let Some(memory) = found.as_ref().and_then(remembered) {
-                        // The driver is gone only when the process is about to be.
-                        let _ = self.inbox.send(Event::Remembered(memory)).await;
-                    }
-                }
-                Ok(Err(error)) => complain(&error.into()),
+            match self.read().await {
+                // The driver is gone only when the process is about to be.
+                Ok(Some(memory)) => _ = self.inbox.send(Event::Remembered(memory)).await,
+                Ok(None) => {}
                 Err(error) => complain(&error),
             }
             while self.standing.leads() {
@@ -73,6 +69,11 @@ impl Status {
                 sleep(EVERY).await;
             }
         }
+    }
+
+    async fn read(&self) -> Result<Option<Memory>, Error> {
+        let found = timeout(ATTEMPT_TIMEOUT, self.config_maps.get_opt(NAME)).await??;
+        Ok(found.as_ref().and_then(remembered))
     }
 
     async fn write(&self) -> Result<(), Error> {

@@ -20,7 +20,7 @@ pub struct LaunchFailure {
     pub message: String,
 }
 
-/// What is in the way: a closed set, for metrics' labels.
+/// What is in the way: a closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Cause {
@@ -85,23 +85,18 @@ impl Cause {
         let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
         WORDS.iter().find(|(words, _)| says(words)).map_or(Self::Other, |(_, cause)| *cause)
     }
+}
 
-    /// In words, to go on after "launches fail: ".
-    pub fn name(self) -> &'static str {
-        match self {
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Self::Capacity => "no capacity",
             Self::Configuration => "wrong configuration",
             Self::NeverReady => "instances never became ready nodes",
             Self::NothingCame => "nothing came",
             Self::Other => "unknown cause",
             Self::Quota => "quota reached",
-        }
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        })
     }
 }
 

@@ -35,8 +35,8 @@ struct Candidate<'a> {
     idle: Instant,
     /// `None`: pods are to be moved.
     empty: Option<Instant>,
-    /// Those that are to be moved.
-    pods: Vec<&'a Pod>,
+    /// How many are to be moved.
+    pods: usize,
     requested: Permille,
 }
 
@@ -49,7 +49,7 @@ impl Candidate<'_> {
         let idle = now.since(self.idle);
         match self.empty {
             Some(empty) => Reason::Unneeded { idle, empty: now.since(empty) },
-            None => Reason::Consolidated { idle, pods: self.pods.len(), requested: self.requested },
+            None => Reason::Consolidated { idle, pods: self.pods, requested: self.requested },
         }
     }
 }
@@ -88,7 +88,7 @@ impl Fleet {
                 shrinking.stays.insert(member.node.name.clone(), stay);
             }
         }
-        candidates.sort_by_key(|it| (it.pods.len(), it.since(), &it.member.node.name));
+        candidates.sort_by_key(|it| (it.pods, it.since(), &it.member.node.name));
 
         let most = self.policy.scale_down.max_parallel_drains;
         let mut turns = most.saturating_sub(self.draining(agenda));
@@ -122,31 +122,13 @@ impl Fleet {
                 None => {
                     turns -= 1;
                     spare[candidate.group] -= 1;
-                    let drain = self.drain(agenda.now, candidate);
-                    if let Action::Drain { intent, .. } = &drain {
-                        shrinking.stays.insert(name.clone(), Stay::Draining { deadline: intent.deadline });
-                    }
-                    shrinking.drains.push(drain);
+                    let deadline = agenda.now + self.policy.scale_down.drain_timeout;
+                    shrinking.stays.insert(name.clone(), Stay::Draining { deadline });
+                    shrinking.drains.push(drain(agenda.now, deadline, candidate));
                 }
             }
         }
         shrinking
-    }
-
-    fn drain(&self, now: Instant, candidate: &Candidate) -> Action {
-        let because = candidate.because(now);
-        let node = &candidate.member.node;
-        Action::Drain {
-            node: node.name.clone(),
-            uid: node.uid.clone(),
-            intent: Intent {
-                id: format!("scale-down-{}", now.as_millis()),
-                reason: because.to_string(),
-                requested_at: now,
-                deadline: now + self.policy.scale_down.drain_timeout,
-            },
-            because,
-        }
     }
 
     /// How many nodes drain. One counts from when it is asked until it is gone; but one whose object nobody deletes must
@@ -208,7 +190,7 @@ impl Fleet {
         if let Some((pod, pin)) = pods.iter().find_map(|pod| Some((pod, pod.pin?))) {
             return Err(Stay::PodPinned { pod: pod.full_name(), pin });
         }
-        Ok(Candidate { member, group, idle, empty: member.empty_since, pods, requested })
+        Ok(Candidate { member, group, idle, empty: member.empty_since, pods: pods.len(), requested })
     }
 
     /// The larger share of CPU or memory (of GPUs, where there are some) that the pods ask for, of what the node offers.
@@ -314,6 +296,22 @@ impl<'a> Elsewhere<'a> {
             moved.push((to, shape));
         }
         Ok(())
+    }
+}
+
+fn drain(now: Instant, deadline: Instant, candidate: &Candidate) -> Action {
+    let because = candidate.because(now);
+    let node = &candidate.member.node;
+    Action::Drain {
+        node: node.name.clone(),
+        uid: node.uid.clone(),
+        intent: Intent {
+            id: format!("scale-down-{}", now.as_millis()),
+            reason: because.to_string(),
+            requested_at: now,
+            deadline,
+        },
+        because,
     }
 }
 
