@@ -37,10 +37,10 @@ const DEADLINE: Duration = Duration::from_secs(240);
 
 /// Runs the agent's tests on Debian's kernels, in virtual machines with cgroup v2
 ///
-/// Each VM has two CPUs, emulated on one, so this needs no KVM; as many run at a time as this machine has CPUs, and all
-/// together take under a minute a kernel. The kernels are the newest of their
-/// line that the Debian mirror of this machine's apt has; the first run fetches them into the cache, $EBB_CACHE or `ebb`
-/// in the user's cache folder. Installs QEMU with apt, for which it needs root, unless it is there.
+/// Each VM has two CPUs, emulated on one, so this needs no KVM, and takes less than a minute; as many run at a time as this
+/// machine has CPUs. The kernels are the newest of their line that the Debian mirror of this machine's apt has; the first
+/// run fetches them into the cache, $EBB_CACHE or `ebb` in the user's cache folder. Installs QEMU with apt, for which it
+/// needs root, unless it is there.
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
     /// Which kernel, such as 6.1, or `newest`; may be repeated [default: 5.10, 6.1, 6.12 and newest]
@@ -161,7 +161,7 @@ fn build() -> Result<Built> {
     eprintln!("building the agent and its tests");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).args(["test", "--package", "ebb-agent", "--no-run", "--message-format", "json"]);
-    command.args(TESTS.iter().flat_map(|test| ["--test", test])).args(["--bin", "ebb-agent"]);
+    command.args(["--profile", "vm"]).args(TESTS.iter().flat_map(|test| ["--test", test])).args(["--bin", "ebb-agent"]);
     let output = command.stderr(Stdio::inherit()).output().context("start cargo test")?;
     if !output.status.success() {
         bail!("cargo test --no-run ended with {}", output.status);
