@@ -65,6 +65,7 @@ pub async fn watch(client: Client, nodes: Nodes, standing: Standing, inbox: mpsc
         api: Api::<Node>::all(client.clone()),
         list: list_nodes,
         known: BTreeSet::new(),
+        key: node_key,
         to_event: node_event,
         nodes: nodes.clone(),
         inbox: inbox.clone(),
@@ -73,6 +74,7 @@ pub async fn watch(client: Client, nodes: Nodes, standing: Standing, inbox: mpsc
         api: Api::<Pod>::all(client.clone()),
         list: list_pods,
         known: BTreeSet::new(),
+        key: pod_key,
         to_event: pod_event,
         nodes: nodes.clone(),
         inbox: inbox.clone(),
@@ -100,7 +102,7 @@ where
 {
     let list = ListParams::default().limit(PAGE);
     let (nodes, inbox) = (nodes.clone(), inbox.clone());
-    Watch { api: Api::all(client.clone()), list, known: BTreeSet::new(), to_event, nodes, inbox }
+    Watch { api: Api::all(client.clone()), list, known: BTreeSet::new(), key: storage_key, to_event, nodes, inbox }
 }
 
 /// Which of the watches are complete and live. Synced is all of them.
@@ -124,32 +126,41 @@ enum Change<'a, K> {
     Deleted(&'a Key),
 }
 
-/// Namespace, name and UID.
-type Key = (String, String, String);
+/// By which an object's end is told: of a node its name and UID, of a pod its UID, else namespace and name. There is one
+/// for each pod, so it holds no more than that.
+type Key = (Box<str>, Box<str>);
 
-fn key(object: &impl ResourceExt) -> Key {
-    (object.namespace().unwrap_or_default(), object.name_any(), object.uid().unwrap_or_default())
+fn node_key(node: &Node) -> Key {
+    (node.name_any().into(), node.uid().unwrap_or_default().into())
+}
+
+fn pod_key(pod: &Pod) -> Key {
+    (pod.uid().unwrap_or_default().into(), Box::default())
+}
+
+fn storage_key(object: &impl ResourceExt) -> Key {
+    (object.namespace().unwrap_or_default().into(), object.name_any().into())
 }
 
 fn node_event(change: Change<'_, Node>) -> Event {
     match change {
         Change::Applied(node) => Event::NodeApplied(kubernetes::Node::from(node)),
-        Change::Deleted((_, name, uid)) => Event::NodeDeleted { name: name.clone(), uid: uid.clone() },
+        Change::Deleted((name, uid)) => Event::NodeDeleted { name: name.to_string(), uid: uid.to_string() },
     }
 }
 
 fn pod_event(change: Change<'_, Pod>) -> Event {
     match change {
         Change::Applied(pod) => Event::PodApplied(kubernetes::Pod::from(pod)),
-        Change::Deleted((_, _, uid)) => Event::PodDeleted { uid: uid.clone() },
+        Change::Deleted((uid, _)) => Event::PodDeleted { uid: uid.to_string() },
     }
 }
 
 fn claim_event(change: Change<'_, PersistentVolumeClaim>) -> Event {
     Event::Storage(match change {
         Change::Applied(claim) => storage::Change::Claim(claim.into()),
-        Change::Deleted((namespace, name, _)) => {
-            storage::Change::ClaimDeleted { namespace: namespace.clone(), name: name.clone() }
+        Change::Deleted((namespace, name)) => {
+            storage::Change::ClaimDeleted { namespace: namespace.to_string(), name: name.to_string() }
         }
     })
 }
@@ -157,14 +168,14 @@ fn claim_event(change: Change<'_, PersistentVolumeClaim>) -> Event {
 fn volume_event(change: Change<'_, PersistentVolume>) -> Event {
     Event::Storage(match change {
         Change::Applied(volume) => storage::Change::Volume(volume.into()),
-        Change::Deleted((_, name, _)) => storage::Change::VolumeDeleted { name: name.clone() },
+        Change::Deleted((_, name)) => storage::Change::VolumeDeleted { name: name.to_string() },
     })
 }
 
 fn class_event(change: Change<'_, StorageClass>) -> Event {
     Event::Storage(match change {
         Change::Applied(class) => storage::Change::Class(class.into()),
-        Change::Deleted((_, name, _)) => storage::Change::ClassDeleted { name: name.clone() },
+        Change::Deleted((_, name)) => storage::Change::ClassDeleted { name: name.to_string() },
     })
 }
 
@@ -172,6 +183,7 @@ struct Watch<K> {
     api: Api<K>,
     list: ListParams,
     known: BTreeSet<Key>,
+    key: fn(&K) -> Key,
     to_event: fn(Change<'_, K>) -> Event,
     nodes: Nodes,
     inbox: mpsc::Sender<Event>,
@@ -238,7 +250,7 @@ where
             let deadline = Instant::now() + MAX_SILENCE;
             let list = timeout_at(deadline, self.api.list(&page)).await?.map_err(Broken::List)?;
             for object in &list.items {
-                gone.remove(&key(object));
+                gone.remove(&(self.key)(object));
                 self.apply(object).await;
             }
             match list.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -273,7 +285,7 @@ where
                     }
                     Ok(Ok(Some(WatchEvent::Deleted(object)))) => {
                         version = object.resource_version().unwrap_or_default();
-                        let key = key(&object);
+                        let key = (self.key)(&object);
                         self.known.remove(&key);
                         self.send(Change::Deleted(&key)).await;
                     }
@@ -293,7 +305,7 @@ where
     }
 
     async fn apply(&mut self, object: &K) {
-        self.known.insert(key(object));
+        self.known.insert((self.key)(object));
         self.send(Change::Applied(object)).await;
     }
 

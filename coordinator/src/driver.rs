@@ -33,6 +33,8 @@ pub enum Query {
     Alive(oneshot::Sender<()>),
     /// What a successor should know.
     Memory(oneshot::Sender<Memory>),
+    /// The picture without the nodes' pods.
+    Outline(oneshot::Sender<Cluster>),
     /// With every pod in it, so it takes a while to draw in a large cluster.
     Picture(oneshot::Sender<Cluster>),
 }
@@ -91,6 +93,7 @@ impl Driver {
         match query {
             Query::Alive(reply) => _ = reply.send(()),
             Query::Memory(reply) => _ = reply.send(self.fleet.memory(now)),
+            Query::Outline(reply) => _ = reply.send(self.fleet.outline(now)),
             Query::Picture(reply) => _ = reply.send(self.fleet.view(now)),
         }
     }

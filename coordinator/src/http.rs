@@ -52,7 +52,7 @@ pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken)
 }
 
 async fn metrics(State(shown): State<Shown>) -> Response {
-    let Some(view) = driver::ask(&shown.queries, Query::Picture).await else {
+    let Some(view) = driver::ask(&shown.queries, Query::Outline).await else {
         return stuck();
     };
     shown.metrics.show(&view);

@@ -18,7 +18,9 @@ const UNWATCHED: Duration = Duration::from_secs(15);
 pub async fn keep(page: Page, queries: Queries, clock: Clock) {
     let mut meter = Meter::new(clock.now());
     loop {
-        if let Some(cluster) = driver::ask(&queries, Query::Picture).await {
+        // Pods are most of it; whoever comes to look has them a moment later.
+        let query = if page.watchers() > 0 { Query::Picture } else { Query::Outline };
+        if let Some(cluster) = driver::ask(&queries, query).await {
             page.show(&snapshot(cluster, &mut meter, clock.now()));
         }
         let rest = if page.watchers() > 0 { WATCHED } else { UNWATCHED };

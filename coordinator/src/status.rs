@@ -77,7 +77,7 @@ impl Status {
     }
 
     async fn write(&self) -> Result<(), Error> {
-        let cluster = driver::ask(&self.queries, Query::Picture).await.ok_or(Error::Stuck)?;
+        let cluster = driver::ask(&self.queries, Query::Outline).await.ok_or(Error::Stuck)?;
         let memory = driver::ask(&self.queries, Query::Memory).await.ok_or(Error::Stuck)?;
         let mut memory = serde_json::to_string(&memory).expect("a memory always serialises");
         if memory.len() > LARGEST_MEMORY {

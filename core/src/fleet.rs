@@ -7,6 +7,7 @@ mod choice;
 mod decide;
 mod memory;
 mod place;
+mod pods;
 mod shrink;
 mod template;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use crate::storage::{self, Storage};
 use crate::time::Instant;
 use crate::view;
 pub use memory::Memory;
+use pods::Pods;
 use template::Template;
 
 /// What happened.
@@ -308,13 +310,8 @@ pub struct Fleet {
     /// One for each group of the policy.
     groups: BTreeMap<String, Group>,
     nodes: BTreeMap<String, Member>,
-    /// By UID.
-    pods: BTreeMap<String, Pod>,
-    /// UIDs of the pods bound to each node, whether or not the node is known.
-    pods_on: BTreeMap<String, BTreeSet<String>>,
+    pods: Pods,
     storage: Storage,
-    /// UIDs of the pods that wait for a node.
-    waiting: BTreeSet<String>,
     /// The node of each instance.
     node_of: HashMap<String, String>,
     #[serde(with = "crate::journal::pairs")]
@@ -493,10 +490,8 @@ impl Fleet {
             synced: false,
             groups,
             nodes: BTreeMap::new(),
-            pods: BTreeMap::new(),
-            pods_on: BTreeMap::new(),
+            pods: Pods::default(),
             storage: Storage::default(),
-            waiting: BTreeSet::new(),
             node_of: HashMap::new(),
             calls: BTreeMap::new(),
             explained: BTreeMap::new(),
@@ -572,8 +567,17 @@ impl Fleet {
         self.decide_at.filter(|_| self.leading && self.synced)
     }
 
-    /// The picture for people, metrics and pages.
+    /// The picture for people and pages.
     pub fn view(&self, now: Instant) -> view::Cluster {
+        self.picture(now, true)
+    }
+
+    /// As [`Self::view`], but for the nodes' pods, which are most of the picture.
+    pub fn outline(&self, now: Instant) -> view::Cluster {
+        self.picture(now, false)
+    }
+
+    fn picture(&self, now: Instant, with_pods: bool) -> view::Cluster {
         let mut group_of = BTreeMap::new();
         let groups = self.groups.iter().map(|(name, group)| {
             group_of.extend(group.live().map(|instance| (instance.id.as_str(), name)));
@@ -596,14 +600,13 @@ impl Fleet {
         let nodes = self.nodes.values().map(|member| {
             let node = &member.node;
             let mut requested = Resources::default();
-            let pods = self.pods_on(&node.name).filter(|pod| !pod.finished).map(|pod| {
-                requested.add(&pod.requests);
-                view::Pod {
-                    name: pod.full_name(),
-                    daemon: pod.controller != Controller::Workload,
-                    terminating: pod.terminating,
-                    requests: pod.requests.clone(),
-                }
+            let running = self.pods.on(&node.name).filter(|pod| !pod.like.finished);
+            running.clone().for_each(|pod| requested.add(&pod.like.requests));
+            let pods = running.filter(|_| with_pods).map(|pod| view::Pod {
+                name: pod.full_name(),
+                daemon: pod.like.controller != Controller::Workload,
+                terminating: pod.like.terminating,
+                requests: pod.like.requests.clone(),
             });
             let pods = pods.collect();
             let heard = member.heard(now, timeout);
@@ -624,14 +627,11 @@ impl Fleet {
                 pods,
             }
         });
-        let waiting = self.waiting.iter().filter_map(|uid| {
-            let pod = self.pods.get(uid)?;
-            Some(view::Waiting {
-                pod: pod.full_name(),
-                since: pod.waits_since()?,
-                requests: pod.requests.clone(),
-                because: self.explained.get(&pod.uid).cloned(),
-            })
+        let waiting = self.pods.waiting().map(|(pod, since)| view::Waiting {
+            pod: pod.full_name(),
+            since,
+            requests: pod.like.requests.clone(),
+            because: self.explained.get(pod.uid.as_ref()).cloned(),
         });
         let mut waiting: Vec<_> = waiting.collect();
         waiting.sort_by(|a, b| (a.since, &a.pod).cmp(&(b.since, &b.pod)));
@@ -669,10 +669,9 @@ impl Fleet {
             Event::Storage(change) => {
                 let mut matters = false;
                 for uid in self.storage.apply(change) {
-                    let Some(pod) = self.pods.get_mut(&uid) else { continue };
-                    let needs = self.storage.needs(&pod.namespace, &pod.claims);
-                    matters |= pod.needs != needs;
-                    pod.needs = needs;
+                    let Some(pod) = self.pods.get(&uid) else { continue };
+                    let needs = self.storage.needs(&pod.like.namespace, &pod.like.claims);
+                    matters |= self.pods.set_needs(&uid, needs);
                 }
                 matters.then_some(Soon::Batch)
             }
@@ -860,21 +859,14 @@ impl Fleet {
 
     fn pod_applied(&mut self, now: Instant, mut pod: Pod) -> Option<Soon> {
         pod.needs = self.storage.needs(&pod.namespace, &pod.claims);
-        if self.pods.get(&pod.uid) == Some(&pod) {
-            return None;
-        }
-        if pod.waits_since().is_some() {
-            self.waiting.insert(pod.uid.clone());
-        } else {
-            self.waiting.remove(&pod.uid);
+        self.storage.uses(&pod.uid, &pod.namespace, &pod.claims);
+        if pod.waits_since().is_none() {
             self.explained.remove(&pod.uid);
         }
-        self.storage.uses(&pod.uid, &pod.namespace, &pod.claims);
         let node = pod.node.clone();
-        if let Some(node) = &node {
-            self.pods_on.entry(node.clone()).or_default().insert(pod.uid.clone());
+        if !self.pods.apply(pod) {
+            return None;
         }
-        self.pods.insert(pod.uid.clone(), pod);
         if let Some(node) = node {
             self.update_emptiness(now, &node);
         }
@@ -882,18 +874,11 @@ impl Fleet {
     }
 
     fn pod_deleted(&mut self, now: Instant, uid: &str) -> Option<Soon> {
-        let pod = self.pods.remove(uid)?;
-        self.storage.forgets(uid, &pod.namespace, &pod.claims);
-        self.waiting.remove(uid);
+        let (pod, node) = self.pods.remove(uid)?;
+        self.storage.forgets(uid, &pod.like.namespace, &pod.like.claims);
         self.explained.remove(uid);
-        if let Some(node) = &pod.node {
-            if let Some(uids) = self.pods_on.get_mut(node) {
-                uids.remove(uid);
-                if uids.is_empty() {
-                    self.pods_on.remove(node);
-                }
-            }
-            self.update_emptiness(now, node);
+        if let Some(node) = node {
+            self.update_emptiness(now, &node);
         }
         Some(Soon::Batch)
     }
@@ -920,12 +905,8 @@ impl Fleet {
             && self.groups.values().any(|group| group.asked_at.is_none_or(|asked| asked < member.first_seen))
     }
 
-    fn pods_on(&self, node: &str) -> impl Iterator<Item = &Pod> {
-        self.pods_on.get(node).into_iter().flatten().filter_map(|uid| self.pods.get(uid))
-    }
-
     fn update_emptiness(&mut self, now: Instant, node: &str) {
-        let held = self.pods_on(node).any(Pod::holds_node);
+        let held = self.pods.on(node).any(|pod| pod.like.holds_node());
         if let Some(member) = self.nodes.get_mut(node) {
             member.empty_since = if held { None } else { Some(member.empty_since.unwrap_or(now)) };
         }

@@ -44,7 +44,7 @@ pub struct Node {
 }
 
 /// A Pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Pod {
     pub uid: String,
     pub namespace: String,
@@ -100,7 +100,7 @@ impl Pod {
 }
 
 /// Who keeps a pod alive, as far as drains care.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Controller {
     /// A DaemonSet: one pod on every node.
     DaemonSet,

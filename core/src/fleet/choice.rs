@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use super::place::{Room, RoomName};
+use super::pods::Entry;
 use crate::kubernetes::Pod;
 use crate::policy::Expander;
 use crate::reason::Obstacle;
@@ -50,12 +51,12 @@ struct Chosen {
 type Score = (bool, Reverse<i32>, bool, u64, u64);
 
 impl<'a> Demand<'a> {
-    pub(super) fn new(pods: &[(ShapeId, &'a Pod, Instant)], expander: Expander) -> Self {
+    pub(super) fn new(pods: &[(ShapeId, &'a Entry, Instant)], expander: Expander) -> Self {
         let mut runs: Vec<Run> = Vec::new();
         for (index, &(shape, pod, _)) in pods.iter().enumerate() {
             match runs.last_mut() {
                 Some(run) if run.shape == shape => run.pods.end = index + 1,
-                _ => runs.push(Run { shape, pod, pods: index..index + 1 }),
+                _ => runs.push(Run { shape, pod: &pod.like, pods: index..index + 1 }),
             }
         }
         Self { runs, at: 0, expander, chosen: None }
@@ -217,6 +218,7 @@ mod tests {
             with(&mut room);
             room
         };
+        let pods = crate::fleet::pods::entries(pods);
         let waiting = pods.iter().map(|pod| (pod, Instant::from_millis(0))).collect();
         let placement = super::super::place::place(waiting, vec![], types.iter().map(room).collect(), expander);
         placement.wanted.into_iter().map(|((group, _), wanted)| (group.to_owned(), wanted.nodes)).collect()

@@ -6,10 +6,11 @@ use std::iter;
 use std::time::Duration;
 
 use super::place::{self, Origin, Placement, Room, Seat, Wanted};
+use super::pods::Entry;
 use super::shrink::Shrinking;
 use super::{Action, Call, Fleet, Group, Member, Target};
 use crate::intent::{DEADLINE_MARGIN, Intent, Phase};
-use crate::kubernetes::{Controller, Pod};
+use crate::kubernetes::Controller;
 use crate::launch::{Cause, Failing};
 use crate::policy::{self, Launch};
 use crate::reason::{Reason, Stay};
@@ -106,8 +107,7 @@ impl Fleet {
         }
         let census: Vec<_> =
             self.policy.groups.iter().filter_map(|(name, policy)| self.census(&mut agenda, name, policy)).collect();
-        let waiting = self.waiting.iter().filter_map(|uid| self.pods.get(uid));
-        let waiting: Vec<_> = waiting.filter_map(|pod| Some((pod, pod.waits_since()?))).collect();
+        let waiting: Vec<_> = self.pods.waiting().collect();
         let due: Vec<_> = waiting
             .iter()
             .filter(|(_, since)| agenda.due(*since + self.policy.scale_up.pending_for))
@@ -252,7 +252,7 @@ impl Fleet {
     }
 
     /// Finds room for the pods that have waited long enough.
-    fn placement<'a>(&'a self, now: Instant, census: &[Census<'a>], due: Vec<(&'a Pod, Instant)>) -> Placement<'a> {
+    fn placement<'a>(&'a self, now: Instant, census: &[Census<'a>], due: Vec<(&'a Entry, Instant)>) -> Placement<'a> {
         if due.is_empty() {
             return Placement::default();
         }
@@ -331,11 +331,11 @@ impl Fleet {
         let awaited = self.groups.values().any(|group| group.asked_at.is_none());
         let settled = !awaited && !self.nodes.values().any(|member| self.is_newcomer(member));
         for (pod, because) in placement.explained.iter().filter(|_| settled) {
-            if self.explained.get(&pod.uid).is_none_or(|said| is_news(said, because)) {
+            if self.explained.get(pod.uid.as_ref()).is_none_or(|said| is_news(said, because)) {
                 actions.push(Action::Explain {
-                    namespace: pod.namespace.clone(),
-                    pod: pod.name.clone(),
-                    uid: pod.uid.clone(),
+                    namespace: pod.like.namespace.clone(),
+                    pod: pod.name.as_ref().to_owned(),
+                    uid: pod.uid.as_ref().to_owned(),
                     because: because.clone(),
                 });
             }
@@ -392,8 +392,8 @@ impl Fleet {
 
     fn taken_by_daemons(&self, member: &Member) -> Resources {
         let mut taken = Resources::default();
-        let daemons = self.pods_on(&member.node.name).filter(|pod| pod.controller != Controller::Workload);
-        daemons.for_each(|pod| taken.add(&pod.requests));
+        let daemons = self.pods.on(&member.node.name).filter(|pod| pod.like.controller != Controller::Workload);
+        daemons.for_each(|pod| taken.add(&pod.like.requests));
         taken
     }
 
@@ -428,7 +428,7 @@ impl Fleet {
                 // The agent's word, the condition, and what we see ourselves must all agree.
                 let drained = node.drained
                     && progress.is_some_and(|progress| progress.phase == Phase::Drained)
-                    && !self.pods_on(&node.name).any(Pod::holds_node);
+                    && !self.pods.on(&node.name).any(|pod| pod.like.holds_node());
                 let in_time = agenda.now + DEADLINE_MARGIN < intent.deadline;
                 if drained && in_time && self.ready(agenda, &Target::Group(group.name.to_owned())) {
                     actions.push(Action::Terminate {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::Fleet;
 use super::choice::Demand;
+use super::pods::Entry;
 use crate::kubernetes::{Node, Pod};
 use crate::launch::{Cause, Failing};
 use crate::policy::Expander;
@@ -20,7 +21,7 @@ use crate::time::Instant;
 pub(super) struct Seat<'a> {
     /// With nothing of it taken.
     pub(super) place: Place<'a>,
-    pub(super) pods: Vec<&'a Pod>,
+    pub(super) pods: Vec<&'a Entry>,
     pub(super) origin: Origin<'a>,
 }
 
@@ -73,7 +74,7 @@ pub(super) struct Placement<'a> {
     /// Nodes whose drain is to be cancelled, and the first pod that wants it.
     pub(super) kept: BTreeMap<&'a str, String>,
     /// What to say about each pod but those that wait for the new nodes: they are told once those are asked for.
-    pub(super) explained: Vec<(&'a Pod, Reason)>,
+    pub(super) explained: Vec<(&'a Entry, Reason)>,
 }
 
 /// Why a group is to make nodes.
@@ -86,7 +87,7 @@ pub(super) struct Wanted {
 
 /// Puts each pod somewhere. `waiting`: pods and since when they wait. Of seats for one pod the first is taken.
 pub(super) fn place<'a>(
-    waiting: Vec<(&'a Pod, Instant)>,
+    waiting: Vec<(&'a Entry, Instant)>,
     seats: Vec<Seat<'a>>,
     mut rooms: Vec<Room<'a>>,
     expander: Expander,
@@ -97,7 +98,7 @@ pub(super) fn place<'a>(
         let node = cluster.add(place);
         origins.push(origin);
         for pod in pods {
-            let shape = cluster.shape(pod);
+            let shape = cluster.shape(&pod.like);
             cluster.put(node, shape);
         }
     }
@@ -178,17 +179,18 @@ impl Search {
 
 /// Important pods first, then the largest; pods of one shape beside each other; names last, so that the order never
 /// depends on chance.
-fn in_order<'a>(cluster: &mut Cluster<'a>, waiting: Vec<(&'a Pod, Instant)>) -> Vec<(ShapeId, &'a Pod, Instant)> {
+fn in_order<'a>(cluster: &mut Cluster<'a>, waiting: Vec<(&'a Entry, Instant)>) -> Vec<(ShapeId, &'a Entry, Instant)> {
     let mut shapes: HashMap<ShapeId, String> = HashMap::new();
     let mut pods = Vec::new();
     for (pod, since) in waiting {
-        let shape = cluster.shape(pod);
-        shapes.entry(shape).or_insert_with(|| selection(pod));
+        let shape = cluster.shape(&pod.like);
+        shapes.entry(shape).or_insert_with(|| selection(&pod.like));
         pods.push((shape, pod, since));
     }
-    let key = |&(shape, pod, _): &(ShapeId, &'a Pod, Instant)| {
-        let demand = (Reverse(pod.priority), !pod.requests.has_gpu(), Reverse(&pod.requests));
-        (demand, &shapes[&shape], &pod.namespace, &pod.name)
+    let key = |&(shape, pod, _): &(ShapeId, &'a Entry, Instant)| {
+        let like = &pod.like;
+        let demand = (Reverse(like.priority), !like.requests.has_gpu(), Reverse(&like.requests));
+        (demand, &shapes[&shape], &like.namespace, &pod.name)
     };
     pods.sort_by(|a, b| key(a).cmp(&key(b)));
     pods
@@ -205,13 +207,13 @@ impl Fleet {
     pub(super) fn seat<'a>(&'a self, member: &'a super::Member, origin: Origin<'a>) -> Seat<'a> {
         let Node { name, labels, taints, allocatable, .. } = &member.node;
         let place = Place { name: Some(name), labels, taints, free: allocatable.clone(), zones: &[] };
-        Seat { place, pods: self.pods_on(name).filter(|pod| !pod.finished).collect(), origin }
+        Seat { place, pods: self.pods.on(name).filter(|pod| !pod.like.finished).collect(), origin }
     }
 
     /// The node as a place, with what is left on it.
     pub(super) fn place_on<'a>(&'a self, member: &'a super::Member) -> Place<'a> {
         let Seat { mut place, pods, .. } = self.seat(member, Origin::Closed);
-        pods.iter().for_each(|pod| place.free.subtract(&pod.requests));
+        pods.iter().for_each(|pod| place.free.subtract(&pod.like.requests));
         place
     }
 }
@@ -221,6 +223,7 @@ mod tests {
     use std::slice;
 
     use super::*;
+    use crate::fleet::pods::entries;
     use crate::kubernetes::{Operator, PodTerm, Requirement, Spread};
     use crate::resources::Resources;
     use crate::schedule::Misfit;
@@ -250,6 +253,7 @@ mod tests {
         let seat = || Seat { place: template.clone(), pods: vec![], origin: Origin::Coming("cpu") };
         let coming = (0..coming).map(|_| seat()).collect();
         let now = Instant::from_millis(0);
+        let pods = entries(pods);
         let waiting = pods.iter().map(|pod| (pod, now)).collect();
         let placement = place(waiting, coming, vec![room("cpu", template.clone(), 10)], Expander::default());
         assert_eq!(
@@ -299,7 +303,7 @@ mod tests {
             let terms = pod_anti_affinity.into_iter().map(|term| PodTerm { topology_key: "zone".into(), ..term });
             Pod { pod_anti_affinity: terms.collect(), ..Pod::default() }
         };
-        let pods = waiting(2, far);
+        let pods = entries(&waiting(2, far));
         let free = || Resources::from_texts([("cpu", "4"), ("pods", "20")]).unwrap();
         let seat = Seat {
             place: Place { name: Some("cordoned"), labels: &labels, taints: &[], free: free(), zones: &[] },

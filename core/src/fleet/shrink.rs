@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::decide::{Agenda, Census};
 use super::place::{Origin, Seat};
+use super::pods::Entry;
 use super::{Action, Fleet, Member, Target};
 use crate::classify::{Class, GpuUse};
 use crate::intent::Intent;
-use crate::kubernetes::Pod;
 use crate::reason::{Reason, Stay};
 use crate::schedule::{Cluster, NodeId, ShapeId};
 use crate::time::Instant;
@@ -61,7 +61,7 @@ impl Fleet {
         &'a self,
         agenda: &mut Agenda,
         census: &[Census<'a>],
-        waiting: &[(&'a Pod, Instant)],
+        waiting: &[(&'a Entry, Instant)],
     ) -> Shrinking {
         let mut shrinking = Shrinking { stays: self.stays_of_others(agenda, census), ..Shrinking::default() };
         // Neither by what is asked for, nor by what is really there.
@@ -102,7 +102,7 @@ impl Fleet {
                 Some(Stay::Minimum { min: census[candidate.group].min })
             } else if turns == 0 {
                 Some(Stay::Turn { most })
-            } else if let Some(pod) = wanted_by.iter().find(|pod| place.admits(pod).is_ok()) {
+            } else if let Some(pod) = wanted_by.iter().find(|pod| place.admits(&pod.like).is_ok()) {
                 Some(Stay::Wanted { pod: pod.full_name() })
             } else if !self.ready(agenda, &Target::Node(name.clone())) {
                 Some(Stay::Retried)
@@ -168,7 +168,7 @@ impl Fleet {
         if let Some(until) = member.spared_until.filter(|until| now < *until) {
             return Err(Stay::GivenUp { until });
         }
-        let pods: Vec<_> = self.pods_on(&node.name).filter(|pod| pod.holds_node()).collect();
+        let pods: Vec<_> = self.pods.on(&node.name).filter(|pod| pod.like.holds_node()).collect();
         if let Some(first) = pods.first().filter(|_| !scale_down.consolidate) {
             return Err(Stay::Occupied { pods: pods.len(), first: first.full_name() });
         }
@@ -187,17 +187,17 @@ impl Fleet {
         if requested >= below && !pods.is_empty() {
             return Err(Stay::Requested { share: requested, below });
         }
-        if let Some((pod, pin)) = pods.iter().find_map(|pod| Some((pod, pod.pin?))) {
+        if let Some((pod, pin)) = pods.iter().find_map(|pod| Some((pod, pod.like.pin?))) {
             return Err(Stay::PodPinned { pod: pod.full_name(), pin });
         }
         Ok(Candidate { member, group, idle, empty: member.empty_since, pods: pods.len(), requested })
     }
 
     /// The larger share of CPU or memory (of GPUs, where there are some) that the pods ask for, of what the node offers.
-    fn requested(&self, member: &Member, pods: &[&Pod]) -> Permille {
+    fn requested(&self, member: &Member, pods: &[&Entry]) -> Permille {
         let whole = &member.node.allocatable;
         let share = |name: &str| {
-            let asked: u64 = pods.iter().map(|pod| pod.requests.amount(name)).sum();
+            let asked: u64 = pods.iter().map(|pod| pod.like.requests.amount(name)).sum();
             (asked * 1000).checked_div(whole.amount(name)).unwrap_or(0)
         };
         let most = ["cpu", "memory", crate::resources::NVIDIA_GPU].map(share).into_iter().max().unwrap_or(0);
@@ -210,7 +210,7 @@ impl Fleet {
         &'a self,
         now: Instant,
         candidates: &[Candidate<'a>],
-        waiting: &[(&'a Pod, Instant)],
+        waiting: &[(&'a Entry, Instant)],
     ) -> Elsewhere<'a> {
         let mut elsewhere = Elsewhere::default();
         let name = |member: &Member| member.node.name.clone();
@@ -222,7 +222,7 @@ impl Fleet {
             elsewhere.add(self.seat(member, Origin::Closed), &node.name, open);
         }
         for (pod, _) in waiting {
-            let shape = elsewhere.cluster.shape(pod);
+            let shape = elsewhere.cluster.shape(&pod.like);
             if let Some(node) = elsewhere.find(shape) {
                 elsewhere.cluster.put(node, shape);
             }
@@ -239,7 +239,7 @@ struct Elsewhere<'a> {
     /// Which nodes take pods.
     open: Vec<bool>,
     /// Pods on each node that hold it, those that were moved there included.
-    tenants: Vec<Vec<(ShapeId, &'a Pod)>>,
+    tenants: Vec<Vec<(ShapeId, &'a Entry)>>,
     /// Nodes before this have no room for pods of this shape, as long as room only shrinks.
     start: HashMap<ShapeId, NodeId>,
 }
@@ -249,9 +249,9 @@ impl<'a> Elsewhere<'a> {
         let id = self.cluster.add(seat.place);
         let mut tenants = Vec::new();
         for pod in seat.pods {
-            let shape = self.cluster.shape(pod);
+            let shape = self.cluster.shape(&pod.like);
             self.cluster.put(id, shape);
-            if pod.holds_node() {
+            if pod.like.holds_node() {
                 tenants.push((shape, pod));
             }
         }
@@ -316,12 +316,12 @@ fn drain(now: Instant, deadline: Instant, candidate: &Candidate) -> Action {
 }
 
 /// One of each kind that filters cannot tell apart.
-fn distinct<'a>(pods: &[(&'a Pod, Instant)]) -> Vec<&'a Pod> {
+fn distinct<'a>(pods: &[(&'a Entry, Instant)]) -> Vec<&'a Entry> {
     let mut shapes = Cluster::default();
     let mut distinct = Vec::new();
     for (pod, _) in pods {
         // They are numbered as they come.
-        if shapes.shape(pod) == distinct.len() {
+        if shapes.shape(&pod.like) == distinct.len() {
             distinct.push(*pod);
         }
     }

@@ -21,6 +21,8 @@ pub struct Cluster<'a> {
     nodes: Vec<Node<'a>>,
     shapes: Vec<Shape<'a>>,
     by_features: HashMap<Features<'a>, ShapeId>,
+    /// Of pods that were asked about, by their address: nearly always the same few.
+    by_address: HashMap<*const Pod, ShapeId>,
     topology: Topology,
 }
 
@@ -85,6 +87,15 @@ impl<'a> Cluster<'a> {
     }
 
     pub fn shape(&mut self, pod: &'a Pod) -> ShapeId {
+        if let Some(&known) = self.by_address.get(&std::ptr::from_ref(pod)) {
+            return known;
+        }
+        let shape = self.shape_by_features(pod);
+        self.by_address.insert(pod, shape);
+        shape
+    }
+
+    fn shape_by_features(&mut self, pod: &'a Pod) -> ShapeId {
         if let Some(&known) = self.by_features.get(&Features(pod)) {
             return known;
         }
