@@ -8,9 +8,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::classify::{Class, GpuUse, Missing, Signal, Utilization};
 use crate::intent::{Phase, Progress};
-use crate::kubernetes::{Controller, Taint, TaintEffect, Toleration};
+use crate::kubernetes::{Controller, Pod, Taint, TaintEffect, Toleration};
+use crate::launch::LaunchFailure;
 use crate::policy;
 use crate::resources::Resources;
+use crate::storage;
 
 const GPU_TAINT: &str = "nvidia.com/gpu";
 
