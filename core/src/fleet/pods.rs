@@ -190,14 +190,14 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Apply(Pod),
+        Apply(Box<Pod>),
         Needs(u8, bool),
         Remove(u8),
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            4 => pod().prop_map(Step::Apply),
+            4 => pod().prop_map(|pod| Step::Apply(Box::new(pod))),
             1 => (0..6_u8, any::<bool>()).prop_map(|(uid, unbound)| Step::Needs(uid, unbound)),
             2 => (0..6_u8).prop_map(Step::Remove),
         ]
@@ -211,8 +211,8 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Apply(pod) => {
-                        let before = model.insert(pod.uid.clone(), pod.clone());
-                        prop_assert_eq!(pods.apply(pod.clone()), before != Some(pod));
+                        let before = model.insert(pod.uid.clone(), *pod.clone());
+                        prop_assert_eq!(pods.apply(*pod.clone()), before != Some(*pod));
                     }
                     Step::Needs(uid, unbound) => {
                         let uid = format!("uid-{uid}");
