@@ -96,9 +96,15 @@ impl Check {
 
     fn scale_up(&mut self, file: &file::ScaleUp) -> policy::ScaleUp {
         let default = policy::ScaleUp::default();
+        let batch_window = self.duration(file.batch_window.as_ref(), default.batch_window);
+        let batch_longest = self.duration(file.batch_longest.as_ref(), default.batch_longest.max(batch_window));
+        if let Some(shorter) = file.batch_longest.as_ref().filter(|_| batch_longest < batch_window) {
+            self.refuse(shorter.referenced, "expected at least scaleUp.batchWindow, for which every burst waits");
+        }
         policy::ScaleUp {
             pending_for: self.duration(file.pending_for.as_ref(), default.pending_for),
-            batch_window: self.duration(file.batch_window.as_ref(), default.batch_window),
+            batch_window,
+            batch_longest,
             provision_timeout: self.limit(file.provision_timeout.as_ref(), default.provision_timeout),
             expander: self.read(file.expander.as_ref(), default.expander, expander),
             launch: self.read(file.launch.as_ref(), default.launch, launch),

@@ -66,6 +66,7 @@ pub(super) struct Taint {
 pub(super) struct ScaleUp {
     pub(super) pending_for: Option<Text>,
     pub(super) batch_window: Option<Text>,
+    pub(super) batch_longest: Option<Text>,
     pub(super) provision_timeout: Option<Text>,
     pub(super) expander: Option<Text>,
     pub(super) launch: Option<Text>,

@@ -69,7 +69,18 @@ pub struct Fleet {
     memory: Option<Memory>,
     /// When it was last looked for nodes whose pods fit elsewhere.
     consolidated_at: Option<Instant>,
+    /// Pods that have begun to wait, and of which no more may come.
+    #[serde(default)]
+    burst: Option<Burst>,
     decide_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Burst {
+    since: Instant,
+    /// Until then it may go on, and is not planned for.
+    until: Instant,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -224,6 +235,7 @@ impl Fleet {
             stays: BTreeMap::new(),
             memory: None,
             consolidated_at: None,
+            burst: None,
             decide_at: None,
         }
     }
@@ -262,7 +274,18 @@ impl Fleet {
     fn look(&mut self, now: Instant, event: Event, again: bool) -> Option<Vec<Action>> {
         let soon = self.absorb(now, event);
         if let Some(soon) = soon.or(again.then_some(Soon::Now)) {
-            let at = now + if soon == Soon::Now { Duration::ZERO } else { self.policy.scale_up.batch_window };
+            let scale_up = &self.policy.scale_up;
+            let batch = now + scale_up.batch_window;
+            let at = match soon {
+                Soon::Now => now,
+                Soon::Batch => batch,
+                Soon::Burst => {
+                    let since = self.burst.map_or(now, |burst| burst.since);
+                    let until = batch.min(since + scale_up.batch_longest);
+                    self.burst = Some(Burst { since, until });
+                    until
+                }
+            };
             self.decide_at = Some(self.decide_at.map_or(at, |decide_at| decide_at.min(at)));
         }
         if !(self.leading && self.synced) || self.decide_at.is_none_or(|at| now < at) {
@@ -270,6 +293,7 @@ impl Fleet {
         }
         let decide::Decision { actions, next, failing, stays, consolidated } = self.decide(now);
         (self.decide_at, self.failing, self.stays) = (next, failing, stays);
+        self.burst.take_if(|burst| burst.until <= now);
         if consolidated {
             self.consolidated_at = Some(now);
         }

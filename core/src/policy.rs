@@ -48,8 +48,12 @@ pub struct Group {
 pub struct ScaleUp {
     /// How long a pod must have been unschedulable. The flow: 30 s.
     pub pending_for: Duration,
-    /// How long to collect changes before deciding, so that a burst of pods becomes one call.
+    /// How long to collect changes before deciding. Pods that begin to wait are a burst, to be planned for as one, until
+    /// no more has come for this long.
     pub batch_window: Duration,
+    /// What has come of a burst that goes on for longer is planned for.
+    #[serde(default = "batch_longest")]
+    pub batch_longest: Duration,
     /// After this an instance that has not become a ready node is no longer waited for.
     pub provision_timeout: Duration,
     #[serde(default)]
@@ -81,13 +85,19 @@ pub enum Launch {
     SetDesiredCapacity,
 }
 
+/// Karpenter waits for up to 10 s (`BATCH_MAX_DURATION`): the first nodes of a long burst are worth more than calls spared.
+fn batch_longest() -> Duration {
+    Duration::from_secs(2)
+}
+
 impl Default for ScaleUp {
-    /// 15 minutes is Cluster Autoscaler's `max-node-provision-time`; 50 ms is below what a person notices and above
-    /// the time the watch needs to deliver the pods of one `kubectl apply`.
+    /// 15 minutes is Cluster Autoscaler's `max-node-provision-time`; 100 ms is below what a person notices and above
+    /// what lies between two pods of a burst that kube-scheduler refuses on a busy machine.
     fn default() -> Self {
         Self {
             pending_for: Duration::from_secs(30),
-            batch_window: Duration::from_millis(50),
+            batch_window: Duration::from_millis(100),
+            batch_longest: batch_longest(),
             provision_timeout: Duration::from_secs(15 * 60),
             expander: Expander::LeastWaste,
             launch: Launch::SetDesiredCapacity,

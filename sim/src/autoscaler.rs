@@ -112,6 +112,7 @@ impl ClusterAutoscalerLike {
     pub fn new(mut policy: Policy) -> Self {
         policy.scale_up.pending_for = Duration::ZERO;
         policy.scale_up.batch_window = SCAN_INTERVAL;
+        policy.scale_up.batch_longest = SCAN_INTERVAL;
         policy.scale_down.max_parallel_drains = EMPTY_AT_ONCE;
         for group in policy.groups.values_mut() {
             // The time is kept by the fleet, from when a node was first found empty.

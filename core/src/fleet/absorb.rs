@@ -26,6 +26,8 @@ const WATCH_LAG: Duration = Duration::from_secs(10);
 pub(super) enum Soon {
     /// With what else comes within the batch window.
     Batch,
+    /// A pod has begun to wait: when no more follows.
+    Burst,
     Now,
 }
 
@@ -255,14 +257,14 @@ impl Fleet {
         if pod.waits_since().is_none() {
             self.explained.remove(&pod.uid);
         }
-        let node = pod.node.clone();
+        let (node, waits) = (pod.node.clone(), pod.waits_since().is_some());
         if !self.pods.apply(pod) {
             return None;
         }
         if let Some(node) = node {
             self.update_emptiness(now, &node);
         }
-        Some(Soon::Batch)
+        Some(if waits { Soon::Burst } else { Soon::Batch })
     }
 
     fn pod_deleted(&mut self, now: Instant, uid: &str) -> Option<Soon> {

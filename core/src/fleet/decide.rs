@@ -108,9 +108,11 @@ impl Fleet {
         let census: Vec<_> =
             self.policy.groups.iter().filter_map(|(name, policy)| self.census(&mut agenda, name, policy)).collect();
         let waiting: Vec<_> = self.pods.waiting().collect();
+        // A burst is planned for as one.
+        let goes_on = self.burst.is_some_and(|burst| !agenda.due(burst.until));
         let due: Vec<_> = waiting
             .iter()
-            .filter(|(_, since)| agenda.due(*since + self.policy.scale_up.pending_for))
+            .filter(|(_, since)| agenda.due(*since + self.policy.scale_up.pending_for) && !goes_on)
             .copied()
             .collect();
 

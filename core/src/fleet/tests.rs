@@ -1373,3 +1373,46 @@ fn a_failing_group_is_still_known_after_a_restart() {
     world.run(2);
     assert_eq!(until(&world), before);
 }
+
+#[test]
+fn a_burst_is_asked_for_at_its_end_and_a_long_one_now_and_then() {
+    // One pod every so many milliseconds, four of which take a node.
+    let check = |every: u64, pods: u64, expected: &[&str]| {
+        let mut policy = flow();
+        policy.scale_up = policy::ScaleUp {
+            pending_for: Duration::ZERO,
+            batch_window: Duration::from_millis(100),
+            batch_longest: Duration::from_millis(1000),
+            ..policy.scale_up
+        };
+        policy.groups.get_mut("cpu").unwrap().max = 100;
+        policy.groups.get_mut("cpu").unwrap().min = 0;
+        let mut world = World::new(policy);
+        world.responsive = false;
+        let start = world.now;
+        let end = start + Duration::from_millis(every * pods + 5000);
+        let mut next = (0..pods).map(|number| (start + Duration::from_millis(every * number), format!("pod-{number}")));
+        let mut pod = next.next();
+        while world.now < end {
+            let wakeup = world.fleet.next_wakeup().unwrap_or(end);
+            world.now = pod.as_ref().map_or(wakeup, |(at, _)| wakeup.min(*at)).max(world.now);
+            match pod.take_if(|(at, _)| *at == world.now) {
+                Some((_, name)) => {
+                    world.pod(&name, &[("cpu", "1"), ("pods", "1")]);
+                    let waiting = world.pods[&name].clone();
+                    world.tell(Event::PodApplied(waiting));
+                    pod = next.next();
+                }
+                None => world.tell(Event::Tick),
+            }
+        }
+        let calls = world.log().into_iter().filter(|line| line.starts_with("cpu "));
+        let calls: Vec<_> = calls.map(|line| line.split(':').next().unwrap().to_owned()).collect();
+        assert_eq!(calls, expected, "one pod every {every} ms");
+    };
+    check(1, 400, &["cpu 0 -> 100"]);
+    check(50, 16, &["cpu 0 -> 4"]);
+    check(50, 60, &["cpu 0 -> 6", "cpu 6 -> 11", "cpu 11 -> 15"]);
+    // Far between, they are no burst.
+    check(200, 8, &["cpu 0 -> 1", "cpu 1 -> 2"]);
+}
