@@ -1,6 +1,8 @@
 //! The Auto Scaling API: six calls, and what their errors mean to the core.
 
 use std::collections::BTreeMap;
+use std::future::ready;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::BehaviorVersion;
@@ -17,6 +19,7 @@ use ebb_core::launch::LaunchFailure;
 use ebb_core::time::Instant;
 
 use crate::effects::{CALL_TIMEOUT, CallError, Outcome};
+use crate::metrics::Metrics;
 
 /// What the API takes at most in `AutoScalingGroupNames` and gives at most in one page.
 const NAMES: usize = 100;
@@ -26,11 +29,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub struct AutoScaling {
     client: Client,
+    metrics: Arc<Metrics>,
 }
 
 impl AutoScaling {
     /// Region, credentials and endpoint come from the SDK's own environment.
-    pub async fn from_env() -> Self {
+    pub async fn from_env(metrics: Arc<Metrics>) -> Self {
         let http =
             aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
         let timeouts =
@@ -42,7 +46,21 @@ impl AutoScaling {
             .retry_config(RetryConfig::disabled())
             .load()
             .await;
-        Self { client: Client::new(&config) }
+        Self { client: Client::new(&config), metrics }
+    }
+
+    /// One call, counted under the API's own name for it.
+    async fn call<T, E>(
+        &self,
+        operation: &'static str,
+        reply: impl Future<Output = Result<T, SdkError<E>>>,
+    ) -> Result<T, CallError>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let reply = reply.await.map_err(|error| call_error(&error));
+        self.metrics.aws_call(operation, reply.as_ref().err().map(|error| error.failure));
+        reply
     }
 
     /// The state of those of these groups that exist.
@@ -52,7 +70,7 @@ impl AutoScaling {
             let request = self.client.describe_auto_scaling_groups().set_auto_scaling_group_names(Some(names.to_vec()));
             let mut pages = request.into_paginator().page_size(NAMES as i32).send();
             while let Some(page) = pages.next().await {
-                let page = page.map_err(|error| call_error(&error))?;
+                let page = self.call("DescribeAutoScalingGroups", ready(page)).await?;
                 // By name: a group that changes while we page may come twice.
                 groups.extend(page.auto_scaling_groups().iter().map(state).map(|group| (group.name.clone(), group)));
             }
@@ -71,7 +89,7 @@ impl AutoScaling {
     /// matters is whether what is tried now fails.
     async fn failures(&self, group: &str) -> Result<Vec<LaunchFailure>, CallError> {
         let call = self.client.describe_scaling_activities().auto_scaling_group_name(group).max_records(ACTIVITIES);
-        let reply = call.send().await.map_err(|error| call_error(&error))?;
+        let reply = self.call("DescribeScalingActivities", call.send()).await?;
         Ok(reply.activities().iter().filter_map(failure_of).collect())
     }
 
@@ -81,7 +99,7 @@ impl AutoScaling {
         self.expect_desired(group, from).await?;
         let call = self.client.launch_instances().auto_scaling_group_name(group).availability_zones(zone);
         let call = call.requested_capacity(i32::try_from(to - from).unwrap_or(i32::MAX)).client_token(token);
-        let reply = call.retry_strategy(RetryStrategy::None).send().await.map_err(|error| call_error(&error))?;
+        let reply = self.call("LaunchInstances", call.retry_strategy(RetryStrategy::None).send()).await?;
         let failure = |error: &LaunchInstancesError| {
             let [code, message] = [error.error_code(), error.error_message()].map(Option::unwrap_or_default);
             format!("{code}: {message}")
@@ -97,17 +115,15 @@ impl AutoScaling {
     pub async fn set_desired(&self, group: &str, from: u32, to: u32) -> Result<(), CallError> {
         self.expect_desired(group, from).await?;
         let call = self.client.set_desired_capacity().auto_scaling_group_name(group).honor_cooldown(false);
-        call.desired_capacity(i32::try_from(to).unwrap_or(i32::MAX))
-            .send()
-            .await
-            .map_err(|error| call_error(&error))?;
+        let call = call.desired_capacity(i32::try_from(to).unwrap_or(i32::MAX));
+        self.call("SetDesiredCapacity", call.send()).await?;
         Ok(())
     }
 
     /// The API knows no such condition, so look first.
     async fn expect_desired(&self, group: &str, expected: u32) -> Result<(), CallError> {
         let call = self.client.describe_auto_scaling_groups().auto_scaling_group_names(group);
-        let reply = call.send().await.map_err(|error| call_error(&error))?;
+        let reply = self.call("DescribeAutoScalingGroups", call.send()).await?;
         let Some(found) = reply.auto_scaling_groups().first().map(state) else {
             return Err(CallError { failure: Failure::NotFound, detail: format!("there is no group {group}") });
         };
@@ -121,7 +137,8 @@ impl AutoScaling {
     /// Terminates exactly this instance, and lets no other take its place.
     pub async fn terminate(&self, instance: &str) -> Result<(), CallError> {
         let call = self.client.terminate_instance_in_auto_scaling_group().instance_id(instance);
-        call.should_decrement_desired_capacity(true).send().await.map_err(|error| call_error(&error))?;
+        let call = call.should_decrement_desired_capacity(true);
+        self.call("TerminateInstanceInAutoScalingGroup", call.send()).await?;
         Ok(())
     }
 }

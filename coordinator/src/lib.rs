@@ -5,6 +5,7 @@ pub mod action;
 pub mod autoscaling;
 pub mod clock;
 pub mod cluster;
+mod config_map;
 pub mod decisions;
 pub mod driver;
 pub mod effects;

@@ -52,6 +52,7 @@ pub struct Metrics {
     decisions: Labels<2>,
     decision_duration: Histogram,
     calls: Labels<2>,
+    aws_calls: Labels<2>,
     call_duration: Durations,
     reports: Labels<1>,
     streams: Gauge,
@@ -82,6 +83,7 @@ impl Metrics {
             decisions: Family::default(),
             decision_duration: decision_seconds(),
             calls: Family::default(),
+            aws_calls: Family::default(),
             call_duration: Family::new_with_constructor(|| Histogram::new([0.01, 0.03, 0.1, 0.3, 1.0, 3.0])),
             reports: Family::default(),
             streams: Gauge::default(),
@@ -103,7 +105,8 @@ impl Metrics {
         ebb.register("decisions", "Decisions by action and reason", metrics.decisions.clone());
         let help = "Time the rules took for one event";
         ebb.register_with_unit("decision_duration", help, Unit::Seconds, metrics.decision_duration.clone());
-        ebb.register("calls", "Calls to AWS and the API server by result", metrics.calls.clone());
+        ebb.register("calls", "Actions carried out at AWS and the API server, by result", metrics.calls.clone());
+        ebb.register("aws_calls", "Calls of the AWS API by operation and result", metrics.aws_calls.clone());
         let help = "Time such a call took";
         ebb.register_with_unit("call_duration", help, Unit::Seconds, metrics.call_duration.clone());
         ebb.register("reports", "Agents' reports by what became of them", metrics.reports.clone());
@@ -142,6 +145,12 @@ impl Metrics {
         self.calls.get_or_create(&[call, ("result", result)]).inc();
         self.call_duration.get_or_create(&[call]).observe(took.as_secs_f64());
         self.cluster_autoscaler.iter().for_each(|theirs| theirs.call(called, failure));
+    }
+
+    /// An action can take several; a call that was given up for its time is not seen here.
+    pub fn aws_call(&self, operation: &'static str, failure: Option<Failure>) {
+        let result = failure.map_or("ok", Failure::name);
+        self.aws_calls.get_or_create(&[("operation", operation), ("result", result)]).inc();
     }
 
     pub fn report(&self, told: Told) {

@@ -104,7 +104,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         record,
     };
     let outside = Real {
-        autoscaling: AutoScaling::from_env().await,
+        autoscaling: AutoScaling::from_env(metrics.clone()).await,
         kubernetes: Kubernetes::new(client.clone(), identity.clone()),
     };
     let mut intake = JoinSet::new();

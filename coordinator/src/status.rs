@@ -7,14 +7,13 @@ use std::time::Duration;
 use ebb_core::fleet::{Event, Memory};
 use ebb_core::view::Cluster;
 use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::api::PostParams;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::Clock;
+use crate::config_map;
 use crate::driver::{self, Queries, Query};
 use crate::standing::Standing;
 
@@ -85,23 +84,7 @@ impl Status {
             memory.clear();
         }
         let data = BTreeMap::from([(STATUS.to_owned(), self.status(&cluster)), (MEMORY.to_owned(), memory)]);
-        timeout(ATTEMPT_TIMEOUT, self.put(data)).await?
-    }
-
-    async fn put(&self, data: BTreeMap<String, String>) -> Result<(), Error> {
-        let params = PostParams::default();
-        match self.config_maps.get_opt(NAME).await? {
-            Some(map) => {
-                self.config_maps.replace(NAME, &params, &ConfigMap { data: Some(data), ..map }).await?;
-            }
-            None => {
-                let metadata = ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() };
-                self.config_maps
-                    .create(&params, &ConfigMap { metadata, data: Some(data), ..ConfigMap::default() })
-                    .await?;
-            }
-        }
-        Ok(())
+        Ok(timeout(ATTEMPT_TIMEOUT, config_map::set(&self.config_maps, NAME, data)).await??)
     }
 
     /// Little enough to read at a glance; `ebb status` and `ebb explain` say more.

@@ -17,6 +17,8 @@ use rcgen::{
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use crate::config_map;
+
 /// Names of the Secret and of the ConfigMap.
 pub const SECRET: &str = "ebb-coordinator-tls";
 pub const CA_CONFIG_MAP: &str = "ebb-coordinator-ca";
@@ -124,26 +126,10 @@ impl Certificates {
     }
 
     async fn publish(&self, ca: String) -> Result<(), kube::Error> {
-        let standing = self.config_maps.get_opt(CA_CONFIG_MAP).await?;
-        if standing.as_ref().is_some_and(|map| map.data.as_ref().and_then(|all| all.get(CA_KEY)) == Some(&ca)) {
-            return Ok(());
-        }
-        let exists = standing.is_some();
-        let mut map = standing.unwrap_or_else(|| ConfigMap {
-            metadata: ObjectMeta { name: Some(CA_CONFIG_MAP.into()), ..ObjectMeta::default() },
-            ..ConfigMap::default()
-        });
-        map.data.get_or_insert_default().insert(CA_KEY.into(), ca);
-        let params = PostParams::default();
-        let written = if exists {
-            self.config_maps.replace(CA_CONFIG_MAP, &params, &map).await
-        } else {
-            self.config_maps.create(&params, &map).await
-        };
-        match written {
+        match config_map::set(&self.config_maps, CA_CONFIG_MAP, BTreeMap::from([(CA_KEY.into(), ca)])).await {
             // Another replica was faster, with the same CA; the next look makes sure of it.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            other => other.map(drop),
+            other => other,
         }
     }
 }

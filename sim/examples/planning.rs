@@ -1,11 +1,13 @@
 //! How long the coordinator's rules take to find room for a burst: `cargo xtask bench planning`. The arguments are work
-//! as `kind:pods:nodes`; prints a JSON object for each, with the time of the one decision that answers the burst.
+//! as `kind:pods:nodes`; prints a JSON object for each, with the time of the one decision that answers the burst, and by
+//! how much the process had grown before it.
 //!
 //! - `fill`: pods of twenty shapes, for nodes that are there and have room for all.
 //! - `types`: pods of fifty shapes and no nodes, with 400 groups to choose from.
 //! - `apart`: pods that keep away from their like, node by node, a hundred kinds of them, and no nodes.
 //! - `near`: the same pods, which keep away from nobody.
 //! - `even`: pods that are to be spread over the nodes that are there and over their three zones.
+//! - `crowd`: one pod, and nodes that are full of others, of a hundred templates.
 //! - `shrink`: nodes that are idle, with the pods on them; so many drains may run at once that all can go whose pods fit
 //!   elsewhere.
 
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant as Wall};
 
 use ebb_core::classify::{Class, Utilization};
 use ebb_core::fleet::{Action, Event, Fleet, GroupState, Instance};
-use ebb_core::kubernetes::{Node, Operator, Pod, PodTerm, Requirement, Spread};
+use ebb_core::kubernetes::{Node, Operator, Pod, PodTerm, Requirement, Spread, TaintEffect, Toleration};
 use ebb_core::policy::{Group, Policy, ScaleDown, ScaleUp};
 use ebb_core::report::Report;
 use ebb_core::resources::Resources;
@@ -26,7 +28,8 @@ const HOSTNAME: &str = "kubernetes.io/hostname";
 struct Work {
     groups: BTreeMap<String, Group>,
     nodes: Vec<Node>,
-    pods: Vec<Pod>,
+    /// One at a time, as a watch brings them.
+    pods: Box<dyn Iterator<Item = Pod>>,
 }
 
 fn main() {
@@ -40,23 +43,31 @@ fn main() {
             "types" => types(pods),
             "apart" => apart(pods),
             "near" => near(pods),
+            "crowd" => crowd(pods, nodes),
             "even" => even(pods, nodes),
             "shrink" => shrink(pods, nodes),
             _ => panic!("{argument}: there is no such kind"),
         };
-        let (seconds, actions) = decide(work);
+        let Decided { seconds, grown_mib, actions } = decide(work);
         let raised = |action: &Action| if let Action::SetDesired { from, to, .. } = action { to - from } else { 0 };
         let wanted: u32 = actions.iter().map(raised).sum();
         let drained = actions.iter().filter(|action| matches!(action, Action::Drain { .. })).count();
         println!(
-            "{{\"kind\": \"{kind}\", \"pods\": {pods}, \"nodes\": {nodes}, \"seconds\": {seconds:.4}, \"wanted\": {wanted}, \
-             \"drained\": {drained}}}"
+            "{{\"kind\": \"{kind}\", \"pods\": {pods}, \"nodes\": {nodes}, \"seconds\": {seconds:.4}, \"mib\": {grown_mib:.2}, \
+             \"wanted\": {wanted}, \"drained\": {drained}}}"
         );
     }
 }
 
+struct Decided {
+    seconds: f64,
+    grown_mib: f64,
+    actions: Vec<Action>,
+}
+
 /// The picture is complete but for the groups; their description lets the rules decide.
-fn decide(work: Work) -> (f64, Vec<Action>) {
+fn decide(work: Work) -> Decided {
+    let before = resident_mib();
     let now = Instant::from_millis(1_767_603_600_000);
     let scale_up = ScaleUp { pending_for: Duration::ZERO, batch_window: Duration::ZERO, ..ScaleUp::default() };
     let described = |(name, group): (&String, &Group)| GroupState {
@@ -79,15 +90,22 @@ fn decide(work: Work) -> (f64, Vec<Action>) {
     let reports: Vec<_> = work.nodes.iter().map(|node| idle(node, now)).collect();
     work.nodes.into_iter().for_each(|node| _ = fleet.handle(now, Event::NodeApplied(node)));
     let waits = |pod: Pod| Pod { unschedulable_since: Some(now).filter(|_| pod.node.is_none()), ..pod };
-    work.pods.into_iter().map(waits).for_each(|pod| _ = fleet.handle(now, Event::PodApplied(pod)));
+    work.pods.map(waits).for_each(|pod| _ = fleet.handle(now, Event::PodApplied(pod)));
     reports.into_iter().for_each(|report| _ = fleet.handle(now, Event::Report(report)));
     fleet.handle(now, Event::Leading(true));
     let asked = fleet.handle(now, Event::Synced(true));
     let asked = asked.into_iter().find(|action| matches!(action, Action::Describe { .. }));
     let asked = asked.expect("groups are described before anything is done about them");
+    let grown_mib = resident_mib() - before;
     let start = Wall::now();
     let actions = fleet.handle(now, Event::Groups { asked, groups });
-    (start.elapsed().as_secs_f64(), actions)
+    Decided { seconds: start.elapsed().as_secs_f64(), grown_mib, actions }
+}
+
+fn resident_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells it");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");
+    line.trim().trim_end_matches(" kB").parse::<f64>().expect("it is a number") / 1024.0
 }
 
 fn fill(pods: u32, nodes: u32) -> Work {
@@ -96,7 +114,39 @@ fn fill(pods: u32, nodes: u32) -> Work {
     Work {
         nodes: (0..nodes).map(|number| node(number, &group)).collect(),
         groups: BTreeMap::from([("there".to_owned(), group)]),
-        pods: (0..pods).map(shape).collect(),
+        pods: Box::new((0..pods).map(shape)),
+    }
+}
+
+/// As pods of Deployments are, once their API server has filled them in.
+fn crowd(pods: u32, nodes: u32) -> Work {
+    let group = group(4_000, 16, nodes);
+    let tolerates = |taint: &str| Toleration {
+        key: Some(format!("node.kubernetes.io/{taint}")),
+        value: None,
+        effect: Some(TaintEffect::NoExecute),
+    };
+    let tolerations = [tolerates("not-ready"), tolerates("unreachable")];
+    let of_template = move |number: u32| {
+        let app = format!("application-{:02}", number % 100);
+        let labels = [
+            ("app.kubernetes.io/name", &*app),
+            ("app.kubernetes.io/part-of", "shop"),
+            ("pod-template-hash", "7d4f9c6b58"),
+        ];
+        Pod {
+            uid: format!("8c1f3a52-6d0e-4b7a-9f21-{number:012}"),
+            name: format!("{app}-7d4f9c6b58-{number:06}"),
+            node: Some(node_name(number % nodes)),
+            labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            tolerations: tolerations.to_vec(),
+            ..pod(number, 125, 256)
+        }
+    };
+    Work {
+        nodes: (0..nodes).map(|number| node(number, &group)).collect(),
+        groups: BTreeMap::from([("new".to_owned(), Group { max: 1, ..group.clone() }), ("there".to_owned(), group)]),
+        pods: Box::new((0..pods).map(of_template).chain([pod(pods, 500, 256)])),
     }
 }
 
@@ -106,7 +156,7 @@ fn types(pods: u32) -> Work {
         (format!("type-{number:03}"), group(cpu, 2 + u64::from(number) % 9 * cpu / 2_000, 10_000))
     };
     let shape = |number: u32| pod(number, 100 * (1 + u64::from(number % 50)), 128 * (1 + u64::from(number * 7 % 50)));
-    Work { nodes: Vec::new(), groups: (0..400).map(group).collect(), pods: (0..pods).map(shape).collect() }
+    Work { nodes: Vec::new(), groups: (0..400).map(group).collect(), pods: Box::new((0..pods).map(shape)) }
 }
 
 fn apart(pods: u32) -> Work {
@@ -120,13 +170,13 @@ fn apart(pods: u32) -> Work {
         Pod { pod_anti_affinity: vec![term], ..of_app(pod(number, 100, 64), &app) }
     };
     let groups = BTreeMap::from([("new".to_owned(), group(4_000, 16, pods))]);
-    Work { nodes: Vec::new(), groups, pods: (0..pods).map(shape).collect() }
+    Work { nodes: Vec::new(), groups, pods: Box::new((0..pods).map(shape)) }
 }
 
 fn near(pods: u32) -> Work {
     let work = apart(pods);
     let near = |pod| Pod { pod_anti_affinity: Vec::new(), ..pod };
-    Work { pods: work.pods.into_iter().map(near).collect(), ..work }
+    Work { pods: Box::new(work.pods.map(near)), ..work }
 }
 
 fn even(pods: u32, nodes: u32) -> Work {
@@ -138,21 +188,20 @@ fn even(pods: u32, nodes: u32) -> Work {
         honors_affinity: true,
         honors_taints: false,
     };
-    let shape = |number: u32| {
+    let shape = move |number: u32| {
         let app = format!("app-{}", number % 20);
         let spread = vec![spread(&app, ZONE), spread(&app, HOSTNAME)];
         Pod { spread, ..of_app(pod(number, 100, 64), &app) }
     };
-    Work { pods: (0..pods).map(shape).collect(), ..fill(0, nodes) }
+    Work { pods: Box::new((0..pods).map(shape)), ..fill(0, nodes) }
 }
 
 fn shrink(pods: u32, nodes: u32) -> Work {
-    let work = fill(0, nodes);
-    let on = |number: u32| Pod {
-        node: Some(work.nodes[(number % nodes) as usize].name.clone()),
+    let on = move |number: u32| Pod {
+        node: Some(node_name(number % nodes)),
         ..pod(number, 38, 96 + 16 * u64::from(number % 4))
     };
-    Work { pods: (0..pods).map(on).collect(), ..work }
+    Work { pods: Box::new((0..pods).map(on)), ..fill(0, nodes) }
 }
 
 /// For an hour.
@@ -186,8 +235,12 @@ fn group(cpu: u64, memory_gib: u64, max: u32) -> Group {
     }
 }
 
+fn node_name(number: u32) -> String {
+    format!("node-{number:05}")
+}
+
 fn node(number: u32, group: &Group) -> Node {
-    let name = format!("node-{number:05}");
+    let name = node_name(number);
     let zone = format!("zone-{}", number % 3);
     Node {
         uid: name.clone(),
