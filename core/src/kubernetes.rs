@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
-    LabelSelector, LabelSelectorRequirement, ObjectMeta, OwnerReference,
+    LabelSelector, LabelSelectorRequirement, ObjectMeta, OwnerReference, Time,
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,8 @@ use crate::time::Instant;
 const PROTECTION: [&str; 2] = ["cluster-autoscaler.kubernetes.io/scale-down-disabled", DO_NOT_DISRUPT];
 const DO_NOT_DISRUPT: &str = "karpenter.sh/do-not-disrupt";
 const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+/// Whose filters the scheduling model knows.
+const DEFAULT_SCHEDULER: &str = "default-scheduler";
 /// Volumes that a pod can lose, by name, separated by commas.
 const SAFE_TO_EVICT_VOLUMES: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes";
 
@@ -80,6 +82,9 @@ pub struct Pod {
     pub needs: Vec<Need>,
     /// Since when the scheduler has said that it finds no node.
     pub unschedulable_since: Option<Instant>,
+    /// When it was made, if kube-scheduler is to place it and has not looked at it yet.
+    #[serde(default)]
+    pub unseen_since: Option<Instant>,
 }
 
 impl Pod {
@@ -92,10 +97,10 @@ impl Pod {
         self.controller == Controller::Workload && !self.finished
     }
 
-    /// Whether it waits for a node.
+    /// Since when it waits for a node, refused by the scheduler or not looked at yet.
     pub fn waits_since(&self) -> Option<Instant> {
         let waits = self.node.is_none() && !self.finished && !self.terminating;
-        self.unschedulable_since.filter(|_| waits)
+        self.unschedulable_since.or(self.unseen_since).filter(|_| waits)
     }
 }
 
@@ -336,6 +341,7 @@ impl From<&api::Pod> for Pod {
             claims: claims(&spec, pod.metadata.name.as_deref().unwrap_or_default()),
             needs: Vec::new(),
             unschedulable_since: unschedulable_since(&status),
+            unseen_since: unseen_since(pod),
         }
     }
 }
@@ -532,8 +538,20 @@ fn unschedulable_since(status: &api::PodStatus) -> Option<Instant> {
             && condition.status == "False"
             && condition.reason.as_deref() == Some("Unschedulable")
     })?;
-    let millis = condition.last_transition_time.as_ref()?.0.as_millisecond();
-    Some(Instant::from_millis(u64::try_from(millis).unwrap_or(0)))
+    condition.last_transition_time.as_ref().map(instant)
+}
+
+/// Not of one with scheduling gates: these stand as a condition from the start.
+fn unseen_since(pod: &api::Pod) -> Option<Instant> {
+    let spec = pod.spec.as_ref()?;
+    let ours = spec.scheduler_name.as_deref().is_none_or(|name| name == DEFAULT_SCHEDULER);
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let seen = spec.node_name.is_some() || conditions.any(|condition| condition.type_ == "PodScheduled");
+    pod.metadata.creation_timestamp.as_ref().filter(|_| ours && !seen).map(instant)
+}
+
+fn instant(time: &Time) -> Instant {
+    Instant::from_millis(u64::try_from(time.0.as_millisecond()).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -642,5 +660,25 @@ mod tests {
         assert_eq!(node.progress.unwrap().id, "d");
         assert_eq!(node.allocatable.amount("cpu"), 3920);
         assert_eq!(node.taints, [Taint { key: "k".into(), value: String::new(), effect: TaintEffect::NoSchedule }]);
+    }
+
+    #[test]
+    fn a_pod_that_the_scheduler_has_not_looked_at_waits_from_its_creation() {
+        let made = |spec: serde_json::Value, status: serde_json::Value| {
+            let metadata = serde_json::json!({"creationTimestamp": "2026-11-28T10:00:00Z"});
+            pod(serde_json::json!({"metadata": metadata, "spec": spec, "status": status})).waits_since()
+        };
+        let spec = |key: &str, value: &str| {
+            let mut spec = serde_json::json!({"containers": []});
+            spec[key] = value.into();
+            spec
+        };
+        let created = "2026-11-28T10:00:00Z".parse().ok();
+        assert_eq!(made(spec("schedulerName", "default-scheduler"), serde_json::json!({})), created);
+        assert_eq!(made(spec("schedulerName", "volcano"), serde_json::json!({})), None);
+        assert_eq!(made(spec("nodeName", "n"), serde_json::json!({})), None);
+        let gated = serde_json::json!({"conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]});
+        assert_eq!(made(spec("schedulerName", "default-scheduler"), gated), None);
     }
 }

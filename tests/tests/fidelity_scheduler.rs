@@ -126,7 +126,7 @@ fn model(nodes: &[Node], pods: &[api::Pod]) -> BTreeSet<String> {
     }
     let mut bound = BTreeSet::new();
     for pod in pods {
-        let pod = Pod { node: None, unschedulable_since: None, ..Pod::from(pod) };
+        let pod = Pod { node: None, unschedulable_since: None, unseen_since: None, ..Pod::from(pod) };
         for action in scheduler.handle(now, Event::PodApplied(pod)) {
             if let Action::Bind { uid, .. } = action {
                 bound.insert(uid);

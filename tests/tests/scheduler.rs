@@ -66,7 +66,7 @@ async fn the_model_and_the_scheduler_agree_pod_by_pod() {
         };
         lab.wait_until("the scheduler to have looked at the pod", SOON, decided).await;
         let seen = seen.unwrap();
-        let asked = Pod { node: None, unschedulable_since: None, ..Pod::from(&seen) };
+        let asked = Pod { node: None, unschedulable_since: None, unseen_since: None, ..Pod::from(&seen) };
         let needs = storage.needs("default", &asked.claims);
         let asked = Pod { needs, ..asked };
         let verdicts = verdicts(&known, &there, &asked);

@@ -332,7 +332,8 @@ impl Fleet {
         // While a description is awaited, it will tell better.
         let awaited = self.groups.values().any(|group| group.asked_at.is_none());
         let settled = !awaited && !self.nodes.values().any(|member| self.is_newcomer(member));
-        for (pod, because) in placement.explained.iter().filter(|_| settled) {
+        // What the scheduler has not refused yet it may place in a moment.
+        for (pod, because) in placement.explained.iter().filter(|(pod, _)| settled && pod.refused()) {
             if self.explained.get(pod.uid.as_ref()).is_none_or(|said| is_news(said, because)) {
                 actions.push(Action::Explain {
                     namespace: pod.like.namespace.clone(),

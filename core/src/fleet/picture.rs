@@ -69,7 +69,7 @@ impl Fleet {
                 pods,
             }
         });
-        let waiting = self.pods.waiting().map(|(pod, since)| view::Waiting {
+        let waiting = self.pods.waiting().filter(|(pod, _)| pod.refused()).map(|(pod, since)| view::Waiting {
             pod: pod.full_name(),
             since,
             requests: pod.like.requests.clone(),

@@ -29,11 +29,17 @@ pub(super) struct Entry {
     pub(super) uid: Arc<str>,
     pub(super) name: Box<str>,
     unschedulable_since: Option<Instant>,
+    unseen_since: Option<Instant>,
     /// All the rest: one pod for all that differ in nothing but the above and their node. Those are left empty in it.
     pub(super) like: Arc<Pod>,
 }
 
 impl Entry {
+    /// Whether the scheduler has looked for a node and found none.
+    pub(super) fn refused(&self) -> bool {
+        self.unschedulable_since.is_some()
+    }
+
     pub(super) fn full_name(&self) -> String {
         format!("{}/{}", self.like.namespace, self.name)
     }
@@ -41,13 +47,15 @@ impl Entry {
     /// Taken apart, with its node.
     fn new(mut pod: Pod) -> (Self, Option<String>) {
         let (uid, name, node) = (mem::take(&mut pod.uid), mem::take(&mut pod.name), pod.node.take());
-        let unschedulable_since = pod.unschedulable_since.take();
-        (Self { uid: uid.into(), name: name.into(), unschedulable_since, like: Arc::new(pod) }, node)
+        let (unschedulable_since, unseen_since) = (pod.unschedulable_since.take(), pod.unseen_since.take());
+        let like = Arc::new(pod);
+        (Self { uid: uid.into(), name: name.into(), unschedulable_since, unseen_since, like }, node)
     }
 
     fn is(&self, other: &Self) -> bool {
         let alike = Arc::ptr_eq(&self.like, &other.like) || self.like == other.like;
-        alike && (&self.name, self.unschedulable_since) == (&other.name, other.unschedulable_since)
+        let own = |entry: &Self| (entry.unschedulable_since, entry.unseen_since);
+        alike && self.name == other.name && own(self) == own(other)
     }
 
     /// Put together again.
@@ -57,6 +65,7 @@ impl Entry {
             name: self.name.as_ref().to_owned(),
             node: node.map(ToOwned::to_owned),
             unschedulable_since: self.unschedulable_since,
+            unseen_since: self.unseen_since,
             ..self.like.as_ref().clone()
         }
     }
@@ -77,8 +86,10 @@ impl Pods {
 
     /// Those that wait for a node, and since when, in the order of their UIDs.
     pub(super) fn waiting(&self) -> impl Iterator<Item = (&Entry, Instant)> {
-        let waits = |entry: &Entry| !entry.like.finished && !entry.like.terminating;
-        self.unbound.values().filter(move |entry| waits(entry)).filter_map(|it| Some((it, it.unschedulable_since?)))
+        self.unbound.values().filter_map(|entry| {
+            let since = entry.unschedulable_since.or(entry.unseen_since)?;
+            (!entry.like.finished && !entry.like.terminating).then_some((entry, since))
+        })
     }
 
     /// Whether anything about the pod is new.
@@ -175,14 +186,16 @@ mod tests {
 
     fn pod() -> impl Strategy<Value = Pod> {
         let node = prop_oneof![Just(None), (0..3_u8).prop_map(|node| Some(format!("node-{node}")))];
-        (0..6_u8, node, any::<bool>(), 0..2_i32, prop_oneof![Just(None), (0..3_u64).prop_map(Some)]).prop_map(
-            |(uid, node, terminating, priority, since)| Pod {
+        let since = || prop_oneof![Just(None), (0..3_u64).prop_map(|at| Some(Instant::from_millis(at)))];
+        (0..6_u8, node, any::<bool>(), 0..2_i32, since(), since()).prop_map(
+            |(uid, node, terminating, priority, unschedulable_since, unseen_since)| Pod {
                 uid: format!("uid-{uid}"),
                 name: format!("pod-{uid}"),
                 node,
                 terminating,
                 priority,
-                unschedulable_since: since.map(Instant::from_millis),
+                unschedulable_since,
+                unseen_since,
                 ..Pod::default()
             },
         )

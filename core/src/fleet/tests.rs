@@ -1416,3 +1416,28 @@ fn a_burst_is_asked_for_at_its_end_and_a_long_one_now_and_then() {
     // Far between, they are no burst.
     check(200, 8, &["cpu 0 -> 1", "cpu 1 -> 2"]);
 }
+
+#[test]
+fn a_burst_is_asked_for_before_a_slow_scheduler_has_refused_it() {
+    let mut policy = flow();
+    policy.scale_up.pending_for = Duration::ZERO;
+    let mut world = World::new(policy);
+    // As it is right after their creation: eight fit the two nodes that are there.
+    let unseen = |pod: &Pod| Pod { unseen_since: pod.unschedulable_since, unschedulable_since: None, ..pod.clone() };
+    for number in 0..12 {
+        world.pod(&format!("pod-{number:02}"), &[("cpu", "1"), ("pods", "1")]);
+    }
+    let pods: Vec<_> = world.pods.values().map(unseen).collect();
+    pods.iter().for_each(|pod| world.tell(Event::PodApplied(pod.clone())));
+    world.now = world.fleet.next_wakeup().unwrap();
+    world.tell(Event::Tick);
+    // Nobody is told anything of pods that may be placed in a moment, nor shown them.
+    assert_eq!(world.log(), ["cpu 2 -> 3: 4 pods unschedulable for up to 100ms, first ns/pod-08"]);
+    assert_eq!(world.fleet.view(world.now).waiting, []);
+    // The scheduler comes to the last one.
+    let refused = world.pods["pod-11"].clone();
+    world.tell(Event::PodApplied(refused));
+    world.now = world.fleet.next_wakeup().unwrap();
+    world.tell(Event::Tick);
+    assert_eq!(world.log(), ["pod-11: a node of group cpu is on its way"]);
+}
