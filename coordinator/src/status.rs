@@ -149,6 +149,7 @@ mod tests {
             empty_since: BTreeMap::from([("uid".to_owned(), at)]),
             spared_until: BTreeMap::new(),
             failures: BTreeMap::new(),
+            failures_in: BTreeMap::new(),
         };
         assert_eq!(remembered(&map(&serde_json::to_string(&memory).unwrap())), Some(memory));
         for text in ["", "{", "[]", r#"{"emptySince": {}}"#] {

@@ -27,6 +27,9 @@ pub struct Memory {
     /// By group.
     #[serde(default)]
     pub failures: BTreeMap<String, launch::Memory>,
+    /// By group and zone.
+    #[serde(default)]
+    pub failures_in: BTreeMap<String, BTreeMap<String, launch::Memory>>,
 }
 
 impl Fleet {
@@ -37,11 +40,13 @@ impl Fleet {
             times.collect()
         };
         let failures = self.groups.iter().filter(|(_, group)| group.failures != launch::Memory::default());
+        let zones = self.groups.iter().filter(|(_, group)| !group.failures_in.is_empty());
         Memory {
             at: now,
             empty_since: of(|member| member.empty_since),
             spared_until: of(|member| member.spared_until),
             failures: failures.map(|(name, group)| (name.clone(), group.failures.clone())).collect(),
+            failures_in: zones.map(|(name, group)| (name.clone(), group.failures_in.clone())).collect(),
         }
     }
 
@@ -62,6 +67,11 @@ impl Fleet {
         for (name, failures) in &memory.failures {
             if let Some(group) = self.groups.get_mut(name) {
                 group.failures = failures.clone();
+            }
+        }
+        for (name, failures) in &memory.failures_in {
+            if let Some(group) = self.groups.get_mut(name) {
+                group.failures_in.clone_from(failures);
             }
         }
     }

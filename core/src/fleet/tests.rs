@@ -1362,6 +1362,21 @@ fn a_node_that_got_a_pod_meanwhile_begins_anew() {
 }
 
 #[test]
+fn a_zone_without_capacity_is_still_known_after_a_restart() {
+    let mut world = launching();
+    world.exhausted.insert("z1".into());
+    world.pod("a", &[("cpu", "4"), ("pods", "1")]);
+    world.run(31);
+    assert!(world.log()[0].starts_with("first in z1 0 -> 1"));
+    succeed(&mut world, seconds(5));
+    world.pod("b", &[("cpu", "4"), ("pods", "1")]);
+    world.run(40);
+    let log = world.log();
+    assert!(log.iter().any(|line| line.starts_with("first in z2 1 -> 2")), "{log:?}");
+    assert!(!log.iter().any(|line| line.contains("in z1")), "{log:?}");
+}
+
+#[test]
 fn a_failing_group_is_still_known_after_a_restart() {
     let mut world = World::new(pools(&["only"]));
     world.exhausted.insert("only".into());
