@@ -1,17 +1,18 @@
 //! What the file's values mean, and whether they go together. Collects every problem rather than stopping at one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::time::Duration;
 
 use ebb_core::classify::{self, IdlePolicy};
+use ebb_core::cron::Window;
 use ebb_core::instance;
 use ebb_core::kubernetes::{Taint, TaintEffect};
-use ebb_core::policy::{self, Expander, Launch, Policy};
+use ebb_core::policy::{self, Amount, Budget, Disruption, Expander, Launch, Policy};
 use ebb_core::price::{self, Dollars};
 use ebb_core::resources::Resources;
 use ebb_core::time::parse_duration;
-use ebb_core::units::Permille;
+use ebb_core::units::{InvalidShare, Permille};
 use serde_saphyr::{Location, Spanned};
 
 use super::file::{self, File};
@@ -124,7 +125,46 @@ impl Check {
             drain_timeout: self.limit(file.drain_timeout.as_ref(), default.drain_timeout),
             report_timeout: self.limit(file.report_timeout.as_ref(), default.report_timeout),
             consolidate: self.read(file.consolidate.as_ref(), default.consolidate, flag),
+            budgets: file.budgets.iter().filter_map(|budget| self.cluster_budget(budget)).collect(),
         }
+    }
+
+    fn cluster_budget(&mut self, file: &file::Budget) -> Option<Budget> {
+        let budget = self.budget(file)?;
+        if budget.nodes.of(u32::MAX) == 0 && budget.window.is_none() && budget.reasons.is_empty() {
+            self.refuse(file.nodes.referenced, "expected a schedule or reasons: with 0 no node would ever be removed");
+        }
+        Some(budget)
+    }
+
+    /// `None`: something is wrong with it.
+    fn budget(&mut self, file: &file::Budget) -> Option<Budget> {
+        let known = self.problems.len();
+        let nodes = self.read(Some(&file.nodes), Amount::Count(0), amount);
+        let reasons = file.reasons.as_ref().map(|reasons| self.reasons(reasons)).unwrap_or_default();
+        let duration = file.duration.as_ref().map(|duration| self.limit(Some(duration), Duration::ZERO));
+        let schedule = file.schedule.as_ref().and_then(|text| self.read(Some(text), None, |it| it.parse().map(Some)));
+        match (&file.schedule, &file.duration) {
+            (Some(schedule), None) => {
+                self.refuse(
+                    schedule.referenced,
+                    "expected a duration as well: for how long the budget holds each time",
+                );
+            }
+            (None, Some(duration)) => {
+                self.refuse(duration.referenced, "expected a schedule as well: when the budget begins to hold");
+            }
+            _ => {}
+        }
+        let window = schedule.zip(duration).map(|(schedule, duration)| Window { schedule, duration });
+        (self.problems.len() == known).then_some(Budget { nodes, window, reasons })
+    }
+
+    fn reasons(&mut self, file: &Spanned<Vec<Text>>) -> BTreeSet<Disruption> {
+        if file.value.is_empty() {
+            self.refuse(file.referenced, "expected at least one reason; left out, the budget is about all");
+        }
+        file.value.iter().filter_map(|text| self.read(Some(text), None, |it| disruption(it).map(Some))).collect()
     }
 
     /// The CPU's lower threshold is the flow's "utilization": it is said once, in `scaleDown`.
@@ -213,6 +253,7 @@ impl Check {
                 .as_ref()
                 .map(|price| self.read(Some(price), Dollars::default(), str::parse))
                 .or_else(|| price::per_hour(&file.instance_type.value)),
+            budgets: file.budgets.iter().filter_map(|budget| self.budget(budget)).collect(),
         }
     }
 
@@ -283,6 +324,21 @@ impl Check {
 /// A number of things.
 pub fn count(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| format!("`{text}` is no whole number of 0 or more"))
+}
+
+/// A number of nodes, or a share of them.
+fn amount(text: &str) -> Result<Amount, String> {
+    if text.ends_with('%') {
+        return text.parse().map(Amount::Share).map_err(|error: InvalidShare| error.to_string());
+    }
+    let invalid = |_| format!("`{text}` is neither a whole number of 0 or more nor a share of the nodes as in 10%");
+    text.parse().map(Amount::Count).map_err(invalid)
+}
+
+fn disruption(text: &str) -> Result<Disruption, String> {
+    let known = Disruption::ALL.into_iter().find(|it| it.name() == text);
+    let names = || Disruption::ALL.map(Disruption::name).join(" or ");
+    known.ok_or_else(|| format!("`{text}` is no reason for a drain: {}", names()))
 }
 
 fn integer(text: &str) -> Result<i32, String> {

@@ -50,6 +50,17 @@ pub(super) struct Group {
     pub(super) unneeded_for: Option<Text>,
     pub(super) priority: Option<Text>,
     pub(super) price: Option<Text>,
+    #[serde(default)]
+    pub(super) budgets: Vec<Budget>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Budget {
+    pub(super) nodes: Text,
+    pub(super) schedule: Option<Text>,
+    pub(super) duration: Option<Text>,
+    pub(super) reasons: Option<Spanned<Vec<Text>>>,
 }
 
 #[derive(Deserialize)]
@@ -82,6 +93,8 @@ pub(super) struct ScaleDown {
     pub(super) drain_timeout: Option<Text>,
     pub(super) report_timeout: Option<Text>,
     pub(super) consolidate: Option<Text>,
+    #[serde(default)]
+    pub(super) budgets: Vec<Budget>,
 }
 
 #[derive(Default, Deserialize)]

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use ebb_core::classify::IdlePolicy;
 use ebb_core::kubernetes::TaintEffect;
-use ebb_core::policy::{Launch, ScaleDown, ScaleUp};
+use ebb_core::policy::{Budget, Launch, ScaleDown, ScaleUp};
 
 use super::*;
 
@@ -75,6 +75,46 @@ fn prices_are_known_or_given_where_they_are_compared() {
     );
     let policy = parse(&format!("{GROUP}scaleUp: {{launch: launchInstances}}")).unwrap();
     assert_eq!(policy.scale_up.launch, Launch::LaunchInstances);
+}
+
+#[test]
+fn budgets_are_read_and_wrong_ones_are_refused() {
+    let with = |ours: &str, groups: &str| {
+        let group = "groups:\n  - {name: a, min: 0, max: 1, instanceType: m5.xlarge, budgets: [";
+        format!("{group}{groups}]}}\nscaleDown: {{budgets: [{ours}]}}\n")
+    };
+    let nights = "{nodes: 0, schedule: 0 9 * * mon-fri, duration: 8h, reasons: [consolidated, empty]}";
+    let policy = parse(&with(&format!("{nights}, {{nodes: 10%}}"), "{nodes: 2}")).unwrap();
+    let written = |budgets: &[Budget]| budgets.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(written(&policy.scale_down.budgets), [nights, "{nodes: 10%}"]);
+    assert_eq!(written(&policy.groups["a"].budgets), ["{nodes: 2}"]);
+    let refused = |budget: &str, expected: &str| refused(&with(budget, ""), &[expected]);
+    refused("{nodes: few}", "f:3:31: `few` is neither a whole number of 0 or more nor a share of the nodes as in 10%");
+    refused("{nodes: 101%}", "f:3:31: `101%` is no share as in 50% or 2.5%, between 0% and 100%");
+    refused("{nodes: 0}", "f:3:31: expected a schedule or reasons: with 0 no node would ever be removed");
+    refused("{nodes: 0.0%}", "f:3:31: expected a schedule or reasons: with 0 no node would ever be removed");
+    refused(
+        "{nodes: 1, schedule: '@daily'}",
+        "f:3:44: expected a duration as well: for how long the budget holds each time",
+    );
+    refused("{nodes: 1, duration: 1h}", "f:3:44: expected a schedule as well: when the budget begins to hold");
+    refused("{nodes: 1, schedule: '@daily', duration: 0s}", "f:3:64: expected a duration above zero");
+    refused(
+        "{nodes: 1, schedule: 0 25 * * *, duration: 1h}",
+        "f:3:44: `0 25 * * *` is no schedule as in `0 9 * * mon-fri`: hour: `25` is none of 0 to 23",
+    );
+    refused(
+        "{nodes: 1, schedule: 0 0 30 2 *, duration: 1h}",
+        "f:3:44: `0 0 30 2 *` is no schedule as in `0 9 * * mon-fri`: there is no such day",
+    );
+    refused("{nodes: 1, reasons: []}", "f:3:43: expected at least one reason; left out, the budget is about all");
+    refused("{nodes: 1, reasons: [drifted]}", "f:3:44: `drifted` is no reason for a drain: consolidated or empty");
+    refused(
+        "{nodes: 1, when: never}",
+        "f:3:34: unknown field `when`, expected one of nodes, schedule, duration, reasons",
+    );
+    // A group may be kept as it is.
+    assert!(parse(&with("", "{nodes: 0}")).is_ok());
 }
 
 #[test]

@@ -2,10 +2,11 @@
 //!
 //! Here: what is kept of the world. An `event` is taken in by `absorb`; `decide` looks at the whole and says which `action`s
 //! to take: `place` finds room for waiting pods, with `choice` of the group where a new node is needed; `shrink` says which
-//! nodes may go. `picture` is what people see.
+//! nodes may go, within what `budget` lets. `picture` is what people see.
 
 mod absorb;
 mod action;
+mod budget;
 mod choice;
 mod decide;
 mod event;

@@ -1,14 +1,18 @@
 //! What operators decide: groups and numbers. Checked when it is read; everything behind it may rely on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::classify::IdlePolicy;
+use crate::cron::Window;
 use crate::kubernetes::Taint;
 use crate::price::Dollars;
 use crate::resources::Resources;
+use crate::time::format_duration;
+use crate::units::Permille;
 
 /// Everything the coordinator's rules can be told. The defaults are the flow's numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +45,9 @@ pub struct Group {
     /// What an hour of a node costs.
     #[serde(default)]
     pub price: Option<Dollars>,
+    /// Over the nodes of this group.
+    #[serde(default)]
+    pub budgets: Vec<Budget>,
 }
 
 /// When nodes are added.
@@ -122,6 +129,9 @@ pub struct ScaleDown {
     /// other nodes.
     #[serde(default)]
     pub consolidate: bool,
+    /// Over the nodes of all groups. `max_parallel_drains` holds besides.
+    #[serde(default)]
+    pub budgets: Vec<Budget>,
 }
 
 impl Default for ScaleDown {
@@ -134,6 +144,84 @@ impl Default for ScaleDown {
             drain_timeout: Duration::from_secs(15 * 60),
             report_timeout: Duration::from_secs(30),
             consolidate: false,
+            budgets: Vec::new(),
         }
+    }
+}
+
+/// How many nodes may drain at the same time, always or in a window. Of several the least holds. (Karpenter's word, and
+/// its form.)
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Budget {
+    pub nodes: Amount,
+    /// `None`: always.
+    pub window: Option<Window>,
+    /// Drains that it is about; empty: all.
+    pub reasons: BTreeSet<Disruption>,
+}
+
+/// So many of some nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Amount {
+    Count(u32),
+    Share(Permille),
+}
+
+impl Amount {
+    /// A share is rounded up, as Karpenter does: 10% of three nodes is one.
+    pub fn of(self, nodes: u32) -> u32 {
+        match self {
+            Self::Count(count) => count,
+            Self::Share(share) => {
+                let exact = u64::from(nodes) * u64::from(share.get());
+                u32::try_from(exact.div_ceil(1000)).unwrap_or(u32::MAX)
+            }
+        }
+    }
+}
+
+/// Why a node is drained, as budgets tell it apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Disruption {
+    /// It is idle, and its pods fit on others.
+    Consolidated,
+    /// It is idle and runs nothing but daemons.
+    Empty,
+}
+
+impl Disruption {
+    pub const ALL: [Self; 2] = [Self::Consolidated, Self::Empty];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Consolidated => "consolidated",
+            Self::Empty => "empty",
+        }
+    }
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(count) => count.fmt(f),
+            Self::Share(share) => share.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Budget {
+    /// As in the configuration, so that it is found there.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{{nodes: {}", self.nodes)?;
+        if let Some(Window { schedule, duration }) = &self.window {
+            write!(f, ", schedule: {schedule}, duration: {}", format_duration(*duration))?;
+        }
+        if !self.reasons.is_empty() {
+            let reasons: Vec<_> = self.reasons.iter().map(|reason| reason.name()).collect();
+            write!(f, ", reasons: [{}]", reasons.join(", "))?;
+        }
+        f.write_str("}")
     }
 }

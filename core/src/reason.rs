@@ -120,6 +120,8 @@ impl fmt::Display for Obstacle {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "stay")]
 pub enum Stay {
+    /// As many nodes drain as a budget lets (of the group, or of all). `until`: the end of its window.
+    Budget { budget: String, group: Option<String>, most: u32, until: Option<Instant> },
     /// It was measured busy.
     Busy { signal: Signal },
     /// Somebody else has cordoned it.
@@ -166,6 +168,7 @@ impl Stay {
     /// A closed set of CamelCase words.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Budget { .. } => "Budget",
             Self::Busy { .. } => "Busy",
             Self::Cordoned => "Cordoned",
             Self::Draining { .. } => "Draining",
@@ -193,6 +196,16 @@ impl Stay {
 impl fmt::Display for Stay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Budget { budget, group, most, until } => {
+                let whose = group.as_ref().map(|group| format!(" of group {group}")).unwrap_or_default();
+                let until = until.map(|until| format!(" until {until}")).unwrap_or_default();
+                let how_many = match most {
+                    0 => "no node drain".to_owned(),
+                    1 => "one node drain at a time".to_owned(),
+                    most => format!("{most} nodes drain at a time"),
+                };
+                write!(f, "it may go, but the budget {budget}{whose} lets {how_many}{until}")
+            }
             Self::Busy { signal } => write!(f, "measured busy by its {signal}"),
             Self::Cordoned => f.write_str("somebody else has cordoned it"),
             Self::Draining { deadline } => write!(f, "it is being drained, until {deadline} at the latest"),

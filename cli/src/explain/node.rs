@@ -79,6 +79,12 @@ fn class(node: &Node, now: Instant) -> String {
 fn outlook(stays: &Stay, now: Instant) -> String {
     let until = |at: &Instant| format!("at {}, in {}", moment(*at), span(at.since(now)));
     match stays {
+        Stay::Budget { until: Some(at), .. } => {
+            format!("it may go when that window has ended, {}, or when another that drains has gone", until(at))
+        }
+        Stay::Budget { until: None, .. } => {
+            "it may go when another that drains has gone; the configuration's `budgets` say how many drain at once".to_owned()
+        }
         Stay::Busy { .. } => {
             "it may go once it has been measured idle, and without work, for `unneededFor` of its group".to_owned()
         }

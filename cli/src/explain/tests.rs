@@ -1,6 +1,10 @@
 //! What is printed, whole, of a picture made by hand (`tests/coordinator`, as the coordinator's API gives it).
 //! `UPDATE_GOLDEN=1 cargo test --package ebb explain` writes it anew.
 
+use std::time::Duration;
+
+use ebb_core::reason::Stay;
+
 use super::*;
 use crate::ask::sample;
 use crate::golden::is_golden;
@@ -63,6 +67,24 @@ fn a_coordinator_that_decides_nothing_is_said_to() {
         let printed = explained(&told, kind, name, Output::Text, 200);
         assert!(printed.contains("The coordinator decides nothing: another replica leads"), "{printed}");
     }
+}
+
+#[test]
+fn a_node_that_a_budget_keeps_is_told_which_and_until_when() {
+    let explained = |until: Option<Instant>| {
+        let mut told = sample();
+        let node = told.seen.cluster.nodes.iter_mut().find(|node| node.name == "ip-10-0-0-9").unwrap();
+        let budget = "{nodes: 0, schedule: 0 9 * * mon-fri, duration: 8h}".into();
+        node.stays = Some(Stay::Budget { budget, group: Some("cpu-workers".into()), most: 0, until });
+        explained(&told, Kind::Node, "ip-10-0-0-9", Output::Text, 400)
+    };
+    let until = sample().seen.now + Duration::from_secs(3600);
+    let printed = explained(Some(until));
+    let budget =
+        "the budget {nodes: 0, schedule: 0 9 * * mon-fri, duration: 8h} of group cpu-workers lets no node drain";
+    assert!(printed.contains(&format!("{budget} until {until}")), "{printed}");
+    assert!(printed.contains(", in 1h, or when another that drains has gone"), "{printed}");
+    assert!(explained(None).contains("the configuration's `budgets` say how many drain at once"));
 }
 
 #[test]

@@ -141,7 +141,9 @@ impl ClusterAutoscaler {
         }
         self.node_groups_count.get_or_create(&[("node_group_type", "autoscaled")]).set(count(view.groups.len()));
         self.unschedulable_pods_count.get_or_create(&[("type", "unschedulable")]).set(count(view.waiting.len()));
-        let unneeded = |stay: &Stay| matches!(stay, Stay::Unneeded { .. } | Stay::Turn { .. } | Stay::Draining { .. });
+        let unneeded = |stay: &Stay| {
+            matches!(stay, Stay::Budget { .. } | Stay::Unneeded { .. } | Stay::Turn { .. } | Stay::Draining { .. })
+        };
         self.unneeded_nodes_count
             .set(count(view.nodes.iter().filter(|it| it.stays.as_ref().is_some_and(unneeded)).count()));
         for group in &view.groups {

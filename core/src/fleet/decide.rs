@@ -55,7 +55,7 @@ impl Agenda {
 
 /// One group, with its nodes sorted by what they are good for.
 pub(super) struct Census<'a> {
-    name: &'a str,
+    pub(super) name: &'a str,
     pub(super) policy: &'a policy::Group,
     pub(super) desired: u32,
     pub(super) min: u32,
@@ -81,6 +81,11 @@ pub(super) struct Census<'a> {
 }
 
 impl Census<'_> {
+    /// How many of its instances are nodes.
+    pub(super) fn members(&self) -> usize {
+        self.serving.len() + self.leaving.len() + self.starting.len() + self.cordoned.len()
+    }
+
     /// In all, or in this zone.
     fn nodes(&self, zone: Option<&str>) -> u32 {
         zone.map_or(self.desired, |zone| self.nodes_in.get(zone).copied().unwrap_or(0))

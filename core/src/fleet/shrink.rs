@@ -9,6 +9,7 @@ use super::pods::Entry;
 use super::{Action, Fleet, Member, Target};
 use crate::classify::{Class, GpuUse};
 use crate::intent::Intent;
+use crate::policy::Disruption;
 use crate::reason::{Reason, Stay};
 use crate::schedule::{Cluster, NodeId, ShapeId};
 use crate::time::Instant;
@@ -43,6 +44,10 @@ struct Candidate<'a> {
 impl Candidate<'_> {
     fn since(&self) -> Instant {
         self.empty.map_or(self.idle, |empty| empty.max(self.idle))
+    }
+
+    fn why(&self) -> Disruption {
+        if self.empty.is_some() { Disruption::Empty } else { Disruption::Consolidated }
     }
 
     fn because(&self, now: Instant) -> Reason {
@@ -91,15 +96,20 @@ impl Fleet {
         candidates.sort_by_key(|it| (it.pods, it.since(), &it.member.node.name));
 
         let most = self.policy.scale_down.max_parallel_drains;
-        let mut turns = most.saturating_sub(self.draining(agenda));
+        let draining = self.draining(agenda);
+        let mut turns = most.saturating_sub(count(draining.len()));
+        let mut budgets = self.budgets(agenda, census, &draining);
         let may_consolidate = self.consolidated_at.is_none_or(|at| agenda.due(at + CONSOLIDATE_EVERY));
         let wanted_by = if candidates.is_empty() || turns == 0 { Vec::new() } else { distinct(waiting) };
         let mut elsewhere = None;
         for candidate in &candidates {
             let name = &candidate.member.node.name;
             let place = self.place_on(candidate.member);
+            let forbidden = budgets.forbid(census[candidate.group].name, candidate.why());
             let stay = if spare[candidate.group] == 0 {
                 Some(Stay::Minimum { min: census[candidate.group].min })
+            } else if let Some((_, stay)) = forbidden.filter(|(least, _)| turns > 0 || *least < most) {
+                Some(stay)
             } else if turns == 0 {
                 Some(Stay::Turn { most })
             } else if let Some(pod) = wanted_by.iter().find(|pod| place.admits(&pod.like).is_ok()) {
@@ -121,6 +131,7 @@ impl Fleet {
                 Some(stay) => _ = shrinking.stays.insert(name.clone(), stay),
                 None => {
                     turns -= 1;
+                    budgets.spend(census[candidate.group].name);
                     spare[candidate.group] -= 1;
                     let deadline = agenda.now + self.policy.scale_down.drain_timeout;
                     shrinking.stays.insert(name.clone(), Stay::Draining { deadline });
@@ -131,14 +142,14 @@ impl Fleet {
         shrinking
     }
 
-    /// How many nodes drain. One counts from when it is asked until it is gone; but one whose object nobody deletes must
+    /// The nodes that drain. One counts from when it is asked until it is gone; but one whose object nobody deletes must
     /// not stop all others for ever.
-    fn draining(&self, agenda: &mut Agenda) -> u32 {
+    fn draining(&self, agenda: &mut Agenda) -> Vec<&Member> {
         let draining = self.nodes.values().filter(|member| match member.intent(agenda.now) {
             Some(intent) => !agenda.due(intent.deadline),
             None => !self.ready(agenda, &Target::Node(member.node.name.clone())),
         });
-        count(draining.count())
+        draining.collect()
     }
 
     /// Why nodes stay that are no candidates by what they are.

@@ -7,10 +7,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::classify::{Class, GpuUse, Missing, Signal, Utilization};
+use crate::cron::Window;
 use crate::intent::{Phase, Progress};
 use crate::kubernetes::{Controller, Pod, Taint, TaintEffect, Toleration};
 use crate::launch::LaunchFailure;
-use crate::policy;
+use crate::policy::{self, Amount, Budget, Disruption};
 use crate::resources::Resources;
 use crate::storage;
 
@@ -165,13 +166,7 @@ impl World {
                 } else {
                     assert!(!self.held(node), "invariant_no_node_with_work_is_drained: {action:?}");
                 }
-                // The node itself may have an intent: the reply to an earlier request was lost, and this one will be
-                // refused. One past its deadline is over, even if its object is still there.
-                let drains = |other: &&Node| {
-                    other.name != *node && other.intent.as_ref().is_some_and(|intent| self.now < intent.deadline)
-                };
-                let draining = self.nodes.values().filter(drains).count();
-                assert_eq!(draining, 0, "invariant_one_drain_at_a_time: {action:?}");
+                self.check_drains(action, node);
             }
             Action::Terminate { group, instance, node, .. } => {
                 let node = &self.nodes[node];
@@ -183,6 +178,37 @@ impl World {
                 assert!(self.asgs[group].desired > min, "invariant_never_below_minimum: {action:?}");
             }
             Action::CancelDrain { .. } | Action::Describe { .. } | Action::Explain { .. } => {}
+        }
+    }
+
+    /// How many others may drain while this node does.
+    fn check_drains(&self, action: &Action, node: &str) {
+        // The node itself may have an intent: the reply to an earlier request was lost, and this one will be refused.
+        // One past its deadline is over, even if its object is still there.
+        let drains = |other: &&Node| {
+            other.name != node && other.intent.as_ref().is_some_and(|intent| self.now < intent.deadline)
+        };
+        let draining: Vec<_> = self.nodes.values().filter(drains).collect();
+        let most = self.policy.scale_down.max_parallel_drains as usize;
+        assert!(draining.len() < most, "invariant_no_more_drains_than_allowed: {action:?}");
+        let why = match action.because() {
+            Some(Reason::Unneeded { .. }) => Disruption::Empty,
+            _ => Disruption::Consolidated,
+        };
+        let view = self.fleet.view(self.now);
+        let group_of =
+            |name: &str| view.nodes.iter().find(|node| node.name == name).and_then(|node| node.group.clone());
+        let group = group_of(node).expect("only nodes of groups are drained");
+        let budgets = self.policy.scale_down.budgets.iter().map(|budget| (budget, None));
+        let of_group = self.policy.groups[&group].budgets.iter().map(|budget| (budget, Some(&group)));
+        for (budget, only) in budgets.chain(of_group) {
+            let within = |of: &Option<String>| of.is_some() && (only.is_none() || of.as_ref() == only);
+            let nodes = view.nodes.iter().filter(|node| within(&node.group)).count();
+            let draining = draining.iter().filter(|other| only.is_none() || within(&group_of(&other.name))).count();
+            let holds = budget.window.as_ref().is_none_or(|window| window.look(self.now).0);
+            let about = budget.reasons.is_empty() || budget.reasons.contains(&why);
+            let most = budget.nodes.of(nodes as u32) as usize;
+            assert!(!holds || !about || draining < most, "invariant_no_more_drains_than_{budget}_allows: {action:?}");
         }
     }
 
@@ -939,6 +965,28 @@ fn chance() -> impl Strategy<Value = Chance> {
     ]
 }
 
+/// Those that hold now and then come and go every quarter of an hour, so that nothing waits for ever.
+fn budget() -> impl Strategy<Value = Budget> {
+    let share = |percent| Amount::Share(crate::units::Permille::percent(percent));
+    let nodes = prop_oneof![(0..3_u32).prop_map(Amount::Count), (0..60_u16).prop_map(share)];
+    let reasons = prop_oneof![
+        2 => Just(BTreeSet::new()),
+        1 => Just(BTreeSet::from([Disruption::Empty])),
+        1 => Just(BTreeSet::from([Disruption::Consolidated])),
+    ];
+    let window = prop::option::of(
+        (0..15_u64, 1..13_u64).prop_map(|(minute, minutes)| window(&format!("{minute}/15 * * * *"), minutes * 60)),
+    );
+    (nodes, window, reasons).prop_map(|(nodes, window, reasons)| {
+        let nodes = if window.is_none() && nodes.of(10) == 0 { Amount::Count(1) } else { nodes };
+        Budget { nodes, window, reasons }
+    })
+}
+
+fn window(schedule: &str, duration: u64) -> Window {
+    Window { schedule: schedule.parse().unwrap(), duration: seconds(duration) }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -948,8 +996,15 @@ proptest! {
     fn the_fleet_settles_whatever_happened(
         chances in prop::collection::vec(chance(), 0..25),
         launches in any::<bool>(),
+        parallel in 1..4_u32,
+        budgets in prop::collection::vec((budget(), any::<bool>()), 0..4),
     ) {
         let mut policy = flow();
+        policy.scale_down.max_parallel_drains = parallel;
+        for (budget, ours) in budgets {
+            let group = policy.groups.get_mut("cpu").unwrap();
+            if ours { &mut policy.scale_down.budgets } else { &mut group.budgets }.push(budget);
+        }
         if launches {
             policy.scale_up.launch = policy::Launch::LaunchInstances;
         }
@@ -1455,4 +1510,84 @@ fn a_burst_is_asked_for_before_a_slow_scheduler_has_refused_it() {
     world.now = world.fleet.next_wakeup().unwrap();
     world.tell(Event::Tick);
     assert_eq!(world.log(), ["pod-11: a node of group cpu is on its way"]);
+}
+
+/// Six empty nodes of the group that may all drain at once, as far as these budgets let; the first is protected.
+fn budgeted(budgets: Vec<Budget>, of_group: Vec<Budget>) -> World {
+    let mut policy = pools(&["cpu", "other"]);
+    policy.groups.get_mut("cpu").unwrap().max = 10;
+    policy.groups.get_mut("cpu").unwrap().budgets = of_group;
+    policy.scale_down.max_parallel_drains = 10;
+    policy.scale_down.budgets = budgets;
+    let mut world = World::new(policy);
+    world.asgs.get_mut("cpu").unwrap().desired = 6;
+    world.asgs.get_mut("other").unwrap().desired = 2;
+    world.launch();
+    world.nodes.get_mut("cpu-1").unwrap().protected_by = Some("theirs".into());
+    world.responsive = false;
+    world.report();
+    world
+}
+
+/// How many drain.
+fn drained(world: &mut World) -> [usize; 2] {
+    let log = world.log();
+    ["drain cpu", "drain other"].map(|drain| log.iter().filter(|line| line.starts_with(drain)).count())
+}
+
+fn always(nodes: Amount) -> Budget {
+    Budget { nodes, window: None, reasons: BTreeSet::new() }
+}
+
+#[test]
+fn the_least_budget_holds_over_all_nodes_or_those_of_its_group() {
+    let share = |percent| always(Amount::Share(crate::units::Permille::percent(percent)));
+    let check = |budgets: Vec<Budget>, of_group: Vec<Budget>, expected: [usize; 2]| {
+        let mut world = budgeted(budgets, of_group);
+        world.run(660);
+        assert_eq!(drained(&mut world), expected, "{:?}", world.policy.scale_down.budgets);
+    };
+    check(vec![], vec![], [5, 2]);
+    // A share of eight nodes, rounded up; the order is that of the names.
+    check(vec![share(26)], vec![], [3, 0]);
+    check(vec![always(Amount::Count(4)), share(100)], vec![], [4, 0]);
+    check(vec![], vec![always(Amount::Count(2))], [2, 2]);
+    check(vec![], vec![share(50), share(90)], [3, 2]);
+    check(vec![always(Amount::Count(3))], vec![share(10)], [1, 2]);
+    let about = |reason| Budget { reasons: BTreeSet::from([reason]), ..always(Amount::Count(0)) };
+    check(vec![about(Disruption::Consolidated)], vec![], [5, 2]);
+    check(vec![about(Disruption::Empty)], vec![], [0, 0]);
+}
+
+#[test]
+fn a_budget_holds_in_its_windows_and_the_fleet_wakes_at_their_end() {
+    // The world begins at 13:46:40.
+    let none = Budget { window: Some(window("0 13-14 * * *", 45 * 60)), ..always(Amount::Count(0)) };
+    let mut world = budgeted(vec![none.clone()], vec![]);
+    let at = |text: &str| format!("1970-01-12T{text}.000Z").parse::<Instant>().unwrap();
+    assert_eq!(world.fleet.next_wakeup().map(|wakeup| wakeup <= at("14:00:00")), Some(true));
+    world.run(660);
+    assert_eq!(drained(&mut world), [5, 2]);
+    let mut world = budgeted(vec![none.clone()], vec![]);
+    for name in ["cpu-2", "cpu-3", "cpu-4", "cpu-5", "cpu-6", "other-7", "other-8"] {
+        world.say(name, Says::Busy);
+    }
+    world.run(600);
+    for name in world.nodes.keys().cloned().collect::<Vec<_>>() {
+        world.say(&name, Says::Idle);
+    }
+    while world.now < at("14:44:59") {
+        world.run(1);
+    }
+    assert_eq!(drained(&mut world), [0, 0]);
+    let stays = world.fleet.view(world.now).nodes[1].stays.clone().unwrap();
+    let until = Some(at("14:45:00"));
+    assert_eq!(stays, Stay::Budget { budget: none.to_string(), group: None, most: 0, until });
+    let said = "it may go, but the budget {nodes: 0, schedule: 0 13-14 * * *, duration: 45m} lets no node drain until \
+                1970-01-12T14:45:00.000Z";
+    assert_eq!(stays.to_string(), said);
+    world.now = at("14:45:00");
+    assert!(world.fleet.next_wakeup().is_some_and(|wakeup| wakeup <= world.now));
+    world.tell(Event::Tick);
+    assert_eq!(drained(&mut world), [5, 2]);
 }
