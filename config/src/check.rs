@@ -126,6 +126,9 @@ impl Check {
             report_timeout: self.limit(file.report_timeout.as_ref(), default.report_timeout),
             consolidate: self.read(file.consolidate.as_ref(), default.consolidate, flag),
             budgets: file.budgets.iter().filter_map(|budget| self.cluster_budget(budget)).collect(),
+            run_to_completion: self.read(file.run_to_completion.as_ref(), default.run_to_completion, flag),
+            run_to_completion_timeout: self
+                .limit(file.run_to_completion_timeout.as_ref(), default.run_to_completion_timeout),
         }
     }
 
@@ -254,6 +257,7 @@ impl Check {
                 .map(|price| self.read(Some(price), Dollars::default(), str::parse))
                 .or_else(|| price::per_hour(&file.instance_type.value)),
             budgets: file.budgets.iter().filter_map(|budget| self.budget(budget)).collect(),
+            run_to_completion: self.read(file.run_to_completion.as_ref(), scale_down.run_to_completion, flag),
         }
     }
 
@@ -337,8 +341,7 @@ fn amount(text: &str) -> Result<Amount, String> {
 
 fn disruption(text: &str) -> Result<Disruption, String> {
     let known = Disruption::ALL.into_iter().find(|it| it.name() == text);
-    let names = || Disruption::ALL.map(Disruption::name).join(" or ");
-    known.ok_or_else(|| format!("`{text}` is no reason for a drain: {}", names()))
+    known.ok_or_else(|| format!("`{text}` is no reason for a drain: completed, consolidated or empty"))
 }
 
 fn integer(text: &str) -> Result<i32, String> {

@@ -52,6 +52,7 @@ pub(super) struct Group {
     pub(super) price: Option<Text>,
     #[serde(default)]
     pub(super) budgets: Vec<Budget>,
+    pub(super) run_to_completion: Option<Text>,
 }
 
 #[derive(Deserialize)]
@@ -95,6 +96,8 @@ pub(super) struct ScaleDown {
     pub(super) consolidate: Option<Text>,
     #[serde(default)]
     pub(super) budgets: Vec<Budget>,
+    pub(super) run_to_completion: Option<Text>,
+    pub(super) run_to_completion_timeout: Option<Text>,
 }
 
 #[derive(Default, Deserialize)]

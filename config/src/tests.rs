@@ -108,13 +108,30 @@ fn budgets_are_read_and_wrong_ones_are_refused() {
         "f:3:44: `0 0 30 2 *` is no schedule as in `0 9 * * mon-fri`: there is no such day",
     );
     refused("{nodes: 1, reasons: []}", "f:3:43: expected at least one reason; left out, the budget is about all");
-    refused("{nodes: 1, reasons: [drifted]}", "f:3:44: `drifted` is no reason for a drain: consolidated or empty");
+    refused(
+        "{nodes: 1, reasons: [drifted]}",
+        "f:3:44: `drifted` is no reason for a drain: completed, consolidated or empty",
+    );
     refused(
         "{nodes: 1, when: never}",
         "f:3:34: unknown field `when`, expected one of nodes, schedule, duration, reasons",
     );
     // A group may be kept as it is.
     assert!(parse(&with("", "{nodes: 0}")).is_ok());
+}
+
+#[test]
+fn a_group_may_run_to_completion_other_than_the_rest() {
+    let groups = "groups:\n  - {name: a, min: 0, max: 1, instanceType: m5.xlarge}\n  \
+                  - {name: b, min: 0, max: 1, instanceType: m5.xlarge, runToCompletion: false}\n";
+    let scale_down = "scaleDown: {runToCompletion: true, runToCompletionTimeout: 2h}";
+    let policy = parse(&format!("{groups}{scale_down}")).unwrap();
+    assert_eq!(["a", "b"].map(|group| policy.groups[group].run_to_completion), [true, false]);
+    assert_eq!(policy.scale_down.run_to_completion_timeout, Duration::from_secs(7200));
+    refused(
+        &format!("{GROUP}scaleDown: {{runToCompletion: maybe, runToCompletionTimeout: 0s}}"),
+        &["f:2:30: `maybe` is neither true nor false", "f:2:61: expected a duration above zero"],
+    );
 }
 
 #[test]

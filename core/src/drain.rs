@@ -1,5 +1,5 @@
-//! The drain of one node, as its own agent carries it out: cordon, evict by UID, wait until it stays empty, say so;
-//! or give up and undo. Told the time and what happened; does no I/O.
+//! The drain of one node, as its own agent carries it out: cordon, evict by UID (or leave its pods to end), wait until it
+//! stays empty, say so; or give up and undo. Told the time and what happened; does no I/O.
 //!
 //! Level-triggered: each step compares the Node as it stands with what the intent asks for. Nothing but the Node is
 //! needed to go on after a crash: the progress annotation says what was changed, and is written in the same patch as
@@ -122,6 +122,8 @@ pub enum Step {
     /// The deadline passed; what we changed is undone.
     DeadlineExceeded,
     Drained,
+    /// No more pods come, and those there are end by themselves.
+    RunningOut,
     Started,
     /// Somebody made the node schedulable again: their word stands.
     Uncordoned,
@@ -134,6 +136,7 @@ impl Step {
             Self::Cancelled => "DrainCancelled",
             Self::DeadlineExceeded => "DeadlineExceeded",
             Self::Drained => "DrainCompleted",
+            Self::RunningOut => "RunningToCompletion",
             Self::Started => "DrainStarted",
             Self::Uncordoned => "Uncordoned",
         }
@@ -144,6 +147,7 @@ impl Step {
             Self::Cancelled => "the drain is no longer wanted; what it changed was undone",
             Self::DeadlineExceeded => "the drain did not end before its deadline; what it changed was undone",
             Self::Drained => "no pod but those of DaemonSets and of the node itself is left",
+            Self::RunningOut => "the node takes no more pods; those on it are left to end by themselves",
             Self::Started => "pods are being evicted",
             Self::Uncordoned => "somebody made the node schedulable again; the drain was given up",
         }
@@ -266,7 +270,7 @@ impl Drain {
             (Some(intent), _) if now >= intent.deadline => {
                 return Some((Step::DeadlineExceeded, undo(node, Step::DeadlineExceeded, Some(&intent.id))));
             }
-            (Some(intent), None) => return Some((Step::Started, start(node, &intent.id))),
+            (Some(intent), None) => return Some((started(intent), start(node, &intent.id))),
             // The cordon came with the progress, in one request: if it is gone, somebody took it off.
             (Some(intent), Some(_)) if !node.unschedulable => {
                 return Some((Step::Uncordoned, undo(node, Step::Uncordoned, Some(&intent.id))));
@@ -276,7 +280,7 @@ impl Drain {
                 return Some((Step::Drained, Change::Spec { unschedulable: None, progress: Some(progress) }));
             }
             (Some(_), Some(progress)) if progress.phase == Phase::Drained => (Step::Drained, Some(Phase::Drained)),
-            (Some(_), Some(_)) => (Step::Started, Some(Phase::Draining)),
+            (Some(intent), Some(_)) => (started(intent), Some(Phase::Draining)),
         };
         let wanted = (phase == Some(Phase::Draining), phase == Some(Phase::Drained));
         ((node.draining, node.drained) != wanted).then(|| (step, conditions(phase, step)))
@@ -299,6 +303,9 @@ impl Drain {
             return Vec::new();
         }
         self.empty_since = None;
+        if !self.active().is_some_and(|(intent, _)| intent.evict) {
+            return Vec::new();
+        }
         let due = |pod: &&&Pod| match self.evictions.get(&pod.uid) {
             None => true,
             Some(Eviction::InFlight) => false,
@@ -321,6 +328,10 @@ impl Drain {
             })
             .collect()
     }
+}
+
+fn started(intent: &Intent) -> Step {
+    if intent.evict { Step::Started } else { Step::RunningOut }
 }
 
 fn start(node: &Node, id: &str) -> Change {
@@ -373,7 +384,7 @@ mod tests {
     }
 
     fn intent(id: &str) -> Intent {
-        Intent { id: id.into(), reason: "idle".into(), requested_at: at(0), deadline: at(600) }
+        Intent { id: id.into(), reason: "idle".into(), requested_at: at(0), deadline: at(600), evict: true }
     }
 
     fn workload(uid: &str) -> Pod {
@@ -420,6 +431,8 @@ mod tests {
                     queue.push_back(Event::Patched);
                 }
                 Action::Evict { name, uid, .. } => {
+                    let evict = self.node.intent.as_ref().is_some_and(|intent| intent.evict);
+                    assert!(evict, "nothing is evicted that is to run to its end");
                     self.asked.push(format!("evict {name}"));
                     let outcome = if self.blocked {
                         EvictionOutcome::Blocked
@@ -471,6 +484,13 @@ mod tests {
         }
     }
 
+    fn running_out(pods: Vec<Pod>) -> World {
+        let intent = Intent { evict: false, ..intent("d") };
+        let mut world = World::new(Node { intent: Some(intent), ..Node::default() }, pods);
+        world.show_node();
+        world
+    }
+
     fn wanted(pods: Vec<Pod>) -> World {
         let mut world = World::new(Node { intent: Some(intent("d")), ..Node::default() }, pods);
         world.show_node();
@@ -488,6 +508,35 @@ mod tests {
         assert_eq!(world.asked(), ["DrainCompleted", "DrainCompleted", "unwatch"]);
         assert!(world.node.unschedulable && world.node.drained && !world.node.draining);
         assert_eq!(world.node.progress.as_ref().unwrap().phase, Phase::Drained);
+    }
+
+    #[test]
+    fn a_node_that_runs_out_is_cordoned_and_drained_when_its_last_pod_has_ended() {
+        let mut world = running_out(vec![workload("a"), workload("b")]);
+        assert_eq!(world.asked(), ["RunningToCompletion", "RunningToCompletion", "watch"]);
+        assert!(world.node.unschedulable && world.node.draining);
+        world.run_until(300);
+        world.pods.remove(0);
+        world.tell(Event::Pods(world.pods.clone()));
+        world.run_until(400);
+        assert!(!world.node.drained);
+        world.pods[0].finished = true;
+        world.tell(Event::Pods(world.pods.clone()));
+        world.run_until(404);
+        assert!(!world.node.drained);
+        world.run_until(405);
+        assert_eq!(world.asked(), ["DrainCompleted", "DrainCompleted", "unwatch"]);
+        assert!(world.node.drained && world.node.unschedulable);
+    }
+
+    #[test]
+    fn a_node_that_does_not_run_out_in_time_is_given_back() {
+        let mut world = running_out(vec![workload("a")]);
+        world.asked();
+        world.run_until(600);
+        assert_eq!(world.asked(), ["DeadlineExceeded", "DeadlineExceeded", "unwatch"]);
+        assert!(!world.node.unschedulable && !world.node.draining);
+        assert_eq!(world.pods.len(), 1);
     }
 
     #[test]
@@ -588,8 +637,11 @@ mod tests {
         /// A request whose reply never comes; whether it took effect.
         LosePatch(bool),
         Cancel,
-        Ask,
+        /// Whether to evict.
+        Ask(bool),
         Pod,
+        /// A pod ends by itself.
+        End,
         Block(bool),
         Wait(u64),
     }
@@ -599,8 +651,9 @@ mod tests {
             Just(Chance::Crash),
             any::<bool>().prop_map(Chance::LosePatch),
             Just(Chance::Cancel),
-            Just(Chance::Ask),
+            any::<bool>().prop_map(Chance::Ask),
             Just(Chance::Pod),
+            Just(Chance::End),
             any::<bool>().prop_map(Chance::Block),
             (1..30_u64).prop_map(Chance::Wait),
         ]
@@ -634,10 +687,11 @@ mod tests {
                         world.tell(Event::PatchFailed);
                     }
                     Chance::Cancel => world.node.intent = None,
-                    Chance::Ask => {
+                    Chance::Ask(evict) => {
                         let deadline = world.now + Duration::from_secs(10_000);
-                        world.node.intent = Some(Intent { deadline, ..intent(&format!("d{number}")) });
+                        world.node.intent = Some(Intent { deadline, evict, ..intent(&format!("d{number}")) });
                     }
+                    Chance::End => _ = world.pods.pop(),
                     Chance::Pod if !world.node.unschedulable => world.pods.push(workload(&format!("u{}", uids.next().unwrap()))),
                     Chance::Pod => {}
                     Chance::Block(blocked) => world.blocked = blocked,

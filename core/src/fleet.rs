@@ -178,6 +178,9 @@ struct Member {
     heard: Option<Heard>,
     /// Since when no pod has held the node, as far as we have watched.
     empty_since: Option<Instant>,
+    /// Since when its agent has called it idle, or idle but for pods that have just come.
+    #[serde(default)]
+    quiet_since: Option<Instant>,
     /// Until when it is not drained again, because its last drain was given up.
     spared_until: Option<Instant>,
 }
@@ -195,6 +198,11 @@ impl Member {
     fn intent(&self, now: Instant) -> Option<&Intent> {
         let written = self.written.as_ref().filter(|written| now < written.until);
         written.map_or(&self.node.intent, |written| &written.intent).as_ref()
+    }
+
+    /// Whether it is to go when its pods have ended by themselves.
+    fn runs_out(&self, now: Instant) -> bool {
+        self.intent(now).is_some_and(|intent| !intent.evict)
     }
 
     /// The last report, unless it is too old to say anything.

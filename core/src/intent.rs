@@ -34,6 +34,13 @@ pub struct Intent {
     pub requested_at: Instant,
     /// When the agent gives up and undoes what it changed.
     pub deadline: Instant,
+    /// Whether pods are evicted; if not, they are left to end by themselves.
+    #[serde(default = "evicts", skip_serializing_if = "Clone::clone")]
+    pub evict: bool,
+}
+
+fn evicts() -> bool {
+    true
 }
 
 /// How far the agent is, and what it changed and so must undo.
@@ -78,8 +85,13 @@ mod tests {
             reason: "idle".into(),
             requested_at: Instant::from_millis(0),
             deadline: Instant::from_millis(60_000),
+            evict: true,
         };
         let text = r#"{"id":"d-1","reason":"idle","requestedAt":"1970-01-01T00:00:00.000Z","deadline":"1970-01-01T00:01:00.000Z"}"#;
+        assert_eq!(encode(&intent), text);
+        assert_eq!(decode(text), Some(intent.clone()));
+        let intent = Intent { evict: false, ..intent };
+        let text = r#"{"id":"d-1","reason":"idle","requestedAt":"1970-01-01T00:00:00.000Z","deadline":"1970-01-01T00:01:00.000Z","evict":false}"#;
         assert_eq!(encode(&intent), text);
         assert_eq!(decode(text), Some(intent));
         let progress = Progress { id: "d-1".into(), phase: Phase::Draining, cordoned_by_us: true };

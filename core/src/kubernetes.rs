@@ -62,6 +62,9 @@ pub struct Pod {
     /// Why it is not moved for the sake of fewer nodes.
     #[serde(default)]
     pub pin: Option<Pin>,
+    /// Its containers are not started again for ever, so that it ends by itself.
+    #[serde(default)]
+    pub completes: bool,
     pub priority: i32,
     pub requests: Resources,
     pub tolerations: Vec<Toleration>,
@@ -321,6 +324,7 @@ impl From<&api::Pod> for Pod {
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             terminating: pod.metadata.deletion_timestamp.is_some(),
             pin: pin(pod),
+            completes: matches!(spec.restart_policy.as_deref(), Some("Never" | "OnFailure")),
             priority: spec.priority.unwrap_or(0),
             requests: requests(&spec),
             tolerations: spec.tolerations.iter().flatten().filter_map(toleration).collect(),
@@ -625,6 +629,15 @@ mod tests {
         check(serde_json::json!({"ownerReferences": owner()}), memory, None);
         let system = serde_json::json!({"ownerReferences": owner(), "namespace": "kube-system"});
         check(system, none(), Some(Pin::System));
+    }
+
+    #[test]
+    fn a_pod_whose_containers_are_not_always_started_again_ends() {
+        let completes = |spec: serde_json::Value| pod(serde_json::json!({"spec": spec})).completes;
+        for (policy, expected) in [("Never", true), ("OnFailure", true), ("Always", false)] {
+            assert_eq!(completes(serde_json::json!({"containers": [], "restartPolicy": policy})), expected);
+        }
+        assert!(!completes(serde_json::json!({"containers": []})));
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub struct Group {
     /// Over the nodes of this group.
     #[serde(default)]
     pub budgets: Vec<Budget>,
+    /// Whether its idle nodes with pods that end by themselves are closed to others, and go when the last has ended.
+    #[serde(default)]
+    pub run_to_completion: bool,
 }
 
 /// When nodes are added.
@@ -132,6 +135,17 @@ pub struct ScaleDown {
     /// Over the nodes of all groups. `max_parallel_drains` holds besides.
     #[serde(default)]
     pub budgets: Vec<Budget>,
+    /// For groups that say nothing of their own.
+    #[serde(default)]
+    pub run_to_completion: bool,
+    /// How long a node's pods may take to end before the node is given back.
+    #[serde(default = "run_to_completion_timeout")]
+    pub run_to_completion_timeout: Duration,
+}
+
+/// Longer than most trainings take, and a day has two of them.
+fn run_to_completion_timeout() -> Duration {
+    Duration::from_secs(12 * 3600)
 }
 
 impl Default for ScaleDown {
@@ -145,6 +159,8 @@ impl Default for ScaleDown {
             report_timeout: Duration::from_secs(30),
             consolidate: false,
             budgets: Vec::new(),
+            run_to_completion: false,
+            run_to_completion_timeout: run_to_completion_timeout(),
         }
     }
 }
@@ -158,6 +174,19 @@ pub struct Budget {
     pub window: Option<Window>,
     /// Drains that it is about; empty: all.
     pub reasons: BTreeSet<Disruption>,
+}
+
+impl Budget {
+    pub fn is_about(&self, why: Disruption) -> bool {
+        self.reasons.is_empty() || self.reasons.contains(&why)
+    }
+
+    /// Whether a node that drains counts: one that runs out is no drain to a budget that is not about that, nor the
+    /// other way round.
+    pub fn counts(&self, evicts: bool) -> bool {
+        let evicting = |why: &Disruption| (*why != Disruption::Completed) == evicts;
+        self.reasons.is_empty() || self.reasons.iter().any(evicting)
+    }
 }
 
 /// So many of some nodes.
@@ -185,6 +214,8 @@ impl Amount {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Disruption {
+    /// It is idle, and its pods run to their end.
+    Completed,
     /// It is idle, and its pods fit on others.
     Consolidated,
     /// It is idle and runs nothing but daemons.
@@ -192,10 +223,11 @@ pub enum Disruption {
 }
 
 impl Disruption {
-    pub const ALL: [Self; 2] = [Self::Consolidated, Self::Empty];
+    pub const ALL: [Self; 3] = [Self::Completed, Self::Consolidated, Self::Empty];
 
     pub fn name(self) -> &'static str {
         match self {
+            Self::Completed => "completed",
             Self::Consolidated => "consolidated",
             Self::Empty => "empty",
         }

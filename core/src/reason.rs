@@ -31,6 +31,8 @@ pub enum Reason {
     NoGroupFits { groups: Vec<(String, Obstacle)> },
     /// Pods wait for a node.
     PodsPending { count: usize, first: String, longest: Duration },
+    /// The node was measured idle, little of it is asked for, and its pods end by themselves.
+    RunToCompletion { idle: Duration, pods: usize, requested: Permille },
     /// By this model the pod fits a node that is there; the scheduler's word is awaited.
     SchedulerToPlace { node: String },
     /// A node the pod fits is on its way.
@@ -65,6 +67,7 @@ impl Reason {
             Self::MinimumReached { .. } => "MinimumReached",
             Self::NoGroupFits { .. } => "NoGroupFits",
             Self::PodsPending { .. } => "PodsPending",
+            Self::RunToCompletion { .. } => "RunToCompletion",
             Self::SchedulerToPlace { .. } => "SchedulerToPlace",
             Self::NodeComing { .. } => "NodeComing",
             Self::Unneeded { .. } => "Unneeded",
@@ -95,6 +98,13 @@ impl fmt::Display for Reason {
             }
             Self::PodsPending { count, first, longest } => {
                 write!(f, "{count} pods unschedulable for up to {}, first {first}", short(longest))
+            }
+            Self::RunToCompletion { idle, pods, requested } => {
+                let pods = match pods {
+                    1 => "its pod ends by itself".into(),
+                    pods => format!("its {pods} pods end by themselves"),
+                };
+                write!(f, "measured idle for {}, {requested} of it asked for, {pods}", short(idle))
             }
             Self::SchedulerToPlace { node } => write!(f, "fits node {node}, the scheduler is to place it"),
             Self::NodeComing { group } => write!(f, "a node of group {group} is on its way"),
@@ -148,6 +158,8 @@ pub enum Stay {
     Requested { share: Permille, below: Permille },
     /// Its last drain could not be asked for; it is tried again.
     Retried,
+    /// It takes no more pods, and those on it are left to end.
+    RunningOut { pods: usize, deadline: Instant },
     /// Its agent has not been heard for the report timeout.
     Silent,
     /// It is on its way to take pods.
@@ -182,6 +194,7 @@ impl Stay {
             Self::Protected { .. } => "Protected",
             Self::Requested { .. } => "Requested",
             Self::Retried => "Retried",
+            Self::RunningOut { .. } => "RunningOut",
             Self::Silent => "Silent",
             Self::Starting => "Starting",
             Self::Turn { .. } => "Turn",
@@ -220,6 +233,10 @@ impl fmt::Display for Stay {
             Self::Protected { annotation } => write!(f, "its annotation {annotation} asks for it"),
             Self::Requested { share, below } => write!(f, "{share} of it is asked for, not less than {below}"),
             Self::Retried => f.write_str("a call about it failed or is under way"),
+            Self::RunningOut { pods, deadline } => {
+                let pods = if *pods == 1 { "its pod".into() } else { format!("its {pods} pods") };
+                write!(f, "it takes no more pods and waits for {pods} to end, until {deadline} at the latest")
+            }
             Self::Silent => f.write_str("its agent is silent, so nothing is known of what it does"),
             Self::Starting => f.write_str("it is starting"),
             Self::Turn { most: 1 } => f.write_str("it may go, after the node that drains now"),

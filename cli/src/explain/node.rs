@@ -109,6 +109,9 @@ fn outlook(stays: &Stay, now: Instant) -> String {
         Stay::Protected { annotation } => format!("it may go when the annotation {annotation} is taken from the node"),
         Stay::Requested { below, .. } => format!("it may go when its pods request less than {below} of it"),
         Stay::Retried => "that is seen to in a moment".to_owned(),
+        Stay::RunningOut { deadline, .. } => {
+            format!("it is terminated when the last has ended; it is opened to pods again {}", until(deadline))
+        }
         Stay::Silent => "is its agent's pod running? Until the agent is heard the node is kept".to_owned(),
         Stay::Starting => "it counts once it is ready; one that takes longer than `scaleUp.provisionTimeout` is no longer \
                            waited for"

@@ -92,7 +92,8 @@ impl ClusterAutoscaler {
 
     pub(super) fn decision(&self, taken: &Action) {
         let Action::Drain { node, because, .. } = taken else { return };
-        let reason = if matches!(because, Reason::Consolidated { .. }) { "underutilized" } else { "empty" };
+        let with_pods = matches!(because, Reason::Consolidated { .. } | Reason::RunToCompletion { .. });
+        let reason = if with_pods { "underutilized" } else { "empty" };
         self.draining.lock().expect("nobody panics while holding it").insert(node.clone(), reason);
     }
 
@@ -142,7 +143,14 @@ impl ClusterAutoscaler {
         self.node_groups_count.get_or_create(&[("node_group_type", "autoscaled")]).set(count(view.groups.len()));
         self.unschedulable_pods_count.get_or_create(&[("type", "unschedulable")]).set(count(view.waiting.len()));
         let unneeded = |stay: &Stay| {
-            matches!(stay, Stay::Budget { .. } | Stay::Unneeded { .. } | Stay::Turn { .. } | Stay::Draining { .. })
+            matches!(
+                stay,
+                Stay::Budget { .. }
+                    | Stay::Unneeded { .. }
+                    | Stay::Turn { .. }
+                    | Stay::Draining { .. }
+                    | Stay::RunningOut { .. }
+            )
         };
         self.unneeded_nodes_count
             .set(count(view.nodes.iter().filter(|it| it.stays.as_ref().is_some_and(unneeded)).count()));

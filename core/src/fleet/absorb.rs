@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Action, Decided, Event, Failure, Fleet, GroupState, Heard, Instance, Member, Target, Written, decide};
+use crate::classify::{Class, Missing};
 use crate::intent::Intent;
 use crate::kubernetes::{Node, Pod};
 use crate::launch::LaunchFailure;
@@ -108,8 +109,11 @@ impl Fleet {
             }
             Action::Drain { node, uid, intent, .. } => self.written(now, &node, &uid, Some(intent)),
             Action::CancelDrain { node, uid, because, .. } => {
+                // One that runs out is no less idle for having been needed: asked again at once, it would come and go.
+                let ran_out = self.nodes.get(&node).is_some_and(|member| member.runs_out(now));
                 self.written(now, &node, &uid, None);
-                if let Some(member) = self.nodes.get_mut(&node).filter(|_| because == Reason::DrainGivenUp) {
+                let spare = ran_out || because == Reason::DrainGivenUp;
+                if let Some(member) = self.nodes.get_mut(&node).filter(|_| spare) {
                     member.spared_until = Some(now + SPARED);
                 }
             }
@@ -234,8 +238,15 @@ impl Fleet {
             }
             // New, or another node of the same name, of which nothing has been heard.
             _ => {
-                let member =
-                    Member { node, first_seen: now, written: None, heard: None, empty_since: None, spared_until: None };
+                let member = Member {
+                    node,
+                    first_seen: now,
+                    written: None,
+                    heard: None,
+                    empty_since: None,
+                    quiet_since: None,
+                    spared_until: None,
+                };
                 self.nodes.insert(name.clone(), member);
                 self.forget_emptiness(now, &name);
             }
@@ -280,15 +291,21 @@ impl Fleet {
     fn reported(&mut self, now: Instant, report: Report) -> Option<Soon> {
         let timeout = self.policy.scale_down.report_timeout;
         let member = self.nodes.get_mut(&report.node).filter(|member| member.node.uid == report.node_uid)?;
-        let before = member.heard.replace(Heard { report, at: now });
-        let Some(before) = before else { return Some(Soon::Batch) };
-        let heard = member.heard.as_ref()?;
-        if !heard.report.is_newer_than(&before.report) {
-            member.heard = Some(before);
+        let before = member.heard.take();
+        if before.as_ref().is_some_and(|before| !report.is_newer_than(&before.report)) {
+            member.heard = before;
             return None;
         }
+        let before = before.filter(|before| now.since(before.at) < timeout);
+        let heard = member.heard.insert(Heard { report, at: now });
+        let quiet_since = member.quiet_since.filter(|_| before.is_some());
+        member.quiet_since = match heard.report.class {
+            Class::Idle { since } => Some(quiet_since.unwrap_or_else(|| heard.by_our_clock(since))),
+            Class::Unknown { missing: Missing::Initialization, .. } => quiet_since,
+            Class::Busy { .. } | Class::Unknown { .. } => None,
+        };
         // Most reports only say that nothing has changed.
-        let same = heard.report.class == before.report.class && now.since(before.at) < timeout;
+        let same = before.is_some_and(|before| before.report.class == heard.report.class);
         (!same).then_some(Soon::Batch)
     }
 

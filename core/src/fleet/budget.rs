@@ -27,9 +27,7 @@ impl Held<'_> {
 impl Budgets<'_> {
     /// The least of those that let no other node of this group drain for this reason, and what it lets.
     pub(super) fn forbid(&self, group: &str, why: Disruption) -> Option<(u32, Stay)> {
-        let about = |held: &&Held| {
-            held.is_about(group) && (held.budget.reasons.is_empty() || held.budget.reasons.contains(&why))
-        };
+        let about = |held: &&Held| held.is_about(group) && held.budget.is_about(why);
         let spent = self.0.iter().filter(about).filter(|held| held.draining >= held.most);
         let least = spent.min_by_key(|held| held.most)?;
         let stay = Stay::Budget {
@@ -42,8 +40,10 @@ impl Budgets<'_> {
     }
 
     /// A node of this group is drained.
-    pub(super) fn spend(&mut self, group: &str) {
-        self.0.iter_mut().filter(|held| held.is_about(group)).for_each(|held| held.draining += 1);
+    pub(super) fn spend(&mut self, group: &str, why: Disruption) {
+        let evicts = why != Disruption::Completed;
+        let spent = self.0.iter_mut().filter(|held| held.is_about(group) && held.budget.counts(evicts));
+        spent.for_each(|held| held.draining += 1);
     }
 }
 
@@ -69,7 +69,13 @@ impl Fleet {
                 until = open.then_some(then)?;
             }
             let most = budget.nodes.of(u32::try_from(nodes).unwrap_or(u32::MAX));
-            let draining = draining.iter().filter(|member| group.is_none_or(|group| self.is_of(group, member))).count();
+            let counts = |member: &&&Member| {
+                // Of one that is only being asked it is not known.
+                let intent = member.intent(agenda.now);
+                let counts = intent.is_none_or(|intent| budget.counts(intent.evict));
+                counts && group.is_none_or(|group| self.is_of(group, member))
+            };
+            let draining = draining.iter().filter(counts).count();
             Some(Held { budget, group, most, draining: u32::try_from(draining).unwrap_or(u32::MAX), until })
         });
         Budgets(held.collect())

@@ -242,7 +242,9 @@ impl Fleet {
 
     fn describe(&self, agenda: &mut Agenda, census: &[Census]) -> Option<Action> {
         let settled = |name: &str| {
-            census.iter().any(|group| group.name == name && group.coming == 0 && group.leaving.is_empty())
+            // One that waits for its pods to end does so for hours.
+            let leaves = |group: &Census| group.leaving.iter().any(|(_, intent, _)| intent.evict);
+            census.iter().any(|group| group.name == name && group.coming == 0 && !leaves(group))
                 || self.groups.get(name).is_some_and(|group| group.observed.is_none())
         };
         let newcomers = self.nodes.values().any(|member| self.is_newcomer(member));

@@ -7,9 +7,9 @@ use super::decide::{Agenda, Census};
 use super::place::{Origin, Seat};
 use super::pods::Entry;
 use super::{Action, Fleet, Member, Target};
-use crate::classify::{Class, GpuUse};
+use crate::classify::{Class, GpuUse, Missing};
 use crate::intent::Intent;
-use crate::policy::Disruption;
+use crate::policy::{self, Disruption};
 use crate::reason::{Reason, Stay};
 use crate::schedule::{Cluster, NodeId, ShapeId};
 use crate::time::Instant;
@@ -33,10 +33,10 @@ struct Candidate<'a> {
     member: &'a Member,
     /// Which of the census' groups.
     group: usize,
+    why: Disruption,
     idle: Instant,
-    /// `None`: pods are to be moved.
+    /// `None`: there are pods on it.
     empty: Option<Instant>,
-    /// How many are to be moved.
     pods: usize,
     requested: Permille,
 }
@@ -46,15 +46,13 @@ impl Candidate<'_> {
         self.empty.map_or(self.idle, |empty| empty.max(self.idle))
     }
 
-    fn why(&self) -> Disruption {
-        if self.empty.is_some() { Disruption::Empty } else { Disruption::Consolidated }
-    }
-
     fn because(&self, now: Instant) -> Reason {
         let idle = now.since(self.idle);
+        let (pods, requested) = (self.pods, self.requested);
         match self.empty {
             Some(empty) => Reason::Unneeded { idle, empty: now.since(empty) },
-            None => Reason::Consolidated { idle, pods: self.pods, requested: self.requested },
+            None if self.why == Disruption::Completed => Reason::RunToCompletion { idle, pods, requested },
+            None => Reason::Consolidated { idle, pods, requested },
         }
     }
 }
@@ -78,8 +76,13 @@ impl Fleet {
         let mut candidates = Vec::new();
         for (index, group) in census.iter().enumerate() {
             for member in &group.serving {
-                let stay = match self.candidate(agenda.now, index, member) {
-                    Err(stay) => stay,
+                let stay = match self.candidate(agenda.now, index, group.policy, member) {
+                    Err(stay) => {
+                        if let Stay::GivenUp { until } = stay {
+                            agenda.due(until);
+                        }
+                        stay
+                    }
                     Ok(_) if spare[index] == 0 => Stay::Minimum { min: group.min },
                     Ok(candidate) => {
                         let until = candidate.since() + group.policy.unneeded_for;
@@ -97,20 +100,27 @@ impl Fleet {
 
         let most = self.policy.scale_down.max_parallel_drains;
         let draining = self.draining(agenda);
-        let mut turns = most.saturating_sub(count(draining.len()));
+        let turns = |evict: bool| {
+            let as_well = |member: &&&Member| member.intent(agenda.now).is_none_or(|intent| intent.evict == evict);
+            most.saturating_sub(count(draining.iter().filter(as_well).count()))
+        };
+        // A node that waits for its pods to end does so for hours: it must not keep others from draining.
+        let (mut to_drain, mut to_run_out) = (turns(true), turns(false));
         let mut budgets = self.budgets(agenda, census, &draining);
         let may_consolidate = self.consolidated_at.is_none_or(|at| agenda.due(at + CONSOLIDATE_EVERY));
-        let wanted_by = if candidates.is_empty() || turns == 0 { Vec::new() } else { distinct(waiting) };
+        let none = candidates.is_empty() || to_drain + to_run_out == 0;
+        let wanted_by = if none { Vec::new() } else { distinct(waiting) };
         let mut elsewhere = None;
         for candidate in &candidates {
             let name = &candidate.member.node.name;
             let place = self.place_on(candidate.member);
-            let forbidden = budgets.forbid(census[candidate.group].name, candidate.why());
+            let turns = if candidate.why == Disruption::Completed { &mut to_run_out } else { &mut to_drain };
+            let forbidden = budgets.forbid(census[candidate.group].name, candidate.why);
             let stay = if spare[candidate.group] == 0 {
                 Some(Stay::Minimum { min: census[candidate.group].min })
-            } else if let Some((_, stay)) = forbidden.filter(|(least, _)| turns > 0 || *least < most) {
+            } else if let Some((_, stay)) = forbidden.filter(|(least, _)| *turns > 0 || *least < most) {
                 Some(stay)
-            } else if turns == 0 {
+            } else if *turns == 0 {
                 Some(Stay::Turn { most })
             } else if let Some(pod) = wanted_by.iter().find(|pod| place.admits(&pod.like).is_ok()) {
                 Some(Stay::Wanted { pod: pod.full_name() })
@@ -130,11 +140,11 @@ impl Fleet {
             match stay {
                 Some(stay) => _ = shrinking.stays.insert(name.clone(), stay),
                 None => {
-                    turns -= 1;
-                    budgets.spend(census[candidate.group].name);
+                    *turns -= 1;
+                    budgets.spend(census[candidate.group].name, candidate.why);
                     spare[candidate.group] -= 1;
-                    let deadline = agenda.now + self.policy.scale_down.drain_timeout;
-                    shrinking.stays.insert(name.clone(), Stay::Draining { deadline });
+                    let (deadline, stay) = self.drained_as(agenda.now, candidate);
+                    shrinking.stays.insert(name.clone(), stay);
                     shrinking.drains.push(drain(agenda.now, deadline, candidate));
                 }
             }
@@ -156,6 +166,10 @@ impl Fleet {
     fn stays_of_others(&self, agenda: &Agenda, census: &[Census]) -> BTreeMap<String, Stay> {
         let undescribed = self.groups.values().any(|group| group.asked_at.is_none());
         let stay = |member: &Member| match member.intent(agenda.now) {
+            Some(&Intent { evict: false, deadline, .. }) => {
+                let pods = self.pods.on(&member.node.name).filter(|pod| pod.like.holds_node()).count();
+                Stay::RunningOut { pods, deadline }
+            }
             Some(intent) => Stay::Draining { deadline: intent.deadline },
             None if undescribed || self.is_newcomer(member) => Stay::Undescribed,
             None => Stay::NotOurs,
@@ -170,7 +184,13 @@ impl Fleet {
     }
 
     /// Whether nobody needs the node, or what speaks against that.
-    fn candidate<'a>(&'a self, now: Instant, group: usize, member: &'a Member) -> Result<Candidate<'a>, Stay> {
+    fn candidate<'a>(
+        &'a self,
+        now: Instant,
+        group: usize,
+        policy: &policy::Group,
+        member: &'a Member,
+    ) -> Result<Candidate<'a>, Stay> {
         let scale_down = &self.policy.scale_down;
         let node = &member.node;
         if let Some(annotation) = &node.protected_by {
@@ -180,7 +200,13 @@ impl Fleet {
             return Err(Stay::GivenUp { until });
         }
         let pods: Vec<_> = self.pods.on(&node.name).filter(|pod| pod.like.holds_node()).collect();
-        if let Some(first) = pods.first().filter(|_| !scale_down.consolidate) {
+        let completes = policy.run_to_completion && pods.iter().all(|pod| pod.like.completes);
+        let why = match member.empty_since {
+            Some(_) => Disruption::Empty,
+            None if completes => Disruption::Completed,
+            None => Disruption::Consolidated,
+        };
+        if let Some(first) = pods.first().filter(|_| why == Disruption::Consolidated && !scale_down.consolidate) {
             return Err(Stay::Occupied { pods: pods.len(), first: first.full_name() });
         }
         let heard = member.heard(now, scale_down.report_timeout).ok_or(Stay::Silent)?;
@@ -190,6 +216,13 @@ impl Fleet {
         }
         let idle = match heard.report.class {
             Class::Busy { signal, .. } => return Err(Stay::Busy { signal }),
+            // Where pods keep coming, each lets idleness begin anew.
+            Class::Idle { .. } | Class::Unknown { missing: Missing::Initialization, .. }
+                if let Some(quiet) = member.quiet_since
+                    && why == Disruption::Completed =>
+            {
+                quiet
+            }
             Class::Idle { since } => heard.by_our_clock(since),
             Class::Unknown { missing, .. } => return Err(Stay::Unknown { missing }),
         };
@@ -198,10 +231,26 @@ impl Fleet {
         if requested >= below && !pods.is_empty() {
             return Err(Stay::Requested { share: requested, below });
         }
-        if let Some((pod, pin)) = pods.iter().find_map(|pod| Some((pod, pod.like.pin?))) {
+        let pinned = pods.iter().find_map(|pod| Some((pod, pod.like.pin?)));
+        if let Some((pod, pin)) = pinned.filter(|_| why == Disruption::Consolidated) {
             return Err(Stay::PodPinned { pod: pod.full_name(), pin });
         }
-        Ok(Candidate { member, group, idle, empty: member.empty_since, pods: pods.len(), requested })
+        Ok(Candidate { member, group, why, idle, empty: member.empty_since, pods: pods.len(), requested })
+    }
+
+    /// When the drain is given up, and what it is called.
+    fn drained_as(&self, now: Instant, candidate: &Candidate) -> (Instant, Stay) {
+        let scale_down = &self.policy.scale_down;
+        match candidate.why {
+            Disruption::Completed => {
+                let deadline = now + scale_down.run_to_completion_timeout;
+                (deadline, Stay::RunningOut { pods: candidate.pods, deadline })
+            }
+            Disruption::Consolidated | Disruption::Empty => {
+                let deadline = now + scale_down.drain_timeout;
+                (deadline, Stay::Draining { deadline })
+            }
+        }
     }
 
     /// The larger share of CPU or memory (of GPUs, where there are some) that the pods ask for, of what the node offers.
@@ -231,6 +280,10 @@ impl Fleet {
             let node = &member.node;
             let open = node.ready && !node.unschedulable && member.intent(now).is_none();
             elsewhere.add(self.seat(member, Origin::Closed), &node.name, open);
+        }
+        // Such pods as theirs come again, to other nodes.
+        for member in self.nodes.values().filter(|member| member.runs_out(now)) {
+            let _ = elsewhere.empty(&member.node.name);
         }
         for (pod, _) in waiting {
             let shape = elsewhere.cluster.shape(&pod.like);
@@ -284,7 +337,7 @@ impl<'a> Elsewhere<'a> {
     /// Moves the pods away from the node and closes it, or says which of them fits nowhere, and changes nothing.
     fn empty(&mut self, node: &str) -> Result<(), String> {
         let Some(&from) = self.ids.get(node) else { return Ok(()) };
-        self.open[from] = false;
+        let open = std::mem::take(&mut self.open[from]);
         let tenants = std::mem::take(&mut self.tenants[from]);
         let mut moved = Vec::new();
         for &(shape, pod) in &tenants {
@@ -298,7 +351,7 @@ impl<'a> Elsewhere<'a> {
                 }
                 // Room has grown again.
                 self.start.clear();
-                self.open[from] = true;
+                self.open[from] = open;
                 self.tenants[from] = tenants;
                 return Err(pod.full_name());
             };
@@ -321,6 +374,7 @@ fn drain(now: Instant, deadline: Instant, candidate: &Candidate) -> Action {
             reason: because.to_string(),
             requested_at: now,
             deadline,
+            evict: candidate.why != Disruption::Completed,
         },
         because,
     }

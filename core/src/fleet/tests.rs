@@ -56,6 +56,8 @@ enum Says {
     Busy,
     Idle,
     Nothing,
+    /// Idle, but for pods that have just come.
+    Starting,
     Unknown,
 }
 
@@ -151,16 +153,26 @@ impl World {
                 assert!(*to <= policy.max.min(asg.max), "invariant_desired_within_bounds: {action:?}");
                 assert!(to > from, "invariant_capacity_is_never_lowered_by_setting_it: {action:?}");
             }
-            Action::Drain { node, .. } => {
+            Action::Drain { node, intent, because, .. } => {
                 // The last word of an agent that fell silent holds until the report timeout.
                 let silent = self.now.since(self.said_since[node]);
                 let idle = match self.says[node] {
                     Says::Idle => true,
                     Says::Nothing => silent < self.policy.scale_down.report_timeout,
+                    Says::Starting => !intent.evict,
                     Says::Busy | Says::Unknown => false,
                 };
                 assert!(idle, "invariant_no_busy_or_unknown_node_is_drained: {action:?}");
-                if self.policy.scale_down.consolidate {
+                let runs_out = matches!(because, Reason::RunToCompletion { .. });
+                assert_eq!(
+                    runs_out, !intent.evict,
+                    "invariant_no_pod_is_evicted_that_is_to_run_to_its_end: {action:?}"
+                );
+                if runs_out {
+                    let on = |pod: &&Pod| pod.node.as_ref() == Some(node) && pod.holds_node();
+                    let endless = self.pods.values().filter(on).any(|pod| !pod.completes);
+                    assert!(!endless, "invariant_no_node_waits_for_a_pod_that_never_ends: {action:?}");
+                } else if self.policy.scale_down.consolidate {
                     let pinned = self.pods.values().any(|pod| pod.node.as_ref() == Some(node) && pod.pin.is_some());
                     assert!(!pinned, "invariant_no_node_with_pinned_pods_is_drained: {action:?}");
                 } else {
@@ -189,12 +201,15 @@ impl World {
             other.name != node && other.intent.as_ref().is_some_and(|intent| self.now < intent.deadline)
         };
         let draining: Vec<_> = self.nodes.values().filter(drains).collect();
-        let most = self.policy.scale_down.max_parallel_drains as usize;
-        assert!(draining.len() < most, "invariant_no_more_drains_than_allowed: {action:?}");
         let why = match action.because() {
             Some(Reason::Unneeded { .. }) => Disruption::Empty,
+            Some(Reason::RunToCompletion { .. }) => Disruption::Completed,
             _ => Disruption::Consolidated,
         };
+        let evicts = |node: &Node| node.intent.as_ref().is_some_and(|intent| intent.evict);
+        let alike = draining.iter().filter(|other| evicts(other) == (why != Disruption::Completed)).count();
+        let most = self.policy.scale_down.max_parallel_drains as usize;
+        assert!(alike < most, "invariant_no_more_drains_than_allowed: {action:?}");
         let view = self.fleet.view(self.now);
         let group_of =
             |name: &str| view.nodes.iter().find(|node| node.name == name).and_then(|node| node.group.clone());
@@ -204,9 +219,10 @@ impl World {
         for (budget, only) in budgets.chain(of_group) {
             let within = |of: &Option<String>| of.is_some() && (only.is_none() || of.as_ref() == only);
             let nodes = view.nodes.iter().filter(|node| within(&node.group)).count();
-            let draining = draining.iter().filter(|other| only.is_none() || within(&group_of(&other.name))).count();
+            let draining = draining.iter().filter(|other| only.is_none() || within(&group_of(&other.name)));
+            let draining = draining.filter(|other| budget.counts(evicts(other))).count();
             let holds = budget.window.as_ref().is_none_or(|window| window.look(self.now).0);
-            let about = budget.reasons.is_empty() || budget.reasons.contains(&why);
+            let about = budget.is_about(why);
             let most = budget.nodes.of(nodes as u32) as usize;
             assert!(!holds || !about || draining < most, "invariant_no_more_drains_than_{budget}_allows: {action:?}");
         }
@@ -346,9 +362,13 @@ impl World {
             self.tell(Event::NodeDeleted { name: node.name, uid: node.uid });
         }
         let mut evicting = Vec::new();
+        let held: BTreeSet<_> = self.nodes.keys().filter(|name| self.held(name)).cloned().collect();
         for node in self.nodes.values_mut().filter(|_| self.responsive) {
-            agent(node);
-            if node.intent.is_some() && node.progress.is_some() {
+            let evict = node.intent.as_ref().is_none_or(|intent| intent.evict);
+            if evict || node.progress.is_none() || !held.contains(&node.name) {
+                agent(node);
+            }
+            if evict && node.intent.is_some() && node.progress.is_some() {
                 evicting.push(node.name.clone());
             }
         }
@@ -412,6 +432,7 @@ impl World {
                 Says::Nothing => continue,
                 Says::Busy => Class::Busy { since, signal: Signal::Cpu },
                 Says::Idle => Class::Idle { since },
+                Says::Starting => Class::Unknown { since, missing: Missing::Initialization },
                 Says::Unknown => Class::Unknown { since, missing: Missing::Signal(Signal::Cpu) },
             };
             self.sequence += 1;
@@ -930,12 +951,15 @@ fn a_drain_whose_reply_was_lost_keeps_others_from_starting_until_the_watch_must_
 enum Chance {
     Crash,
     DeletePods,
+    /// One of those that end by themselves.
+    End(usize),
     Fail(Failure),
     Foreign(u32),
     GpuPod,
     Lose,
     LoseReply,
-    Pods(u8),
+    /// Whether they end by themselves.
+    Pods(u8, bool),
     Responsive(bool),
     Say(usize, Says),
     Wait(u16),
@@ -953,12 +977,13 @@ fn chance() -> impl Strategy<Value = Chance> {
     prop_oneof![
         1 => Just(Chance::Crash),
         2 => Just(Chance::DeletePods),
+        2 => (0..12_usize).prop_map(Chance::End),
         2 => failure.prop_map(Chance::Fail),
         1 => (0..6_u32).prop_map(Chance::Foreign),
         2 => Just(Chance::GpuPod),
         1 => Just(Chance::Lose),
         2 => Just(Chance::LoseReply),
-        2 => (1..12_u8).prop_map(Chance::Pods),
+        2 => (1..12_u8, any::<bool>()).prop_map(|(count, completes)| Chance::Pods(count, completes)),
         2 => any::<bool>().prop_map(Chance::Responsive),
         3 => (0..8_usize, says).prop_map(|(node, says)| Chance::Say(node, says)),
         4 => (1..400_u16).prop_map(Chance::Wait),
@@ -972,6 +997,7 @@ fn budget() -> impl Strategy<Value = Budget> {
     let reasons = prop_oneof![
         2 => Just(BTreeSet::new()),
         1 => Just(BTreeSet::from([Disruption::Empty])),
+        1 => Just(BTreeSet::from([Disruption::Completed])),
         1 => Just(BTreeSet::from([Disruption::Consolidated])),
     ];
     let window = prop::option::of(
@@ -997,10 +1023,12 @@ proptest! {
         chances in prop::collection::vec(chance(), 0..25),
         launches in any::<bool>(),
         parallel in 1..4_u32,
+        run_to_completion in any::<bool>(),
         budgets in prop::collection::vec((budget(), any::<bool>()), 0..4),
     ) {
         let mut policy = flow();
         policy.scale_down.max_parallel_drains = parallel;
+        policy.groups.values_mut().for_each(|group| group.run_to_completion = run_to_completion);
         for (budget, ours) in budgets {
             let group = policy.groups.get_mut("cpu").unwrap();
             if ours { &mut policy.scale_down.budgets } else { &mut group.budgets }.push(budget);
@@ -1015,6 +1043,12 @@ proptest! {
                 Chance::DeletePods => {
                     let names: Vec<_> = world.pods.keys().cloned().collect();
                     names.iter().for_each(|name| world.delete_pod(name));
+                }
+                Chance::End(pod) => {
+                    let mut ending = world.pods.values().filter(|pod| pod.completes);
+                    if let Some(name) = ending.nth(pod).map(|pod| pod.name.clone()) {
+                        world.delete_pod(&name);
+                    }
                 }
                 Chance::Fail(failure) => world.failing.push(failure),
                 Chance::Foreign(desired) => {
@@ -1031,9 +1065,11 @@ proptest! {
                     }
                 }
                 Chance::LoseReply => world.replies_lost += 1,
-                Chance::Pods(count) => {
+                Chance::Pods(count, completes) => {
                     for pod in 0..count {
-                        world.pod(&format!("p-{number}-{pod}"), &[("cpu", "2"), ("pods", "1")]);
+                        // More than half of a node keeps it.
+                        let requests = resources(&[("cpu", if completes { "500m" } else { "2" }), ("pods", "1")]);
+                        world.insert(Pod { requests, completes, ..Pod::default() }, &format!("p-{number}-{pod}"));
                     }
                 }
                 Chance::Responsive(responsive) => world.responsive = responsive,
@@ -1268,8 +1304,21 @@ fn where_launches_are_refused_the_desired_capacity_is_set() {
 /// Nodes that are there, each with pods of so many cores.
 fn packed(consolidate: bool, cores: &[&[&str]]) -> World {
     let mut policy = pools(&["cpu"]);
-    policy.groups.get_mut("cpu").unwrap().max = 10;
     policy.scale_down.consolidate = consolidate;
+    packed_under(policy, cores)
+}
+
+/// The same with pods that end by themselves, and nodes that wait for that.
+fn running_out(cores: &[&[&str]]) -> World {
+    let mut policy = pools(&["cpu"]);
+    policy.groups.get_mut("cpu").unwrap().run_to_completion = true;
+    let mut world = packed_under(policy, cores);
+    world.pods.values_mut().for_each(|pod| pod.completes = true);
+    world
+}
+
+fn packed_under(mut policy: Policy, cores: &[&[&str]]) -> World {
+    policy.groups.get_mut("cpu").unwrap().max = 10;
     let mut world = World::new(policy);
     world.asgs.get_mut("cpu").unwrap().desired = cores.len() as u32;
     world.launch();
@@ -1353,13 +1402,14 @@ proptest! {
         cores in prop::collection::vec(prop::collection::vec(1..16_u32, 0..4), 1..7),
         waiting in prop::collection::vec(1..16_u32, 0..6),
         consolidate in any::<bool>(),
+        run_to_completion in any::<bool>(),
     ) {
         let texts: Vec<Vec<String>> =
             cores.iter().map(|node| node.iter().map(|quarters| format!("{}m", quarters * 250)).collect()).collect();
         let fits = |node: &Vec<u32>| node.iter().sum::<u32>() <= 16;
         let texts: Vec<Vec<&str>> = texts.iter().zip(&cores).map(|(node, quarters)| if fits(quarters) { node.iter().map(String::as_str).collect() } else { vec![] }).collect();
         let texts: Vec<&[&str]> = texts.iter().map(Vec::as_slice).collect();
-        let mut world = packed(consolidate, &texts);
+        let mut world = if run_to_completion { running_out(&texts) } else { packed(consolidate, &texts) };
         for (index, quarters) in waiting.iter().enumerate() {
             world.pod(&format!("late-{index}"), &[("cpu", &format!("{}m", quarters * 250)), ("pods", "1")]);
         }
@@ -1590,4 +1640,93 @@ fn a_budget_holds_in_its_windows_and_the_fleet_wakes_at_their_end() {
     assert!(world.fleet.next_wakeup().is_some_and(|wakeup| wakeup <= world.now));
     world.tell(Event::Tick);
     assert_eq!(drained(&mut world), [5, 2]);
+}
+
+#[test]
+fn a_node_whose_pods_end_by_themselves_takes_no_more_and_goes_after_the_last() {
+    let mut world = running_out(&[&["1", "500m"], &["2500m"]]);
+    // Nothing else would let it go.
+    world.pods.get_mut("pod-0-0").unwrap().pin = Some(crate::reason::Pin::NotReplicated);
+    world.run(599);
+    assert_eq!(world.log(), [""; 0]);
+    world.run(5);
+    let expected = "drain cpu-1: measured idle for 10m, 37.5% of it asked for, its 2 pods end by themselves";
+    assert_eq!(world.log(), [expected]);
+    world.pod("next", &[("cpu", "500m"), ("pods", "1")]);
+    world.run(2 * 3600);
+    assert_eq!(world.pods["next"].node.as_deref(), Some("cpu-2"));
+    world.delete_pod("pod-0-0");
+    world.run(3600);
+    let stays = world.fleet.view(world.now).nodes[0].stays.clone();
+    assert!(matches!(stays, Some(Stay::RunningOut { pods: 1, .. })), "{stays:?}");
+    assert_eq!(world.pods["pod-0-1"].node.as_deref(), Some("cpu-1"));
+    world.delete_pod("pod-0-1");
+    world.run(10);
+    let log = world.log();
+    assert!(log.len() == 1 && log[0].starts_with("terminate cpu-1: drained in 3h"), "{log:?}");
+}
+
+#[test]
+fn a_node_runs_out_only_if_all_its_pods_end_and_such_pods_find_room_elsewhere() {
+    let mut world = running_out(&[&["1", "500m"], &["3"]]);
+    world.pods.get_mut("pod-0-1").unwrap().completes = false;
+    world.run(3600);
+    let mut crowded = running_out(&[&["1500m"], &["3"]]);
+    crowded.run(3600);
+    let stays = [&world, &crowded].map(|world| world.fleet.view(world.now).nodes[0].stays.clone().unwrap().name());
+    assert_eq!((stays, world.log(), crowded.log()), (["Occupied", "NoRoomElsewhere"], vec![], vec![]));
+}
+
+#[test]
+fn a_node_that_runs_out_is_opened_when_a_pod_needs_it_and_left_in_peace_for_a_while() {
+    let mut world = running_out(&[&["1"], &["2500m"]]);
+    world.run(605);
+    assert!(world.log()[0].starts_with("drain cpu-1"));
+    world.pod("large", &[("cpu", "2500m"), ("pods", "1")]);
+    world.run(40);
+    let log = world.log();
+    assert_eq!(log.last().map(String::as_str), Some("cancel cpu-1: pod ns/large waits and fits this node"));
+    assert_eq!(world.pods["large"].node.as_deref(), Some("cpu-1"));
+    world.delete_pod("large");
+    world.run(4 * 60);
+    assert_eq!(world.log(), [""; 0]);
+    world.run(70);
+    assert!(world.log()[0].starts_with("drain cpu-1"));
+    // It is given back when its pods take too long.
+    world.run(12 * 3600);
+    assert_eq!(world.log(), ["cancel cpu-1: the drain was given up"]);
+    assert!(world.pods["pod-0-0"].node.is_some());
+}
+
+#[test]
+fn a_node_that_runs_out_does_not_keep_others_from_draining() {
+    let mut world = running_out(&[&["1"], &["3"], &["3"]]);
+    world.run(605);
+    assert!(world.log()[0].starts_with("drain cpu-1"));
+    world.delete_pod("pod-1-0");
+    world.run(620);
+    let log = world.log();
+    assert!(log.len() == 2 && log[0].starts_with("drain cpu-2") && log[1].starts_with("terminate cpu-2"), "{log:?}");
+}
+
+#[test]
+fn pods_that_keep_coming_do_not_make_idleness_begin_anew_where_they_may_end() {
+    let streamed = |mut world: World, broken: Option<Says>| {
+        for minute in 0..15 {
+            // Each is called young for a minute.
+            let says = match minute % 3 {
+                0 => Says::Starting,
+                _ => Says::Idle,
+            };
+            world.say("cpu-1", broken.filter(|_| minute == 8).unwrap_or(says));
+            world.run(60);
+        }
+        world.log().into_iter().find(|line| line.starts_with("drain cpu-1"))
+    };
+    assert!(streamed(running_out(&[&["1"], &["3"]]), None).is_some());
+    for broken in [Says::Busy, Says::Unknown, Says::Nothing] {
+        assert_eq!(streamed(running_out(&[&["1"], &["3"]]), Some(broken)), None, "{broken:?}");
+    }
+    // One without pods has to be idle all the time.
+    assert_eq!(streamed(packed(false, &[&[], &["3"]]), None), None);
 }
