@@ -1,4 +1,4 @@
-//! Watches nodes, pods and their storage, and says when that picture can be relied on.
+//! Watches nodes, pods, their storage and their disruption budgets, and says when that picture can be relied on.
 //!
 //! Not `kube::runtime::watcher`: it keeps to itself that a watch was opened again or a bookmark came, and these are
 //! the only signs of life of a quiet watch.
@@ -9,9 +9,10 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use ebb_core::fleet::Event;
-use ebb_core::{kubernetes, storage};
+use ebb_core::{disruption, kubernetes, storage};
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -79,19 +80,21 @@ pub async fn watch(client: Client, nodes: Nodes, standing: Standing, inbox: mpsc
         nodes: nodes.clone(),
         inbox: inbox.clone(),
     };
-    let mut claims = storage_watch(&client, &nodes, &inbox, claim_event);
-    let mut volumes = storage_watch(&client, &nodes, &inbox, volume_event);
-    let mut classes = storage_watch(&client, &nodes, &inbox, class_event);
+    let mut claims = named_watch(&client, &nodes, &inbox, claim_event);
+    let mut volumes = named_watch(&client, &nodes, &inbox, volume_event);
+    let mut classes = named_watch(&client, &nodes, &inbox, class_event);
+    let mut budgets = named_watch(&client, &nodes, &inbox, budget_event);
     tokio::join!(
         node_watch.run(&fresh, 0),
         pod_watch.run(&fresh, 1),
         claims.run(&fresh, 2),
         volumes.run(&fresh, 3),
         classes.run(&fresh, 4),
+        budgets.run(&fresh, 5),
     );
 }
 
-fn storage_watch<K>(
+fn named_watch<K>(
     client: &Client,
     nodes: &Nodes,
     inbox: &mpsc::Sender<Event>,
@@ -102,13 +105,13 @@ where
 {
     let list = ListParams::default().limit(PAGE);
     let (nodes, inbox) = (nodes.clone(), inbox.clone());
-    Watch { api: Api::all(client.clone()), list, known: BTreeSet::new(), key: storage_key, to_event, nodes, inbox }
+    Watch { api: Api::all(client.clone()), list, known: BTreeSet::new(), key: named_key, to_event, nodes, inbox }
 }
 
 /// Which of the watches are complete and live. Synced is all of them.
 struct Fresh {
     standing: Standing,
-    all: Mutex<[bool; 5]>,
+    all: Mutex<[bool; 6]>,
 }
 
 impl Fresh {
@@ -138,7 +141,7 @@ fn pod_key(pod: &Pod) -> Key {
     (pod.uid().unwrap_or_default().into(), Box::default())
 }
 
-fn storage_key(object: &impl ResourceExt) -> Key {
+fn named_key(object: &impl ResourceExt) -> Key {
     (object.namespace().unwrap_or_default().into(), object.name_any().into())
 }
 
@@ -176,6 +179,15 @@ fn class_event(change: Change<'_, StorageClass>) -> Event {
     Event::Storage(match change {
         Change::Applied(class) => storage::Change::Class(class.into()),
         Change::Deleted((_, name)) => storage::Change::ClassDeleted { name: name.to_string() },
+    })
+}
+
+fn budget_event(change: Change<'_, PodDisruptionBudget>) -> Event {
+    Event::PodDisruptionBudget(match change {
+        Change::Applied(budget) => disruption::Change::Applied(budget.into()),
+        Change::Deleted((namespace, name)) => {
+            disruption::Change::Deleted { namespace: namespace.to_string(), name: name.to_string() }
+        }
     })
 }
 

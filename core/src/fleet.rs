@@ -32,6 +32,7 @@ pub use memory::Memory;
 use pods::Pods;
 use template::Template;
 
+use crate::disruption::PodDisruptionBudgets;
 use crate::intent::Intent;
 use crate::kubernetes::Node;
 use crate::launch::{self, Failing};
@@ -55,6 +56,8 @@ pub struct Fleet {
     groups: BTreeMap<String, Group>,
     nodes: BTreeMap<String, Member>,
     pods: Pods,
+    #[serde(default)]
+    pod_disruption_budgets: PodDisruptionBudgets,
     storage: Storage,
     /// The node of each instance.
     node_of: HashMap<String, String>,
@@ -236,6 +239,7 @@ impl Fleet {
             groups,
             nodes: BTreeMap::new(),
             pods: Pods::default(),
+            pod_disruption_budgets: PodDisruptionBudgets::default(),
             storage: Storage::default(),
             node_of: HashMap::new(),
             calls: BTreeMap::new(),

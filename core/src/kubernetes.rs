@@ -500,7 +500,7 @@ fn equals(key: &str, value: &str) -> Requirement {
 }
 
 /// One without requirements is about every pod.
-fn label_selector(selector: &LabelSelector) -> Vec<Requirement> {
+pub(crate) fn label_selector(selector: &LabelSelector) -> Vec<Requirement> {
     let expression = |it: &LabelSelectorRequirement| Requirement {
         key: it.key.clone(),
         operator: operator(&it.operator),

@@ -6,6 +6,7 @@
 pub mod classify;
 pub mod cron;
 pub mod decision;
+pub mod disruption;
 pub mod drain;
 pub mod fleet;
 pub mod instance;

@@ -132,6 +132,10 @@ impl fmt::Display for Obstacle {
 pub enum Stay {
     /// As many nodes drain as a budget lets (of the group, or of all). `until`: the end of its window.
     Budget { budget: String, group: Option<String>, most: u32, until: Option<Instant> },
+    /// A PodDisruptionBudget lets one of its pods not be evicted now.
+    Blocked { pod: String, budget: String, allowed: u32, healthy: u32, desired: u32 },
+    /// One of its pods is under several PodDisruptionBudgets.
+    BlockedTwice { pod: String, budgets: Vec<String> },
     /// It was measured busy.
     Busy { signal: Signal },
     /// Somebody else has cordoned it.
@@ -181,6 +185,8 @@ impl Stay {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Budget { .. } => "Budget",
+            Self::Blocked { .. } => "Blocked",
+            Self::BlockedTwice { .. } => "BlockedTwice",
             Self::Busy { .. } => "Busy",
             Self::Cordoned => "Cordoned",
             Self::Draining { .. } => "Draining",
@@ -218,6 +224,18 @@ impl fmt::Display for Stay {
                     most => format!("{most} nodes drain at a time"),
                 };
                 write!(f, "it may go, but the budget {budget}{whose} lets {how_many}{until}")
+            }
+            Self::Blocked { pod, budget, allowed: 0, healthy, desired } => {
+                let numbers = format!("{healthy} pods are healthy, {desired} must be");
+                write!(f, "pod {pod} may not be evicted: PodDisruptionBudget {budget} allows none now ({numbers})")
+            }
+            Self::Blocked { pod, budget, allowed, .. } => {
+                let taken = format!("the {allowed} that it allows are taken by pods of nodes that drain");
+                write!(f, "pod {pod} may not be evicted: of PodDisruptionBudget {budget}, {taken}")
+            }
+            Self::BlockedTwice { pod, budgets } => {
+                let budgets = budgets.join(", ");
+                write!(f, "pod {pod} cannot be evicted: it is under several PodDisruptionBudgets ({budgets})")
             }
             Self::Busy { signal } => write!(f, "measured busy by its {signal}"),
             Self::Cordoned => f.write_str("somebody else has cordoned it"),

@@ -321,6 +321,7 @@ async fn coordinators_work(client: &Client) -> Answers {
         ("watch pods", watch(client, "/api/v1/pods", "").await),
         ("watch claims", watch(client, "/api/v1/persistentvolumeclaims", "").await),
         ("watch volumes", watch(client, "/api/v1/persistentvolumes", "").await),
+        ("watch disruption budgets", watch(client, "/apis/policy/v1/poddisruptionbudgets", "").await),
         ("watch storage classes", watch(client, "/apis/storage.k8s.io/v1/storageclasses", "").await),
         ("review a token", create(Api::<TokenReview>::all(client.clone()), review).await),
         ("create an event", create(Api::<Event>::namespaced(client.clone(), "default"), event).await),

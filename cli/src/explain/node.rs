@@ -79,12 +79,16 @@ fn class(node: &Node, now: Instant) -> String {
 fn outlook(stays: &Stay, now: Instant) -> String {
     let until = |at: &Instant| format!("at {}, in {}", moment(*at), span(at.since(now)));
     match stays {
+        Stay::Blocked { .. } => {
+            "it may go when more pods of that budget are healthy, or the budget asks for fewer".to_owned()
+        }
+        Stay::BlockedTwice { .. } => "it may go when that pod has ended, or is under one of them alone".to_owned(),
+        Stay::Budget { most: 0, until: Some(at), .. } => format!("it may go when that window has ended, {}", until(at)),
+        Stay::Budget { most: 0, until: None, .. } => "it may go when the budget is changed in the configuration".to_owned(),
         Stay::Budget { until: Some(at), .. } => {
-            format!("it may go when that window has ended, {}, or when another that drains has gone", until(at))
+            format!("it may go when one of those that drain has gone, or when that window has ended, {}", until(at))
         }
-        Stay::Budget { until: None, .. } => {
-            "it may go when another that drains has gone; the configuration's `budgets` say how many drain at once".to_owned()
-        }
+        Stay::Budget { until: None, .. } => "it may go when one of those that drain has gone".to_owned(),
         Stay::Busy { .. } => {
             "it may go once it has been measured idle, and without work, for `unneededFor` of its group".to_owned()
         }

@@ -71,20 +71,24 @@ fn a_coordinator_that_decides_nothing_is_said_to() {
 
 #[test]
 fn a_node_that_a_budget_keeps_is_told_which_and_until_when() {
-    let explained = |until: Option<Instant>| {
+    let explained = |most: u32, until: Option<Instant>| {
         let mut told = sample();
         let node = told.seen.cluster.nodes.iter_mut().find(|node| node.name == "ip-10-0-0-9").unwrap();
         let budget = "{nodes: 0, schedule: 0 9 * * mon-fri, duration: 8h}".into();
-        node.stays = Some(Stay::Budget { budget, group: Some("cpu-workers".into()), most: 0, until });
+        node.stays = Some(Stay::Budget { budget, group: Some("cpu-workers".into()), most, until });
         explained(&told, Kind::Node, "ip-10-0-0-9", Output::Text, 400)
     };
     let until = sample().seen.now + Duration::from_secs(3600);
-    let printed = explained(Some(until));
+    let printed = explained(0, Some(until));
     let budget =
         "the budget {nodes: 0, schedule: 0 9 * * mon-fri, duration: 8h} of group cpu-workers lets no node drain";
     assert!(printed.contains(&format!("{budget} until {until}")), "{printed}");
-    assert!(printed.contains(", in 1h, or when another that drains has gone"), "{printed}");
-    assert!(explained(None).contains("the configuration's `budgets` say how many drain at once"));
+    assert!(
+        printed.contains("it may go when that window has ended, at ") && printed.contains(", in 1h 0m\n"),
+        "{printed}"
+    );
+    assert!(explained(2, None).contains("it may go when one of those that drain has gone\n"));
+    assert!(explained(0, None).contains("it may go when the budget is changed in the configuration\n"));
 }
 
 #[test]

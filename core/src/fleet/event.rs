@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Action, Memory};
+use crate::disruption;
 use crate::kubernetes::{Node, Pod};
 use crate::launch::LaunchFailure;
 use crate::report::Report;
@@ -47,6 +48,8 @@ pub enum Event {
     PodDeleted {
         uid: String,
     },
+    /// A PodDisruptionBudget.
+    PodDisruptionBudget(disruption::Change),
     /// A claim, a volume or a storage class.
     Storage(storage::Change),
     Report(Report),

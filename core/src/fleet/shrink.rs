@@ -8,6 +8,7 @@ use super::place::{Origin, Seat};
 use super::pods::Entry;
 use super::{Action, Fleet, Member, Target};
 use crate::classify::{Class, GpuUse, Missing};
+use crate::disruption::{Allowance, Blocked};
 use crate::intent::Intent;
 use crate::policy::{self, Disruption};
 use crate::reason::{Reason, Stay};
@@ -108,9 +109,10 @@ impl Fleet {
         let (mut to_drain, mut to_run_out) = (turns(true), turns(false));
         let mut budgets = self.budgets(agenda, census, &draining);
         let may_consolidate = self.consolidated_at.is_none_or(|at| agenda.due(at + CONSOLIDATE_EVERY));
-        let none = candidates.is_empty() || to_drain + to_run_out == 0;
+        let none = candidates.is_empty() || (to_drain == 0 && to_run_out == 0);
         let wanted_by = if none { Vec::new() } else { distinct(waiting) };
         let mut elsewhere = None;
+        let mut allowance = None;
         for candidate in &candidates {
             let name = &candidate.member.node.name;
             let place = self.place_on(candidate.member);
@@ -130,8 +132,17 @@ impl Fleet {
                 None
             } else if may_consolidate {
                 shrinking.consolidated = true;
-                let elsewhere = elsewhere.get_or_insert_with(|| self.elsewhere(agenda.now, &candidates, waiting));
-                elsewhere.empty(name).err().map(|pod| Stay::NoRoomElsewhere { pod })
+                let evicts = candidate.why != Disruption::Completed;
+                let allowance = allowance.get_or_insert_with(|| self.allowance(agenda.now));
+                let blocked = if evicts { self.blocked(allowance, name) } else { None };
+                blocked.or_else(|| {
+                    let elsewhere = elsewhere.get_or_insert_with(|| self.elsewhere(agenda.now, &candidates, waiting));
+                    let no_room = elsewhere.empty(name).err().map(|pod| Stay::NoRoomElsewhere { pod });
+                    if evicts && no_room.is_none() {
+                        allowance.spend(self.evicted_from(name).map(|pod| &*pod.like));
+                    }
+                    no_room
+                })
             } else {
                 // As it was found last time, or not looked at yet.
                 let until = agenda.now;
@@ -152,6 +163,38 @@ impl Fleet {
         shrinking
     }
 
+    /// What PodDisruptionBudgets leave besides the pods of nodes that drain, which may not have been evicted yet.
+    fn allowance(&self, now: Instant) -> Allowance<'_> {
+        let mut allowance = Allowance::new(&self.pod_disruption_budgets);
+        let drains = |member: &&Member| member.intent(now).is_some_and(|intent| intent.evict);
+        for member in self.nodes.values().filter(drains) {
+            allowance.spend(self.evicted_from(&member.node.name).map(|pod| &*pod.like));
+        }
+        allowance
+    }
+
+    fn evicted_from(&self, node: &str) -> impl Iterator<Item = &Entry> + Clone {
+        self.pods.on(node).filter(|pod| pod.like.holds_node() && !pod.like.terminating)
+    }
+
+    /// What lets the node's pods not be evicted now.
+    fn blocked(&self, allowance: &Allowance, node: &str) -> Option<Stay> {
+        let (index, blocked) = allowance.covers(self.evicted_from(node).map(|pod| &*pod.like)).err()?;
+        let pod = self.evicted_from(node).nth(index)?.full_name();
+        Some(match blocked {
+            Blocked::Spent(budget) => Stay::Blocked {
+                pod,
+                budget: budget.name.clone(),
+                allowed: budget.allowed,
+                healthy: budget.healthy,
+                desired: budget.desired,
+            },
+            Blocked::Several(budgets) => {
+                Stay::BlockedTwice { pod, budgets: budgets.into_iter().map(|budget| budget.name.clone()).collect() }
+            }
+        })
+    }
+
     /// The nodes that drain. One counts from when it is asked until it is gone; but one whose object nobody deletes must
     /// not stop all others for ever.
     fn draining(&self, agenda: &mut Agenda) -> Vec<&Member> {
@@ -166,11 +209,12 @@ impl Fleet {
     fn stays_of_others(&self, agenda: &Agenda, census: &[Census]) -> BTreeMap<String, Stay> {
         let undescribed = self.groups.values().any(|group| group.asked_at.is_none());
         let stay = |member: &Member| match member.intent(agenda.now) {
-            Some(&Intent { evict: false, deadline, .. }) => {
-                let pods = self.pods.on(&member.node.name).filter(|pod| pod.like.holds_node()).count();
-                Stay::RunningOut { pods, deadline }
+            Some(&Intent { evict, deadline, .. }) => {
+                match self.pods.on(&member.node.name).filter(|pod| pod.like.holds_node()).count() {
+                    pods if pods > 0 && !evict => Stay::RunningOut { pods, deadline },
+                    _ => Stay::Draining { deadline },
+                }
             }
-            Some(intent) => Stay::Draining { deadline: intent.deadline },
             None if undescribed || self.is_newcomer(member) => Stay::Undescribed,
             None => Stay::NotOurs,
         };

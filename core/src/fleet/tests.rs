@@ -8,8 +8,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::classify::{Class, GpuUse, Missing, Signal, Utilization};
 use crate::cron::Window;
+use crate::disruption::{self, PodDisruptionBudget};
 use crate::intent::{Phase, Progress};
-use crate::kubernetes::{Controller, Pod, Taint, TaintEffect, Toleration};
+use crate::kubernetes::{Controller, Operator, Pod, Requirement, Taint, TaintEffect, Toleration};
 use crate::launch::LaunchFailure;
 use crate::policy::{self, Amount, Budget, Disruption};
 use crate::resources::Resources;
@@ -1729,4 +1730,68 @@ fn pods_that_keep_coming_do_not_make_idleness_begin_anew_where_they_may_end() {
     }
     // One without pods has to be idle all the time.
     assert_eq!(streamed(packed(false, &[&[], &["3"]]), None), None);
+}
+
+/// A budget over pods of this app, whose controller has counted this.
+fn pod_budget(world: &mut World, app: &str, allowed: u32) {
+    let selector = Requirement { key: "app".into(), operator: Operator::In, values: vec![app.into()] };
+    let budget = PodDisruptionBudget {
+        namespace: "ns".into(),
+        name: format!("{app}-{allowed}"),
+        selector: Some(vec![selector]),
+        allowed,
+        healthy: 3,
+        desired: 3 - allowed,
+    };
+    world.tell(Event::PodDisruptionBudget(disruption::Change::Applied(budget)));
+}
+
+/// Nodes with a pod of one app each, and room for all of these on the last.
+fn served(nodes: usize, parallel: u32) -> World {
+    let mut cores: Vec<&[&str]> = vec![&["250m"]; nodes];
+    cores.push(&["2500m"]);
+    let mut policy = pools(&["cpu"]);
+    policy.scale_down.consolidate = true;
+    policy.scale_down.max_parallel_drains = parallel;
+    let mut world = packed_under(policy, &cores);
+    world.pods.values_mut().for_each(|pod| _ = pod.labels.insert("app".into(), "web".into()));
+    world
+}
+
+#[test]
+fn a_node_stays_whose_pods_a_disruption_budget_keeps() {
+    let mut world = served(1, 1);
+    pod_budget(&mut world, "other", 0);
+    pod_budget(&mut world, "web", 0);
+    world.run(900);
+    assert_eq!(world.log(), [""; 0]);
+    let stays = |world: &World| world.fleet.view(world.now).nodes[0].stays.clone().unwrap().to_string();
+    let said =
+        "pod ns/pod-0-0 may not be evicted: PodDisruptionBudget web-0 allows none now (3 pods are healthy, 3 must be)";
+    assert_eq!(stays(&world), said);
+    pod_budget(&mut world, "web", 1);
+    world.run(20);
+    let said = "pod ns/pod-0-0 cannot be evicted: it is under several PodDisruptionBudgets (web-0, web-1)";
+    assert_eq!((stays(&world).as_str(), world.log()), (said, vec![]));
+    let gone = disruption::Change::Deleted { namespace: "ns".into(), name: "web-0".into() };
+    world.tell(Event::PodDisruptionBudget(gone));
+    world.run(20);
+    assert!(world.log()[0].starts_with("drain cpu-1"));
+}
+
+#[test]
+fn nodes_do_not_drain_on_the_same_disruption_budget() {
+    let drained = |allowed: Option<u32>| {
+        let mut world = served(4, 10);
+        allowed.inspect(|allowed| pod_budget(&mut world, "web", *allowed));
+        // None of them evicts anything, so the numbers do not change.
+        world.responsive = false;
+        world.run(900);
+        let said =
+            world.fleet.view(world.now).nodes.iter().map(|node| node.stays.clone().unwrap().name()).collect::<Vec<_>>();
+        (world.log().iter().filter(|line| line.starts_with("drain")).count(), said)
+    };
+    assert_eq!(drained(None).0, 4);
+    assert_eq!(drained(Some(3)).0, 3);
+    assert_eq!(drained(Some(1)), (1, vec!["Draining", "Blocked", "Blocked", "Blocked", "Requested"]));
 }
