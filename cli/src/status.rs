@@ -117,8 +117,12 @@ fn nodes(now: Instant, cluster: &Cluster, sheet: &mut Sheet) {
         let (kind, since) = kind(node);
         let age = since.map(|since| span(now.since(since)));
         let goes = match &node.stays {
-            Some(Stay::Unneeded { until }) => Some(format!("may go in {}", span(until.since(now)))),
-            Some(Stay::Draining { deadline }) => Some(format!("given up in {}", span(deadline.since(now)))),
+            Some(Stay::Budget { until: Some(until), .. } | Stay::Unneeded { until }) => {
+                Some(format!("may go in {}", span(until.since(now))))
+            }
+            Some(Stay::Draining { deadline } | Stay::RunningOut { deadline, .. }) => {
+                Some(format!("given up in {}", span(deadline.since(now))))
+            }
             _ => None,
         };
         let more: Vec<_> = age.into_iter().chain(goes).collect();
