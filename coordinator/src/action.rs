@@ -2,12 +2,13 @@
 
 use ebb_core::fleet::Action;
 
-/// The group, node or pod it is about.
+/// The group, node, pod or buffer it is about.
 pub fn about(action: &Action) -> String {
     match action {
         Action::CancelDrain { node, .. } | Action::Drain { node, .. } => node.clone(),
         Action::Describe { groups, .. } => groups.join(","),
         Action::Explain { namespace, pod, .. } => format!("{namespace}/{pod}"),
+        Action::ShowBuffer { namespace, name, .. } => format!("{namespace}/{name}"),
         Action::Launch { group, .. } | Action::SetDesired { group, .. } | Action::Terminate { group, .. } => {
             group.clone()
         }
@@ -17,7 +18,7 @@ pub fn about(action: &Action) -> String {
 /// One line for each decision.
 pub fn log(taken: &Action) {
     let Some(because) = taken.because() else {
-        tracing::debug!(action = taken.name(), groups = about(taken), "decided");
+        tracing::debug!(action = taken.name(), about = about(taken), "decided");
         return;
     };
     let action = taken.name();
@@ -35,7 +36,7 @@ pub fn log(taken: &Action) {
             tracing::info!(action, %node, drain = intent.id, deadline = %intent.deadline, %because, "decided");
         }
         Action::CancelDrain { node, id, .. } => tracing::info!(action, %node, drain = id, %because, "decided"),
-        Action::Explain { .. } | Action::Describe { .. } => {
+        Action::Explain { .. } | Action::Describe { .. } | Action::ShowBuffer { .. } => {
             tracing::info!(action, pod = about(taken), %because, "decided");
         }
     }

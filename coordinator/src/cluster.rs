@@ -1,4 +1,5 @@
-//! Watches nodes, pods, their storage and their disruption budgets, and says when that picture can be relied on.
+//! Watches nodes, pods, their storage and their disruption budgets, and says when that picture can be relied on. Buffers have
+//! a way of their own, but nothing is decided before it is known what nodes are kept for.
 //!
 //! Not `kube::runtime::watcher`: it keeps to itself that a watch was opened again or a bookmark came, and these are
 //! the only signs of life of a quiet watch.
@@ -20,6 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::buffers::Buffers;
 use crate::standing::Standing;
 
 /// The API server ends each watch after this, so that even a cluster in which nothing happens gives a sign of life.
@@ -84,6 +86,7 @@ pub async fn watch(client: Client, nodes: Nodes, standing: Standing, inbox: mpsc
     let mut volumes = named_watch(&client, &nodes, &inbox, volume_event);
     let mut classes = named_watch(&client, &nodes, &inbox, class_event);
     let mut budgets = named_watch(&client, &nodes, &inbox, budget_event);
+    let buffers = Buffers::new(client.clone(), inbox.clone());
     tokio::join!(
         node_watch.run(&fresh, 0),
         pod_watch.run(&fresh, 1),
@@ -91,6 +94,7 @@ pub async fn watch(client: Client, nodes: Nodes, standing: Standing, inbox: mpsc
         volumes.run(&fresh, 3),
         classes.run(&fresh, 4),
         budgets.run(&fresh, 5),
+        buffers.watch(async || fresh.set(6, true).await),
     );
 }
 
@@ -111,7 +115,7 @@ where
 /// Which of the watches are complete and live. Synced is all of them.
 struct Fresh {
     standing: Standing,
-    all: Mutex<[bool; 6]>,
+    all: Mutex<[bool; 7]>,
 }
 
 impl Fresh {

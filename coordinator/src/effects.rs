@@ -15,7 +15,7 @@ use crate::standing::Standing;
 
 /// Changes under way at once. Well below the Auto Scaling API's burst, which the whole account shares.
 const CALLS: usize = 16;
-/// Events being written at once. A burst of pods has an Event each, and must not keep changes waiting.
+/// Events and statuses being written at once. A burst of pods has an Event each, and must not keep changes waiting.
 const EXPLANATIONS: usize = 4;
 /// A leader steps down when it could not renew for 10 s, another may start after 15 (`ebb_core::lease`): whatever the
 /// first began is over by then.
@@ -59,7 +59,8 @@ pub async fn run<O: Outside>(
         tokio::select! {
             action = actions.recv() => {
                 let Some(action) = action else { break };
-                let turn = if matches!(action, Action::Explain { .. }) { &explanations } else { &calls };
+                let tells = matches!(action, Action::Explain { .. } | Action::ShowBuffer { .. });
+                let turn = if tells { &explanations } else { &calls };
                 let (turn, outside, standing) = (turn.clone(), outside.clone(), standing.clone());
                 let (inbox, metrics, absent) = (inbox.clone(), metrics.clone(), absent.clone());
                 tasks.spawn(async move {

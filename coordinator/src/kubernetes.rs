@@ -1,5 +1,7 @@
-//! What the coordinator writes to the cluster: drain intents on Nodes, and Events that tell people why.
+//! What the coordinator writes to the cluster: drain intents on Nodes, and Events and buffers' statuses that tell people
+//! why.
 
+use ebb_core::buffer;
 use ebb_core::fleet::Failure;
 use ebb_core::intent::{self, INTENT_ANNOTATION, Intent};
 use ebb_core::reason::Reason;
@@ -11,6 +13,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
+use crate::buffers;
 use crate::effects::CallError;
 
 /// Who we are, in Events and in `managedFields`.
@@ -91,6 +94,17 @@ impl Kubernetes {
         Err(refused.unwrap_or_else(|| conflict(format!("node {name} kept changing"))))
     }
 
+    /// Writes the status of a buffer.
+    pub async fn show_buffer(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        status: &buffer::Status,
+    ) -> Result<(), CallError> {
+        buffers::show(&self.client, namespace, name, uid, status).await
+    }
+
     /// Tells people, by an Event on the pod. The core says each thing once, so there is nothing to fold.
     pub async fn explain(&self, namespace: &str, pod: &str, uid: &str, because: &Reason) -> Result<(), CallError> {
         let now = Timestamp::now();
@@ -128,7 +142,7 @@ fn conflict(detail: String) -> CallError {
     CallError { failure: Failure::Conflict, detail }
 }
 
-fn call_error(error: &kube::Error) -> CallError {
+pub(crate) fn call_error(error: &kube::Error) -> CallError {
     let failure = match error {
         kube::Error::Api(status) => failure(status.code),
         _ => Failure::Unavailable,

@@ -3,6 +3,7 @@
 
 pub mod action;
 pub mod autoscaling;
+pub mod buffers;
 pub mod clock;
 pub mod cluster;
 mod config_map;

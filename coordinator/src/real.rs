@@ -25,6 +25,9 @@ impl Outside for Real {
                 return self.autoscaling.launch(group, zone, *from, *to, token).await;
             }
             Action::SetDesired { group, from, to, .. } => self.autoscaling.set_desired(group, *from, *to).await?,
+            Action::ShowBuffer { namespace, name, uid, status } => {
+                self.kubernetes.show_buffer(namespace, name, uid, status).await?;
+            }
             Action::Terminate { instance, .. } => self.autoscaling.terminate(instance).await?,
         }
         Ok(Outcome::Done)

@@ -49,7 +49,7 @@ impl Decision {
             | Action::SetDesired { group: changed, .. }
             | Action::Terminate { group: changed, .. } => changed == group,
             Action::CancelDrain { node, .. } | Action::Drain { node, .. } => nodes.contains(&node.as_str()),
-            Action::Describe { .. } | Action::Explain { .. } => false,
+            Action::Describe { .. } | Action::Explain { .. } | Action::ShowBuffer { .. } => false,
         }
     }
 
@@ -59,9 +59,11 @@ impl Decision {
                 node == name
             }
             Action::Explain { because: Reason::SchedulerToPlace { node }, .. } => node == name,
-            Action::Describe { .. } | Action::Explain { .. } | Action::Launch { .. } | Action::SetDesired { .. } => {
-                false
-            }
+            Action::Describe { .. }
+            | Action::Explain { .. }
+            | Action::Launch { .. }
+            | Action::SetDesired { .. }
+            | Action::ShowBuffer { .. } => false,
         }
     }
 

@@ -1,12 +1,13 @@
 //! Everything the coordinator knows, and the rules on it. One way in ([`Fleet::handle`]), a list of actions out.
 //!
 //! Here: what is kept of the world. An `event` is taken in by `absorb`; `decide` looks at the whole and says which `action`s
-//! to take: `place` finds room for waiting pods, with `choice` of the group where a new node is needed; `shrink` says which
-//! nodes may go, within what `budget` lets. `picture` is what people see.
+//! to take: `place` finds room for waiting pods, with `choice` of the group where a new node is needed, and for those that
+//! `buffers` expect; `shrink` says which nodes may go, within what `budget` lets. `picture` is what people see.
 
 mod absorb;
 mod action;
 mod budget;
+mod buffers;
 mod choice;
 mod decide;
 mod event;
@@ -58,6 +59,8 @@ pub struct Fleet {
     pods: Pods,
     #[serde(default)]
     pod_disruption_budgets: PodDisruptionBudgets,
+    #[serde(default, with = "crate::journal::pairs")]
+    buffers: BTreeMap<buffers::Key, buffers::Known>,
     storage: Storage,
     /// The node of each instance.
     node_of: HashMap<String, String>,
@@ -240,6 +243,7 @@ impl Fleet {
             nodes: BTreeMap::new(),
             pods: Pods::default(),
             pod_disruption_budgets: PodDisruptionBudgets::default(),
+            buffers: BTreeMap::new(),
             storage: Storage::default(),
             node_of: HashMap::new(),
             calls: BTreeMap::new(),

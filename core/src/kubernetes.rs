@@ -350,6 +350,30 @@ impl From<&api::Pod> for Pod {
     }
 }
 
+impl Pod {
+    /// One that a controller would make of this template, without name, node and claims: a claim of its own does not
+    /// exist before it does. What a container is limited to and does not request, it requests: the API server sees to
+    /// that for pods, and not for templates.
+    pub fn of_template(template: &api::PodTemplateSpec, namespace: &str) -> Self {
+        let mut spec = template.spec.clone().unwrap_or_default();
+        let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+        for resources in containers.filter_map(|container| container.resources.as_mut()).chain(spec.resources.as_mut())
+        {
+            let limits = resources.limits.iter().flatten();
+            let limits: Vec<_> = limits.map(|(name, amount)| (name.clone(), amount.clone())).collect();
+            let requests = resources.requests.get_or_insert_default();
+            limits.into_iter().for_each(|(name, amount)| _ = requests.entry(name).or_insert(amount));
+        }
+        let metadata = ObjectMeta {
+            namespace: Some(namespace.to_owned()),
+            labels: template.metadata.as_ref().and_then(|metadata| metadata.labels.clone()),
+            ..ObjectMeta::default()
+        };
+        let pod = Self::from(&api::Pod { metadata, spec: Some(spec), status: None });
+        Self { node: None, claims: Vec::new(), ..pod }
+    }
+}
+
 /// One of a volume that lives as long as the pod is named after both.
 fn claims(spec: &api::PodSpec, pod: &str) -> Vec<String> {
     let claim = |volume: &api::Volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
@@ -590,6 +614,22 @@ mod tests {
         assert_eq!(pod(serde_json::json!({"spec": spec})).requests.amount("cpu"), 1710);
         let whole = serde_json::json!({"containers": [container("500m")], "resources": {"requests": {"cpu": "3"}}});
         assert_eq!(pod(serde_json::json!({"spec": whole})).requests.amount("cpu"), 3000);
+    }
+
+    #[test]
+    fn a_pod_of_a_template_requests_what_it_is_limited_to() {
+        let template = serde_json::json!({
+            "metadata": {"labels": {"app": "train"}},
+            "spec": {"nodeName": "n", "containers": [{"name": "c", "resources": {
+                "requests": {"cpu": "1"}, "limits": {"cpu": "2", "nvidia.com/gpu": "1"}}}],
+                "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]},
+        });
+        let pod = Pod::of_template(&serde_json::from_value(template).unwrap(), "ml");
+        assert_eq!((pod.requests.amount("cpu"), pod.requests.amount("nvidia.com/gpu")), (1000, 1));
+        assert_eq!(
+            (pod.namespace.as_str(), pod.labels["app"].as_str(), pod.node, pod.claims.len()),
+            ("ml", "train", None, 0)
+        );
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::units::Permille;
 pub enum Reason {
     /// The group has fewer nodes than its configured minimum.
     BelowMinimum { min: u32 },
+    /// A buffer wants room for so many more of its pods, or several do.
+    BufferWanted { count: usize, first: String },
     /// A waiting pod fits the node that was being drained.
     CapacityNeeded { pod: String },
     /// The node was measured idle, little of it is asked for, and its pods fit on others.
@@ -60,6 +62,7 @@ impl Reason {
     pub fn name(&self) -> &'static str {
         match self {
             Self::BelowMinimum { .. } => "BelowMinimum",
+            Self::BufferWanted { .. } => "BufferWanted",
             Self::CapacityNeeded { .. } => "CapacityNeeded",
             Self::Consolidated { .. } => "Consolidated",
             Self::DrainGivenUp => "DrainGivenUp",
@@ -80,6 +83,8 @@ impl fmt::Display for Reason {
         let short = |duration: &Duration| format_duration(*duration);
         match self {
             Self::BelowMinimum { min } => write!(f, "fewer nodes than the minimum of {min}"),
+            Self::BufferWanted { count: 1, first } => write!(f, "buffer {first} wants room for a pod"),
+            Self::BufferWanted { count, first } => write!(f, "buffers want room for {count} pods, first {first}"),
             Self::CapacityNeeded { pod } => write!(f, "pod {pod} waits and fits this node"),
             Self::Consolidated { idle, pods, requested } => {
                 let pods = if *pods == 1 { "its pod fits".into() } else { format!("its {pods} pods fit") };
@@ -136,6 +141,8 @@ pub enum Stay {
     Blocked { pod: String, budget: String, allowed: u32, healthy: u32, desired: u32 },
     /// One of its pods is under several PodDisruptionBudgets.
     BlockedTwice { pod: String, budgets: Vec<String> },
+    /// A buffer would lack its room.
+    Buffered { buffer: String },
     /// It was measured busy.
     Busy { signal: Signal },
     /// Somebody else has cordoned it.
@@ -187,6 +194,7 @@ impl Stay {
             Self::Budget { .. } => "Budget",
             Self::Blocked { .. } => "Blocked",
             Self::BlockedTwice { .. } => "BlockedTwice",
+            Self::Buffered { .. } => "Buffered",
             Self::Busy { .. } => "Busy",
             Self::Cordoned => "Cordoned",
             Self::Draining { .. } => "Draining",
@@ -237,6 +245,7 @@ impl fmt::Display for Stay {
                 let budgets = budgets.join(", ");
                 write!(f, "pod {pod} cannot be evicted: it is under several PodDisruptionBudgets ({budgets})")
             }
+            Self::Buffered { buffer } => write!(f, "buffer {buffer} has its room on it"),
             Self::Busy { signal } => write!(f, "measured busy by its {signal}"),
             Self::Cordoned => f.write_str("somebody else has cordoned it"),
             Self::Draining { deadline } => write!(f, "it is being drained, until {deadline} at the latest"),

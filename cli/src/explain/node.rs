@@ -89,6 +89,9 @@ fn outlook(stays: &Stay, now: Instant) -> String {
             format!("it may go when one of those that drain has gone, or when that window has ended, {}", until(at))
         }
         Stay::Budget { until: None, .. } => "it may go when one of those that drain has gone".to_owned(),
+        Stay::Buffered { .. } => {
+            "it may go when the buffer is deleted or made smaller, or other nodes have as much room".to_owned()
+        }
         Stay::Busy { .. } => {
             "it may go once it has been measured idle, and without work, for `unneededFor` of its group".to_owned()
         }

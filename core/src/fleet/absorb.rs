@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Action, Decided, Event, Failure, Fleet, GroupState, Heard, Instance, Member, Target, Written, decide};
+use super::{
+    Action, Decided, Event, Failure, Fleet, GroupState, Heard, Instance, Member, Target, Written, buffers, decide,
+};
+use crate::buffer;
 use crate::classify::{Class, Missing};
 use crate::intent::Intent;
 use crate::kubernetes::{Node, Pod};
@@ -36,6 +39,7 @@ impl Fleet {
     /// Takes the event into the picture. `None`: it changes nothing that the rules look at.
     pub(super) fn absorb(&mut self, now: Instant, event: Event) -> Option<Soon> {
         match event {
+            Event::Buffer(change) => self.buffer_changed(change),
             Event::Done(action) => self.done(now, action),
             Event::Failed { action, failure } => {
                 self.failed(now, action, failure);
@@ -120,8 +124,33 @@ impl Fleet {
             }
             Action::Describe { .. } | Action::Launch { .. } => {}
             Action::Explain { .. } => return None,
+            Action::ShowBuffer { namespace, name, uid, status } => {
+                let known = self.buffers.get_mut(&(namespace, name)).filter(|known| known.buffer.uid == uid)?;
+                known.told = Some((status, now));
+                return Some(Soon::Batch);
+            }
         }
         Some(Soon::Now)
+    }
+
+    fn buffer_changed(&mut self, change: buffer::Change) -> Option<Soon> {
+        match change {
+            buffer::Change::Applied(buffer) => {
+                let key = (buffer.namespace.clone(), buffer.name.clone());
+                let known = self.buffers.get(&key);
+                if known.is_some_and(|known| known.buffer == *buffer) {
+                    return None;
+                }
+                let told = known.filter(|known| known.buffer.uid == buffer.uid).and_then(|known| known.told.clone());
+                self.buffers.insert(key, buffers::Known { buffer: *buffer, told });
+            }
+            buffer::Change::Deleted { namespace, name } => {
+                let key = (namespace, name);
+                self.buffers.remove(&key)?;
+                self.calls.remove(&Target::Buffer(key));
+            }
+        }
+        Some(Soon::Batch)
     }
 
     fn failed(&mut self, now: Instant, action: Action, failure: Failure) {

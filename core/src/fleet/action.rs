@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::GroupState;
+use super::{GroupState, buffers};
+use crate::buffer::Status;
 use crate::intent::Intent;
 use crate::reason::Reason;
 use crate::time::Instant;
@@ -57,6 +58,13 @@ pub enum Action {
         to: u32,
         because: Reason,
     },
+    /// Write the status of this buffer, if it still has this UID.
+    ShowBuffer {
+        namespace: String,
+        name: String,
+        uid: String,
+        status: Status,
+    },
     /// Terminate exactly this instance and lower the group's desired capacity by one.
     Terminate {
         group: String,
@@ -76,6 +84,7 @@ impl Action {
             Self::Explain { .. } => "explain",
             Self::Launch { .. } => "launch",
             Self::SetDesired { .. } => "set_desired",
+            Self::ShowBuffer { .. } => "show_buffer",
             Self::Terminate { .. } => "terminate",
         }
     }
@@ -89,7 +98,7 @@ impl Action {
             | Self::Launch { because, .. }
             | Self::SetDesired { because, .. }
             | Self::Terminate { because, .. } => Some(because),
-            Self::Describe { .. } => None,
+            Self::Describe { .. } | Self::ShowBuffer { .. } => None,
         }
     }
 
@@ -104,6 +113,7 @@ impl Action {
                 format!("launches {} of {group} in {zone}, from {from} to {to} instances", to - from)
             }
             Self::SetDesired { group, from, to, .. } => format!("raises {group} from {from} to {to} instances"),
+            Self::ShowBuffer { namespace, name, .. } => format!("shows the status of buffer {namespace}/{name}"),
             Self::Terminate { group, node, .. } => format!("terminates {node} of {group}"),
         }
     }
@@ -120,6 +130,7 @@ impl Action {
             Self::CancelDrain { node, .. } | Self::Drain { node, .. } => vec![Target::Node(node.clone())],
             Self::Describe { .. } => vec![Target::Describe],
             Self::Explain { .. } => Vec::new(),
+            Self::ShowBuffer { namespace, name, .. } => vec![Target::Buffer((namespace.clone(), name.clone()))],
             Self::Launch { group, .. } | Self::SetDesired { group, .. } => vec![Target::Group(group.clone())],
             Self::Terminate { group, node, .. } => vec![Target::Group(group.clone()), Target::Node(node.clone())],
         }
@@ -149,6 +160,7 @@ pub fn steps(at: Instant, actions: &[Action]) -> Vec<view::Step> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum Target {
+    Buffer(buffers::Key),
     Describe,
     Group(String),
     Node(String),

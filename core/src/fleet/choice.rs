@@ -3,14 +3,12 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::place::{Room, RoomName};
-use super::pods::Entry;
+use super::place::{Claim, Room, RoomName};
 use crate::kubernetes::Pod;
 use crate::policy::Expander;
 use crate::reason::Obstacle;
 use crate::resources::{NVIDIA_GPU, Resources};
 use crate::schedule::{Cluster, Place, ShapeId};
-use crate::time::Instant;
 
 /// How many kinds of pods behind the one that needs a node are looked at for what else would go there: further down only
 /// smaller ones follow, and seldom room for them.
@@ -51,12 +49,12 @@ struct Chosen {
 type Score = (bool, Reverse<i32>, bool, u64, u64);
 
 impl<'a> Demand<'a> {
-    pub(super) fn new(pods: &[(ShapeId, &'a Entry, Instant)], expander: Expander) -> Self {
+    pub(super) fn new(pods: &[(ShapeId, Claim<'a>)], expander: Expander) -> Self {
         let mut runs: Vec<Run> = Vec::new();
-        for (index, &(shape, pod, _)) in pods.iter().enumerate() {
+        for (index, &(shape, claim)) in pods.iter().enumerate() {
             match runs.last_mut() {
                 Some(run) if run.shape == shape => run.pods.end = index + 1,
-                _ => runs.push(Run { shape, pod: &pod.like, pods: index..index + 1 }),
+                _ => runs.push(Run { shape, pod: claim.pod(), pods: index..index + 1 }),
             }
         }
         Self { runs, at: 0, expander, chosen: None }
@@ -170,6 +168,7 @@ mod tests {
 
     use super::*;
     use crate::price::Dollars;
+    use crate::time::Instant;
 
     /// Name, cores, GiB, GPUs, millionths of a dollar an hour.
     type Type = (&'static str, u64, u64, u64, u64);
@@ -220,7 +219,7 @@ mod tests {
         };
         let pods = crate::fleet::pods::entries(pods);
         let waiting = pods.iter().map(|pod| (pod, Instant::from_millis(0))).collect();
-        let placement = super::super::place::place(waiting, vec![], types.iter().map(room).collect(), expander);
+        let placement = super::super::place::place(waiting, &[], vec![], types.iter().map(room).collect(), expander);
         placement.wanted.into_iter().map(|((group, _), wanted)| (group.to_owned(), wanted.nodes)).collect()
     }
 

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 use std::time::Duration;
 
-use super::place::{self, Origin, Placement, Room, Seat, Wanted};
+use super::buffers::Reserve;
+use super::place::{self, By, Origin, Placement, Room, Seat, Wanted};
 use super::pods::Entry;
 use super::shrink::Shrinking;
 use super::{Action, Call, Fleet, Group, Member, Target};
@@ -97,12 +98,6 @@ impl Census<'_> {
     }
 }
 
-impl Wanted {
-    fn because(&self, now: Instant) -> Reason {
-        Reason::PodsPending { count: self.pods, first: self.first.clone(), longest: now.since(self.since) }
-    }
-}
-
 impl Fleet {
     /// What to do now, and when to look again.
     pub(super) fn decide(&self, now: Instant) -> Decision {
@@ -121,11 +116,15 @@ impl Fleet {
             .copied()
             .collect();
 
-        let placement = self.placement(now, &census, due);
+        let reserves = self.reserves();
+        let placement = self.placement(now, &census, due, &reserves);
         let mut actions = self.grow(&mut agenda, &census, &placement);
         actions.extend(self.finish_drains(&mut agenda, &census, &placement));
-        let Shrinking { drains, stays, consolidated } = self.shrink(&mut agenda, &census, &waiting);
+        let Shrinking { drains, stays, consolidated } = self.shrink(&mut agenda, &census, &waiting, &reserves);
         actions.extend(drains);
+        if self.is_settled() {
+            actions.extend(self.tell_of_buffers(&mut agenda, &placement));
+        }
         actions.extend(self.describe(&mut agenda, &census));
         // One call at a time on each thing: what comes first wins, the rest is decided anew once it is done.
         let mut taken = BTreeSet::new();
@@ -260,9 +259,15 @@ impl Fleet {
         (!groups.is_empty()).then_some(Action::Describe { groups, at: agenda.now })
     }
 
-    /// Finds room for the pods that have waited long enough.
-    fn placement<'a>(&'a self, now: Instant, census: &[Census<'a>], due: Vec<(&'a Entry, Instant)>) -> Placement<'a> {
-        if due.is_empty() {
+    /// Finds room for the pods that have waited long enough, and for buffers.
+    fn placement<'a>(
+        &'a self,
+        now: Instant,
+        census: &[Census<'a>],
+        due: Vec<(&'a Entry, Instant)>,
+        reserves: &[Reserve<'a>],
+    ) -> Placement<'a> {
+        if due.is_empty() && reserves.iter().all(|reserve| reserve.count == 0) {
             return Placement::default();
         }
         let daemons = self.daemons();
@@ -285,6 +290,18 @@ impl Fleet {
             }
         });
         let rooms: Vec<_> = rooms.collect();
+        let mut seats = self.seats(now, census);
+        for group in census {
+            let zones = group.coming_in.iter().copied().map(Some).chain(iter::repeat(None));
+            let place = |zone| self.template(group.name, zone, Some(group), &daemons);
+            let seat = |zone| Seat { place: place(zone), pods: Vec::new(), origin: Origin::Coming(group.name) };
+            seats.extend(zones.take(group.coming as usize).map(seat));
+        }
+        place::place(due, reserves, seats, rooms, self.policy.scale_up.expander)
+    }
+
+    /// The nodes that are there: those that take pods, those that leave, the others.
+    pub(super) fn seats<'a>(&'a self, now: Instant, census: &[Census<'a>]) -> Vec<Seat<'a>> {
         // Nodes of no group of ours take pods as well (one that has just come is counted with its group's coming nodes,
         // until it is known whose it is); so does, in a moment, a node whose drain was cancelled.
         let timeout = self.policy.scale_down.report_timeout;
@@ -304,14 +321,13 @@ impl Fleet {
         let closed = others.into_iter().filter(|member| !leaves(member));
         let seats = serving.into_iter().map(|member| self.seat(member, Origin::Serving(name(member))));
         let seats = seats.chain(leaving.iter().map(|member| self.seat(member, Origin::Leaving(name(member)))));
-        let seats = seats.chain(closed.map(|member| self.seat(member, Origin::Closed)));
-        let coming = census.iter().flat_map(|group| {
-            let zones = group.coming_in.iter().copied().map(Some).chain(iter::repeat(None));
-            let place = |zone| self.template(group.name, zone, Some(group), &daemons);
-            let seat = move |zone| Seat { place: place(zone), pods: Vec::new(), origin: Origin::Coming(group.name) };
-            zones.take(group.coming as usize).map(seat)
-        });
-        place::place(due, seats.chain(coming).collect(), rooms, self.policy.scale_up.expander)
+        seats.chain(closed.map(|member| self.seat(member, Origin::Closed))).collect()
+    }
+
+    /// Whether it is known what is there and what was asked for: what people are told before is soon wrong.
+    fn is_settled(&self) -> bool {
+        let awaited = self.groups.values().any(|group| group.asked_at.is_none());
+        !awaited && !self.nodes.values().any(|member| self.is_newcomer(member))
     }
 
     /// Raises groups for waiting pods and to their minimum; tells each pod what is happening.
@@ -320,9 +336,10 @@ impl Fleet {
         // What pods wait for may have been asked for: no other group is raised in its place before that is known.
         let unsure = self.groups.values().any(|group| group.asked_at.is_none() && group.unanswered.is_some());
         for group in census {
-            // Zone after zone, the one where the most are wanted first.
+            // Zone after zone: where pods wait first, then where the most are wanted.
             let wanted = placement.wanted.iter().filter(|((name, _), _)| *name == group.name && !unsure);
-            let wanted = wanted.min_by_key(|((_, zone), wanted)| (Reverse(wanted.nodes), *zone));
+            let spare = |wanted: &Wanted| matches!(wanted.by, By::Buffers { .. });
+            let wanted = wanted.min_by_key(|((_, zone), wanted)| (spare(wanted), Reverse(wanted.nodes), *zone));
             let to = (group.desired + wanted.map_or(0, |(_, wanted)| wanted.nodes)).clamp(group.min, group.max);
             if to <= group.desired || !self.ready(agenda, &Target::Group(group.name.to_owned())) {
                 continue;
@@ -331,14 +348,13 @@ impl Fleet {
             actions.push(match wanted {
                 Some(((_, Some(zone)), wanted)) => self.launch(agenda.now, group, zone, wanted),
                 Some(((_, None), wanted)) => {
-                    Action::SetDesired { group: name, from, to, because: wanted.because(agenda.now) }
+                    Action::SetDesired { group: name, from, to, because: wanted.by.because(agenda.now) }
                 }
                 None => Action::SetDesired { group: name, from, to, because: Reason::BelowMinimum { min: group.min } },
             });
         }
         // While a description is awaited, it will tell better.
-        let awaited = self.groups.values().any(|group| group.asked_at.is_none());
-        let settled = !awaited && !self.nodes.values().any(|member| self.is_newcomer(member));
+        let settled = self.is_settled();
         // What the scheduler has not refused yet it may place in a moment.
         for (pod, because) in placement.explained.iter().filter(|(pod, _)| settled && pod.refused()) {
             if self.explained.get(pod.uid.as_ref()).is_none_or(|said| is_news(said, because)) {
@@ -373,7 +389,7 @@ impl Fleet {
             from,
             to,
             token: format!("ebb-{}-{number}-{from}-{zone}", now.as_millis()),
-            because: wanted.because(now),
+            because: wanted.by.because(now),
         }
     }
 
@@ -419,8 +435,8 @@ impl Fleet {
                 let progress = node.progress.as_ref().filter(|progress| progress.id == intent.id);
                 let cancel = if agenda.due(intent.deadline) || progress.is_some_and(|p| p.phase == Phase::Failed) {
                     Some(Reason::DrainGivenUp)
-                } else if let Some(pod) = placement.kept.get(node.name.as_str()) {
-                    Some(Reason::CapacityNeeded { pod: pod.clone() })
+                } else if let Some(because) = placement.kept.get(node.name.as_str()) {
+                    Some(because.clone())
                 } else if group.desired <= group.min {
                     Some(Reason::MinimumReached { min: group.min })
                 } else {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Action, Memory};
+use crate::buffer;
 use crate::disruption;
 use crate::kubernetes::{Node, Pod};
 use crate::launch::LaunchFailure;
@@ -16,6 +17,8 @@ use crate::storage;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Event {
+    /// With what it refers to: it comes again when that changes.
+    Buffer(buffer::Change),
     /// An action was carried out. (An [`Action::Describe`] is answered by `Groups`, an [`Action::Launch`] by `Launched`.)
     Done(Action),
     /// An action failed; nothing is known of its effect but what a later observation shows.

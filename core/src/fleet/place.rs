@@ -1,5 +1,5 @@
 //! Finds room for waiting pods: on nodes that serve, on nodes that were to leave, on nodes that are coming, else on
-//! new ones.
+//! new ones. What buffers ask for comes last.
 //!
 //! First fit, the most demanding pods first; pods of one shape walk over the places only once together.
 
@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
 use super::Fleet;
+use super::buffers::{Key, Reserve, Stock};
 use super::choice::Demand;
 use super::pods::Entry;
 use crate::kubernetes::{Node, Pod};
@@ -71,23 +72,85 @@ impl Room<'_> {
 pub(super) struct Placement<'a> {
     /// New nodes wanted.
     pub(super) wanted: BTreeMap<RoomName<'a>, Wanted>,
-    /// Nodes whose drain is to be cancelled, and the first pod that wants it.
-    pub(super) kept: BTreeMap<&'a str, String>,
+    /// Nodes whose drain is to be cancelled, and why.
+    pub(super) kept: BTreeMap<&'a str, Reason>,
     /// What to say about each pod but those that wait for the new nodes: they are told once those are asked for.
     pub(super) explained: Vec<(&'a Entry, Reason)>,
+    /// What each buffer has.
+    pub(super) stock: BTreeMap<&'a Key, Stock>,
+}
+
+/// Who is to get room.
+#[derive(Clone, Copy)]
+pub(super) enum Claim<'a> {
+    /// A pod, and since when it waits.
+    Pod(&'a Entry, Instant),
+    /// One pod of a buffer: it does not exist, and nothing is done for its sake at the cost of one that does.
+    Buffer(Reserve<'a>),
+}
+
+impl<'a> Claim<'a> {
+    pub(super) fn pod(self) -> &'a Pod {
+        match self {
+            Self::Pod(pod, _) => &pod.like,
+            Self::Buffer(reserve) => reserve.pod,
+        }
+    }
 }
 
 /// Why a group is to make nodes.
 pub(super) struct Wanted {
     pub(super) nodes: u32,
-    pub(super) pods: usize,
-    pub(super) first: String,
-    pub(super) since: Instant,
+    pub(super) by: By,
+}
+
+pub(super) enum By {
+    /// Buffers, for so many of their pods, and no pod that waits.
+    Buffers {
+        count: usize,
+        first: String,
+    },
+    Pods {
+        count: usize,
+        first: String,
+        since: Instant,
+    },
+}
+
+impl By {
+    fn first(claim: Claim) -> Self {
+        match claim {
+            Claim::Pod(pod, since) => Self::Pods { count: 0, first: pod.full_name(), since },
+            Claim::Buffer(reserve) => Self::Buffers { count: 0, first: reserve.full_name() },
+        }
+    }
+
+    fn add(&mut self, claim: Claim) {
+        match (self, claim) {
+            (Self::Pods { count, since, .. }, Claim::Pod(_, other)) => {
+                *count += 1;
+                *since = other.min(*since);
+            }
+            (Self::Buffers { count, .. }, Claim::Buffer(_)) => *count += 1,
+            // It goes along.
+            (Self::Pods { .. }, Claim::Buffer(_)) | (Self::Buffers { .. }, Claim::Pod(..)) => {}
+        }
+    }
+
+    pub(super) fn because(&self, now: Instant) -> Reason {
+        match self {
+            Self::Buffers { count, first } => Reason::BufferWanted { count: *count, first: first.clone() },
+            Self::Pods { count, first, since } => {
+                Reason::PodsPending { count: *count, first: first.clone(), longest: now.since(*since) }
+            }
+        }
+    }
 }
 
 /// Puts each pod somewhere. `waiting`: pods and since when they wait. Of seats for one pod the first is taken.
 pub(super) fn place<'a>(
     waiting: Vec<(&'a Entry, Instant)>,
+    reserves: &[Reserve<'a>],
     seats: Vec<Seat<'a>>,
     mut rooms: Vec<Room<'a>>,
     expander: Expander,
@@ -104,21 +167,26 @@ pub(super) fn place<'a>(
     }
     let mut placement = Placement::default();
     let waiting = in_order(&mut cluster, waiting);
-    let mut demand = Demand::new(&waiting, expander);
+    let mut claims: Vec<_> = waiting.into_iter().map(|(shape, pod, since)| (shape, Claim::Pod(pod, since))).collect();
+    for reserve in reserves {
+        let shape = cluster.shape(reserve.pod);
+        claims.extend((0..reserve.count).map(|_| (shape, Claim::Buffer(*reserve))));
+    }
+    let mut demand = Demand::new(&claims, expander);
     let mut search = Search::default();
-    for (index, (shape, pod, since)) in waiting.into_iter().enumerate() {
+    for (index, (shape, claim)) in claims.into_iter().enumerate() {
         search.turn_to(shape);
-        let node = match search.find(&cluster, &origins) {
+        let node = match search.find(&cluster, |node| !matches!(origins[node], Origin::Closed)) {
             Some(node) => node,
             None => match search.refused.take().map_or_else(|| demand.open(index, &cluster, &mut rooms), Err) {
                 Ok((room, template)) => {
                     origins.push(Origin::New(room));
-                    let first = || Wanted { nodes: 0, pods: 0, first: pod.full_name(), since };
+                    let first = || Wanted { nodes: 0, by: By::first(claim) };
                     placement.wanted.entry(room).or_insert_with(first).nodes += 1;
                     cluster.add(template)
                 }
                 Err(groups) => {
-                    placement.explained.push((pod, Reason::NoGroupFits { groups: groups.clone() }));
+                    placement.refuse(claim, &groups);
                     search.refused = Some(groups);
                     continue;
                 }
@@ -126,60 +194,90 @@ pub(super) fn place<'a>(
         };
         search.found(&cluster, node);
         cluster.put(node, shape);
-        let because = match origins[node] {
-            Origin::Closed => continue,
-            Origin::Serving(node) => Reason::SchedulerToPlace { node: node.to_owned() },
-            Origin::Leaving(node) => {
-                placement.kept.entry(node).or_insert_with(|| pod.full_name());
-                Reason::SchedulerToPlace { node: node.to_owned() }
-            }
-            Origin::Coming(group) => Reason::NodeComing { group: group.to_owned() },
-            Origin::New(room) => {
-                if let Some(wanted) = placement.wanted.get_mut(&room) {
-                    wanted.pods += 1;
-                    wanted.since = wanted.since.min(since);
-                }
-                continue;
-            }
-        };
-        placement.explained.push((pod, because));
+        placement.seat(claim, origins[node]);
     }
     placement
 }
 
+impl<'a> Placement<'a> {
+    fn refuse(&mut self, claim: Claim<'a>, groups: &[(String, Obstacle)]) {
+        match claim {
+            Claim::Pod(pod, _) => self.explained.push((pod, Reason::NoGroupFits { groups: groups.to_vec() })),
+            Claim::Buffer(reserve) => {
+                let stock = self.stock.entry(reserve.key).or_default();
+                stock.refused.get_or_insert_with(|| groups.to_vec());
+            }
+        }
+    }
+
+    fn seat(&mut self, claim: Claim<'a>, origin: Origin<'a>) {
+        match origin {
+            Origin::New(room) => _ = self.wanted.get_mut(&room).map(|wanted| wanted.by.add(claim)),
+            Origin::Leaving(node) => {
+                let first = || match claim {
+                    Claim::Pod(pod, _) => Reason::CapacityNeeded { pod: pod.full_name() },
+                    Claim::Buffer(reserve) => Reason::BufferWanted { count: 0, first: reserve.full_name() },
+                };
+                let because = self.kept.entry(node).or_insert_with(first);
+                if let (Reason::BufferWanted { count, .. }, Claim::Buffer(_)) = (because, claim) {
+                    *count += 1;
+                }
+            }
+            Origin::Closed | Origin::Coming(_) | Origin::Serving(_) => {}
+        }
+        match claim {
+            Claim::Buffer(reserve) => {
+                let stock = self.stock.entry(reserve.key).or_default();
+                stock.there += u32::from(matches!(origin, Origin::Serving(_)));
+            }
+            Claim::Pod(pod, _) => {
+                let because = match origin {
+                    Origin::Serving(node) | Origin::Leaving(node) => Reason::SchedulerToPlace { node: node.to_owned() },
+                    Origin::Coming(group) => Reason::NodeComing { group: group.to_owned() },
+                    Origin::Closed | Origin::New(_) => return,
+                };
+                self.explained.push((pod, because));
+            }
+        }
+    }
+}
+
 /// Looks for nodes for pods of one shape, one after the other.
 #[derive(Default)]
-struct Search {
+pub(super) struct Search {
     shape: Option<ShapeId>,
     /// Where to begin. If room only shrinks, no node before the last one's takes the next pod; else those come last.
     start: NodeId,
     /// Why there is no node for pods of this shape, nor one to be made.
-    refused: Option<Vec<(String, Obstacle)>>,
+    pub(super) refused: Option<Vec<(String, Obstacle)>>,
 }
 
 impl Search {
-    fn turn_to(&mut self, shape: ShapeId) {
+    pub(super) fn turn_to(&mut self, shape: ShapeId) {
         if self.shape != Some(shape) {
             *self = Self { shape: Some(shape), ..Self::default() };
         }
     }
 
-    fn find(&self, cluster: &Cluster, origins: &[Origin]) -> Option<NodeId> {
+    pub(super) fn find(&self, cluster: &Cluster, open: impl Fn(NodeId) -> bool) -> Option<NodeId> {
         let shape = self.shape.filter(|_| self.refused.is_none())?;
         let last = if cluster.only_shrinks_for(shape) { 0 } else { self.start.min(cluster.nodes()) };
-        let takes = |&node: &NodeId| !matches!(origins[node], Origin::Closed) && cluster.admits(node, shape).is_ok();
+        let takes = |&node: &NodeId| open(node) && cluster.admits(node, shape).is_ok();
         (self.start..cluster.nodes()).chain(0..last).find(takes)
     }
 
     /// Pods that are spread go round: the node that has just got one is the least likely to get the next.
-    fn found(&mut self, cluster: &Cluster, node: NodeId) {
+    pub(super) fn found(&mut self, cluster: &Cluster, node: NodeId) {
         self.start = node + usize::from(self.shape.is_some_and(|shape| cluster.spreads(shape)));
     }
 }
 
 /// Important pods first, then the largest; pods of one shape beside each other; names last, so that the order never
 /// depends on chance.
-fn in_order<'a>(cluster: &mut Cluster<'a>, waiting: Vec<(&'a Entry, Instant)>) -> Vec<(ShapeId, &'a Entry, Instant)> {
+pub(super) fn in_order<'a>(
+    cluster: &mut Cluster<'a>,
+    waiting: Vec<(&'a Entry, Instant)>,
+) -> Vec<(ShapeId, &'a Entry, Instant)> {
     let mut shapes: HashMap<ShapeId, String> = HashMap::new();
     let mut pods = Vec::new();
     for (pod, since) in waiting {
@@ -255,7 +353,7 @@ mod tests {
         let now = Instant::from_millis(0);
         let pods = entries(pods);
         let waiting = pods.iter().map(|pod| (pod, now)).collect();
-        let placement = place(waiting, coming, vec![room("cpu", template.clone(), 10)], Expander::default());
+        let placement = place(waiting, &[], coming, vec![room("cpu", template.clone(), 10)], Expander::default());
         assert_eq!(
             placement.wanted.get(&("cpu", None)).map(|wanted| wanted.nodes),
             wanted,
@@ -312,7 +410,7 @@ mod tests {
         };
         let template = Place { name: None, labels: &template, taints: &[], free: free(), zones: &[] };
         let waiting = vec![(&pods[1], Instant::from_millis(0))];
-        let placement = place(waiting, vec![seat], vec![room("cpu", template, 1)], Expander::default());
+        let placement = place(waiting, &[], vec![seat], vec![room("cpu", template, 1)], Expander::default());
         let [(_, Reason::NoGroupFits { groups })] = placement.explained.as_slice() else {
             panic!("{:?}", placement.explained)
         };

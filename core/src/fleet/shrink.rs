@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
+use super::buffers::{Kept, Reserve};
 use super::decide::{Agenda, Census};
 use super::place::{Origin, Seat};
 use super::pods::Entry;
@@ -66,6 +67,7 @@ impl Fleet {
         agenda: &mut Agenda,
         census: &[Census<'a>],
         waiting: &[(&'a Entry, Instant)],
+        reserves: &[Reserve<'a>],
     ) -> Shrinking {
         let mut shrinking = Shrinking { stays: self.stays_of_others(agenda, census), ..Shrinking::default() };
         // Neither by what is asked for, nor by what is really there.
@@ -75,6 +77,7 @@ impl Fleet {
         };
         let mut spare: Vec<_> = census.iter().map(spare).collect();
         let mut candidates = Vec::new();
+        let mut early = Vec::new();
         for (index, group) in census.iter().enumerate() {
             for member in &group.serving {
                 let stay = match self.candidate(agenda.now, index, group.policy, member) {
@@ -91,6 +94,7 @@ impl Fleet {
                             candidates.push(candidate);
                             continue;
                         }
+                        early.extend(candidate.empty.is_some().then_some((member, until)));
                         Stay::Unneeded { until }
                     }
                 };
@@ -113,13 +117,21 @@ impl Fleet {
         let wanted_by = if none { Vec::new() } else { distinct(waiting) };
         let mut elsewhere = None;
         let mut allowance = None;
+        let mut kept = Kept::default();
+        if !(reserves.is_empty() || (candidates.is_empty() && early.is_empty())) {
+            kept = self.kept(agenda.now, census, waiting, reserves);
+        }
         for candidate in &candidates {
             let name = &candidate.member.node.name;
             let place = self.place_on(candidate.member);
+            let to_move = self.pods.on(name).filter(|pod| pod.like.holds_node()).map(|pod| &*pod.like);
+            let is_looked_at = candidate.empty.is_some() || may_consolidate;
             let turns = if candidate.why == Disruption::Completed { &mut to_run_out } else { &mut to_drain };
             let forbidden = budgets.forbid(census[candidate.group].name, candidate.why);
             let stay = if spare[candidate.group] == 0 {
                 Some(Stay::Minimum { min: census[candidate.group].min })
+            } else if is_looked_at && let Err(buffer) = kept.release(name, &to_move.collect::<Vec<_>>()) {
+                Some(Stay::Buffered { buffer })
             } else if let Some((_, stay)) = forbidden.filter(|(least, _)| *turns > 0 || *least < most) {
                 Some(stay)
             } else if *turns == 0 {
@@ -149,7 +161,12 @@ impl Fleet {
                 Some(self.stays.get(name).cloned().unwrap_or(Stay::Unneeded { until }))
             };
             match stay {
-                Some(stay) => _ = shrinking.stays.insert(name.clone(), stay),
+                Some(stay) => {
+                    if !matches!(stay, Stay::Budget { .. } | Stay::Buffered { .. } | Stay::Turn { .. }) {
+                        kept.reopen(name);
+                    }
+                    shrinking.stays.insert(name.clone(), stay);
+                }
                 None => {
                     *turns -= 1;
                     budgets.spend(census[candidate.group].name, candidate.why);
@@ -158,6 +175,13 @@ impl Fleet {
                     shrinking.stays.insert(name.clone(), stay);
                     shrinking.drains.push(drain(agenda.now, deadline, candidate));
                 }
+            }
+        }
+        // Those that are not due yet: nothing is done about them, but what is said of them should be right.
+        early.sort_by_key(|(member, until)| (*until, &member.node.name));
+        for (member, _) in early {
+            if let Err(buffer) = kept.release(&member.node.name, &[]) {
+                shrinking.stays.insert(member.node.name.clone(), Stay::Buffered { buffer });
             }
         }
         shrinking

@@ -1,11 +1,14 @@
 //! A world of groups, nodes and pods around a fleet: what it asks for is done, late or not at all.
 
+mod buffers;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::buffer::{self, Buffer};
 use crate::classify::{Class, GpuUse, Missing, Signal, Utilization};
 use crate::cron::Window;
 use crate::disruption::{self, PodDisruptionBudget};
@@ -69,6 +72,9 @@ struct World {
     asgs: BTreeMap<String, GroupState>,
     nodes: BTreeMap<String, Node>,
     pods: BTreeMap<String, Pod>,
+    buffers: BTreeMap<String, Buffer>,
+    /// What each buffer's status has said, the latest last.
+    shown: BTreeMap<String, Vec<buffer::Status>>,
     says: BTreeMap<String, Says>,
     /// Since when each node's agent says the same.
     said_since: BTreeMap<String, Instant>,
@@ -76,6 +82,8 @@ struct World {
     instances: u32,
     /// Whether a node comes and goes as soon as its instance does, and agents drain at once.
     responsive: bool,
+    /// Whether the scheduler takes the emptiest node for a pod, else the first that it fits.
+    spreads: bool,
     /// The next calls fail like this.
     failing: Vec<Failure>,
     /// Groups whose instances AWS has no capacity for, and zones.
@@ -105,11 +113,14 @@ impl World {
             policy,
             nodes: BTreeMap::new(),
             pods: BTreeMap::new(),
+            buffers: BTreeMap::new(),
+            shown: BTreeMap::new(),
             says: BTreeMap::new(),
             said_since: BTreeMap::new(),
             sequence: 0,
             instances: 0,
             responsive: true,
+            spreads: false,
             failing: Vec::new(),
             exhausted: BTreeSet::new(),
             joining: Vec::new(),
@@ -132,6 +143,9 @@ impl World {
         }
         for pod in self.pods.clone().into_values() {
             self.tell(Event::PodApplied(pod));
+        }
+        for buffer in self.buffers.clone().into_values() {
+            self.tell(Event::Buffer(buffer::Change::Applied(Box::new(buffer))));
         }
         self.tell(Event::Synced(true));
     }
@@ -190,7 +204,10 @@ impl World {
                 let min = self.policy.groups[group].min;
                 assert!(self.asgs[group].desired > min, "invariant_never_below_minimum: {action:?}");
             }
-            Action::CancelDrain { .. } | Action::Describe { .. } | Action::Explain { .. } => {}
+            Action::CancelDrain { .. }
+            | Action::Describe { .. }
+            | Action::Explain { .. }
+            | Action::ShowBuffer { .. } => {}
         }
     }
 
@@ -295,6 +312,9 @@ impl World {
                 self.nodes.get_mut(node).unwrap().intent = None;
             }
             Action::Explain { pod, because, .. } => self.log.push(format!("{pod}: {because}")),
+            Action::ShowBuffer { name, status, .. } => {
+                self.shown.entry(name.clone()).or_default().push(status.clone());
+            }
         }
         Event::Done(action)
     }
@@ -418,7 +438,15 @@ impl World {
                 };
                 node.ready && !node.unschedulable && place.admits(&pod).is_ok()
             };
-            if let Some(name) = self.nodes.values().find(fits).map(|node| node.name.clone()) {
+            let mut fitting: Vec<_> = self.nodes.values().filter(fits).map(|node| node.name.clone()).collect();
+            if self.spreads {
+                let taken = |name: &String| {
+                    let on = self.pods.values().filter(|pod| pod.node.as_ref() == Some(name));
+                    on.map(|pod| pod.requests.amount("cpu")).sum::<u64>()
+                };
+                fitting.sort_by_key(taken);
+            }
+            if let Some(name) = fitting.into_iter().next() {
                 pod.node = Some(name);
                 pod.unschedulable_since = None;
                 self.pods.insert(pod.uid.clone(), pod);
@@ -950,6 +978,7 @@ fn a_drain_whose_reply_was_lost_keeps_others_from_starting_until_the_watch_must_
 /// What chance does to the world.
 #[derive(Clone, Debug)]
 enum Chance {
+    Buffer(u32),
     Crash,
     DeletePods,
     /// One of those that end by themselves.
@@ -976,6 +1005,7 @@ fn chance() -> impl Strategy<Value = Chance> {
     let says =
         prop_oneof![4 => Just(Says::Idle), 1 => Just(Says::Busy), 1 => Just(Says::Nothing), 1 => Just(Says::Unknown)];
     prop_oneof![
+        2 => (0..5_u32).prop_map(Chance::Buffer),
         1 => Just(Chance::Crash),
         2 => Just(Chance::DeletePods),
         2 => (0..12_usize).prop_map(Chance::End),
@@ -1040,6 +1070,8 @@ proptest! {
         let mut world = World::new(policy);
         for (number, chance) in chances.into_iter().enumerate() {
             match chance {
+                Chance::Buffer(0) => world.delete_buffer("b"),
+                Chance::Buffer(count) => world.buffer("b", count, "2"),
                 Chance::Crash => world.start(),
                 Chance::DeletePods => {
                     let names: Vec<_> = world.pods.keys().cloned().collect();
@@ -1095,6 +1127,11 @@ proptest! {
             let at_maximum = ["cpu", "gpu"].iter().any(|group| world.desired(group) >= world.policy.groups[*group].max);
             prop_assert!(at_maximum, "{} still waits", pod.name);
         }
+        if let Some((count, status)) = world.buffers.get("b").map(|it| it.replicas).zip(world.shown.get("b").and_then(|told| told.last())) {
+            let full = world.desired("cpu") >= world.policy.groups["cpu"].max;
+            prop_assert!(status.replicas == count && (full || status.room == buffer::Room::There), "{:?}", status);
+        }
+        world.delete_buffer("b");
         let names: Vec<_> = world.pods.keys().cloned().collect();
         names.iter().for_each(|name| world.delete_pod(name));
         world.run(8000);
@@ -1404,6 +1441,8 @@ proptest! {
         waiting in prop::collection::vec(1..16_u32, 0..6),
         consolidate in any::<bool>(),
         run_to_completion in any::<bool>(),
+        buffers in prop::collection::vec((1..16_u32, 0..6_u32), 0..3),
+        spreads in any::<bool>(),
     ) {
         let texts: Vec<Vec<String>> =
             cores.iter().map(|node| node.iter().map(|quarters| format!("{}m", quarters * 250)).collect()).collect();
@@ -1411,6 +1450,10 @@ proptest! {
         let texts: Vec<Vec<&str>> = texts.iter().zip(&cores).map(|(node, quarters)| if fits(quarters) { node.iter().map(String::as_str).collect() } else { vec![] }).collect();
         let texts: Vec<&[&str]> = texts.iter().map(Vec::as_slice).collect();
         let mut world = if run_to_completion { running_out(&texts) } else { packed(consolidate, &texts) };
+        world.spreads = spreads;
+        for (index, (quarters, count)) in buffers.iter().enumerate() {
+            world.buffer(&format!("buffer-{index}"), *count, &format!("{}m", quarters * 250));
+        }
         for (index, quarters) in waiting.iter().enumerate() {
             world.pod(&format!("late-{index}"), &[("cpu", &format!("{}m", quarters * 250)), ("pods", "1")]);
         }
@@ -1421,7 +1464,25 @@ proptest! {
             changes.push(log.iter().filter(|line| line.starts_with("drain") || line.contains("->")).count());
         }
         prop_assert_eq!(changes.last(), Some(&0), "{:?}", changes);
-        prop_assert!(changes.iter().sum::<usize>() <= 2 * (texts.len() + waiting.len()), "{:?}", changes);
+        let kept: u32 = buffers.iter().map(|(_, count)| count).sum();
+        let most = 2 * (texts.len() + waiting.len() + kept as usize);
+        prop_assert!(changes.iter().sum::<usize>() <= most, "{:?}", changes);
+        for (name, buffer) in &world.buffers {
+            let full = world.desired("cpu") >= world.policy.groups["cpu"].max;
+            let status = world.shown[name].last().unwrap();
+            prop_assert!(status.replicas == buffer.replicas && (full || status.room == buffer::Room::There), "{:?}", status);
+        }
+        // A buffer is as good as its word.
+        if let [(quarters, count)] = buffers[..] && world.shown["buffer-0"].last().unwrap().room == buffer::Room::There {
+            let desired = world.desired("cpu");
+            let running = |world: &World| world.pods.values().filter(|pod| pod.node.is_some()).count();
+            let before = running(&world);
+            for pod in 0..count {
+                world.pod(&format!("burst-{pod}"), &[("cpu", &format!("{}m", quarters * 250)), ("pods", "1")]);
+            }
+            world.schedule();
+            prop_assert_eq!((running(&world), world.desired("cpu")), (before + count as usize, desired));
+        }
     }
 }
 

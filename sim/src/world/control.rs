@@ -110,7 +110,10 @@ impl World<'_> {
             let takes = match action {
                 Action::Describe { .. } | Action::SetDesired { .. } | Action::Terminate { .. } => AWS_CALL,
                 Action::Launch { .. } => LAUNCH_CALL,
-                Action::CancelDrain { .. } | Action::Drain { .. } | Action::Explain { .. } => KUBERNETES_CALL,
+                Action::CancelDrain { .. }
+                | Action::Drain { .. }
+                | Action::Explain { .. }
+                | Action::ShowBuffer { .. } => KUBERNETES_CALL,
             };
             self.after(takes, Happening::CoordinatorActs { generation, action: Box::new(action) });
         }
@@ -181,7 +184,8 @@ impl World<'_> {
                 }
                 _ => Some(Failure::NotFound),
             },
-            Action::Explain { .. } => None,
+            // No scenario has buffers.
+            Action::Explain { .. } | Action::ShowBuffer { .. } => None,
         };
         match failure {
             None => Event::Done(action),
