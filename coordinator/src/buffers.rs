@@ -331,8 +331,13 @@ pub async fn show(
 ) -> Result<(), CallError> {
     for version in VERSIONS {
         let api: Api<CapacityBuffer> = Api::namespaced_with(client.clone(), namespace, &resource(version));
-        let found = api.get_opt(name).await.map_err(|error| call_error(&error))?;
-        let Some(found) = found.filter(|found| found.uid().as_deref() == Some(uid)) else { continue };
+        let found = match api.get(name).await {
+            Ok(found) if found.uid().as_deref() == Some(uid) => found,
+            Ok(_) => continue,
+            // No buffer, or no such version: of that the server says so in a way of its own.
+            Err(kube::Error::Api(status)) if status.code == 404 => continue,
+            Err(error) => return Err(call_error(&error)),
+        };
         let before = found.status.clone().unwrap_or_default();
         let after = merged(&before, status, Timestamp::now());
         if after == before {
@@ -418,6 +423,9 @@ mod tests {
             let found = self.objects.lock().unwrap().get(uri.path()).cloned();
             let (code, body) = match (code, found) {
                 (None, Some(object)) => (200, object),
+                (None, None) if uri.path().starts_with("/apis/autoscaling") => {
+                    return (StatusCode::NOT_FOUND, "404 page not found".into());
+                }
                 (code, _) => {
                     let code = code.unwrap_or(404);
                     let reason = if code == 404 { "NotFound" } else { "Other" };
@@ -539,6 +547,20 @@ mod tests {
         *server.failure.lock().unwrap() = None;
         buffers.look().await.unwrap();
         assert!(told(&mut events).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_status_is_written_in_the_version_that_there_is() {
+        let server = Server::default();
+        let (Buffers { client, .. }, _events) = server.buffers().await;
+        let status = buffer::Status { generation: 1, template: None, replicas: Some(1), room: Room::There };
+        let failure = show(&client, "ml", "a", "a", &status).await.unwrap_err().failure;
+        assert_eq!(failure, Failure::NotFound);
+        let path = "/apis/autoscaling.x-k8s.io/v1alpha1/namespaces/ml/capacitybuffers/a";
+        server.put(path, buffer("a", &json!({})));
+        server.put(&format!("{path}/status"), buffer("a", &json!({})));
+        show(&client, "ml", "a", "a", &status).await.unwrap();
+        assert_eq!(show(&client, "ml", "a", "former", &status).await.unwrap_err().failure, Failure::NotFound);
     }
 
     #[test]
