@@ -128,7 +128,8 @@ impl Group {
             Self::Lab => tests(&["--package", "ebb-tests", "--test", "lab", "--test", "moto"]),
             // What a test prints shows what was decided, and why.
             Self::Burst => {
-                tests(&["--package", "ebb-tests", "--test", "burst", "--test", "groups", "--", "--show-output"])
+                let files = ["--test", "burst", "--test", "groups", "--test", "buffers"];
+                tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
             }
             Self::Browser => {
                 tools::apt_install(&["chromium", "chromium-driver"])?;
