@@ -13,7 +13,8 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Node, Pod, PodTemplateSpec, Secret};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{
-    Api, DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams, Request, ResourceExt, WatchParams,
+    Api, DeleteParams, EvictParams, GetParams, ListParams, Patch, PatchParams, PostParams, Request, ResourceExt,
+    WatchParams,
 };
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Error};
@@ -176,6 +177,7 @@ async fn coordinators_token_may_change_one_annotation_of_nodes() {
         }
     }
     assert_answers("its work", coordinators_work(&client).await, |code| code == 200);
+    assert_answers("what is not there", coordinators_look_at_buffers(&client).await, |code| code == 404);
     assert_answers("beyond its work", beyond_coordinators_work(&client, node, work).await, |code| code == 403);
 }
 
@@ -335,6 +337,28 @@ async fn coordinators_work(client: &Client) -> Answers {
     answers
 }
 
+/// Whose definition is not installed, and what they would refer to.
+async fn coordinators_look_at_buffers(client: &Client) -> Answers {
+    let buffers = "/apis/autoscaling.x-k8s.io/v1beta1";
+    let status = json!({"status": {"replicas": 1}});
+    let patch = Request::new(format!("{buffers}/namespaces/default/capacitybuffers"));
+    let patch = patch.patch_subresource("status", "x", &PatchParams::default(), &Patch::Merge(&status)).unwrap();
+    let get = async |path: &str| {
+        let (path, name) = path.rsplit_once('/').unwrap();
+        code(client.request_text(Request::new(path).get(name, &GetParams::default()).unwrap()).await)
+    };
+    vec![
+        ("watch buffers", watch(client, &format!("{buffers}/capacitybuffers"), "").await),
+        ("write a buffer's status", code(client.request_text(patch).await)),
+        ("read a pod template", get("/api/v1/namespaces/default/podtemplates/x").await),
+        ("read a replication controller", get("/api/v1/namespaces/default/replicationcontrollers/x").await),
+        ("read a deployment", get("/apis/apps/v1/namespaces/default/deployments/x").await),
+        ("read a replica set", get("/apis/apps/v1/namespaces/default/replicasets/x").await),
+        ("read a stateful set", get("/apis/apps/v1/namespaces/default/statefulsets/x").await),
+        ("read a job", get("/apis/batch/v1/namespaces/default/jobs/x").await),
+    ]
+}
+
 async fn beyond_coordinators_work(client: &Client, node: &str, pod: &str) -> Answers {
     let nodes = Api::<Node>::all(client.clone());
     let pods = Api::<Pod>::namespaced(client.clone(), "default");
@@ -348,6 +372,12 @@ async fn beyond_coordinators_work(client: &Client, node: &str, pod: &str) -> Ans
         }),
         ("delete a pod", code(pods.delete(pod, &dry_delete()).await)),
         ("evict a pod", code(pods.evict(pod, &EvictParams { post_options: dry_run, ..Default::default() }).await)),
+        ("list deployments", code(Api::<Deployment>::all(client.clone()).list(&ListParams::default()).await)),
+        ("change a buffer", {
+            let buffers = Request::new("/apis/autoscaling.x-k8s.io/v1beta1/namespaces/default/capacitybuffers");
+            let change = Patch::Merge(json!({"spec": {"replicas": 9}}));
+            code(client.request_text(buffers.patch("x", &PatchParams::default(), &change).unwrap()).await)
+        }),
         ("list secrets", { code(Api::<Secret>::namespaced(client.clone(), "ebb").list(&ListParams::default()).await) }),
         ("read another secret", code(Api::<Secret>::namespaced(client.clone(), "ebb").get("other").await)),
         ("read another lease", code(Api::<Lease>::namespaced(client.clone(), "ebb").get("other").await)),
