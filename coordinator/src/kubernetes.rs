@@ -26,6 +26,9 @@ const NOTE_CHARS: usize = 1000;
 /// An object's name has at most 253 characters; an Event's is its object's and a time.
 const NAME_CHARS: usize = 230;
 
+/// Where Events on objects without a namespace are.
+const NODES_EVENTS: &str = "default";
+
 pub struct Kubernetes {
     client: Client,
     /// Which replica says it.
@@ -107,34 +110,57 @@ impl Kubernetes {
 
     /// Tells people, by an Event on the pod. The core says each thing once, so there is nothing to fold.
     pub async fn explain(&self, namespace: &str, pod: &str, uid: &str, because: &Reason) -> Result<(), CallError> {
+        let regarding = ObjectReference {
+            kind: Some("Pod".into()),
+            name: Some(pod.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        };
+        let event = self.event(namespace, regarding, &because.to_string(), because);
+        let api = Api::<Event>::namespaced(self.client.clone(), namespace);
+        api.create(&PostParams::default(), &event).await.map_err(|error| call_error(&error))?;
+        Ok(())
+    }
+
+    /// Tells people, by an Event on the node, what was done to it. Nobody waits for that: it is done, told or not.
+    pub fn tell_of_node(&self, node: &str, uid: Option<&str>, what: &str, because: &Reason) {
+        let regarding = ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(node.to_owned()),
+            // The kubelet's own way to name one whose UID it does not know; `kubectl describe` looks for both.
+            uid: Some(uid.unwrap_or(node).to_owned()),
+            ..ObjectReference::default()
+        };
+        let event = self.event(NODES_EVENTS, regarding, &format!("{what}: {because}"), because);
+        let api = Api::<Event>::namespaced(self.client.clone(), NODES_EVENTS);
+        tokio::spawn(async move {
+            if let Err(error) = api.create(&PostParams::default(), &event).await {
+                tracing::debug!(%error, note = event.note, "cannot say this as an Event");
+            }
+        });
+    }
+
+    fn event(&self, namespace: &str, regarding: ObjectReference, note: &str, because: &Reason) -> Event {
         let now = Timestamp::now();
         let short = |text: &str, most| text.chars().take(most).collect::<String>();
-        let event = Event {
+        let name = short(regarding.name.as_deref().unwrap_or_default(), NAME_CHARS);
+        Event {
             metadata: ObjectMeta {
-                name: Some(format!("{}.{:x}", short(pod, NAME_CHARS), now.as_nanosecond())),
+                name: Some(format!("{name}.{:x}", now.as_nanosecond())),
                 namespace: Some(namespace.to_owned()),
                 ..ObjectMeta::default()
             },
             action: Some("Autoscale".into()),
             event_time: Some(MicroTime(now)),
-            note: Some(short(&because.to_string(), NOTE_CHARS)),
+            note: Some(short(note, NOTE_CHARS)),
             reason: Some(because.name().into()),
-            regarding: Some(ObjectReference {
-                api_version: Some("v1".into()),
-                kind: Some("Pod".into()),
-                name: Some(pod.to_owned()),
-                namespace: Some(namespace.to_owned()),
-                uid: Some(uid.to_owned()),
-                ..ObjectReference::default()
-            }),
+            regarding: Some(ObjectReference { api_version: Some("v1".into()), ..regarding }),
             reporting_controller: Some(CONTROLLER.into()),
             reporting_instance: Some(self.identity.clone()),
             type_: Some(if matches!(because, Reason::NoGroupFits { .. }) { "Warning" } else { "Normal" }.into()),
             ..Event::default()
-        };
-        let api = Api::<Event>::namespaced(self.client.clone(), namespace);
-        api.create(&PostParams::default(), &event).await.map_err(|error| call_error(&error))?;
-        Ok(())
+        }
     }
 }
 

@@ -30,6 +30,14 @@ impl Outside for Real {
             }
             Action::Terminate { instance, .. } => self.autoscaling.terminate(instance).await?,
         }
+        let tell = |node: &str, uid, because| self.kubernetes.tell_of_node(node, uid, &action.describe(), because);
+        match action {
+            Action::CancelDrain { node, uid, because, .. } | Action::Drain { node, uid, because, .. } => {
+                tell(node, Some(uid.as_str()), because);
+            }
+            Action::Terminate { node, because, .. } => tell(node, None, because),
+            _ => {}
+        }
         Ok(Outcome::Done)
     }
 }

@@ -135,6 +135,9 @@ async fn a_burst_raises_the_right_groups_and_its_nodes_leave_when_it_is_over() {
     let terminated = ebb.lab.aws_calls("TerminateInstanceInAutoScalingGroup");
     assert_eq!(terminated.len(), 2, "{terminated:#?}");
     let states = states.lock().unwrap().clone();
+    let events: Api<Event> = Api::default_namespaced(ebb.client.clone());
+    let of_nodes = ListParams::default().fields("involvedObject.kind=Node,reportingComponent=ebb-coordinator");
+    let told = events.list(&of_nodes).await.unwrap().items;
     for call in &terminated {
         assert_eq!((call.status, call.params["ShouldDecrementDesiredCapacity"].as_str()), (200, "true"));
         let instance = &call.params["InstanceId"];
@@ -151,6 +154,10 @@ async fn a_burst_raises_the_right_groups_and_its_nodes_leave_when_it_is_over() {
         let drained = first("drained", &|node| condition(node, "Drained"));
         assert!(asked < cordoned && cordoned < draining && draining < drained);
         assert!(of_node[cordoned].annotations()["ebb.dev/drain-progress"].contains(r#""cordonedByUs":true"#));
+        // Who describes the node reads why it went.
+        let told = told.iter().filter(|event| event.involved_object.name == of_node[0].metadata.name);
+        let reasons: BTreeSet<_> = told.filter_map(|event| event.reason.as_deref()).collect();
+        assert_eq!(reasons, BTreeSet::from(["Drained", "Unneeded"]));
     }
 
     // The coordinator ends when asked to, and gives its Lease back.
