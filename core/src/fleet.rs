@@ -8,6 +8,7 @@ mod absorb;
 mod action;
 mod budget;
 mod buffers;
+mod census;
 mod choice;
 mod decide;
 mod event;

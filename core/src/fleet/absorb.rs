@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{
-    Action, Decided, Event, Failure, Fleet, GroupState, Heard, Instance, Member, Target, Written, buffers, decide,
+    Action, Decided, Event, Failure, Fleet, GroupState, Heard, Instance, Member, Target, Written, buffers, census,
 };
 use crate::buffer;
 use crate::classify::{Class, Missing};
@@ -243,7 +243,7 @@ impl Fleet {
             group.short_since = short.then(|| group.short_since.filter(|_| !came).unwrap_or(now));
             let policy = &self.policy.groups[name];
             let nodes = group.live().filter_map(|instance| self.nodes.get(self.node_of.get(&instance.id)?));
-            if let Some(member) = nodes.filter(|member| !decide::is_starting(member, policy)).last() {
+            if let Some(member) = nodes.filter(|member| !census::is_starting(member, policy)).last() {
                 group.shown = Some(member.node.allocatable.clone());
             }
             group.learn_template(policy);

@@ -1,6 +1,6 @@
 //! How many more nodes may be drained now.
 
-use super::decide::{Agenda, Census};
+use super::census::{Agenda, Census};
 use super::{Fleet, Member};
 use crate::policy::{Budget, Disruption};
 use crate::reason::Stay;

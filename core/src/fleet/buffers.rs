@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::decide::{Agenda, Census};
+use super::census::{Agenda, Census};
 use super::place::{Origin, Placement, Search, Seat, in_order};
 use super::pods::Entry;
 use super::{Action, Fleet, Target};

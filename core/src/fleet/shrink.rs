@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::buffers::{Kept, Reserve};
-use super::decide::{Agenda, Census};
+use super::census::{Agenda, Census};
 use super::place::{Origin, Seat};
 use super::pods::Entry;
 use super::{Action, Fleet, Member, Target};
