@@ -6,6 +6,9 @@
 //! - `types`: pods of fifty shapes and no nodes, with 400 groups to choose from.
 //! - `apart`: pods that keep away from their like, node by node, a hundred kinds of them, and no nodes.
 //! - `near`: the same pods, which keep away from nobody.
+//! - `diverse`: the mix of Karpenter's scheduling benchmark and no nodes, with 400 groups to choose from: a sixth each of
+//!   plain pods, of pods spread over zones and over nodes, of pods to be near to others by node and by zone, and of pods that
+//!   keep away from their like.
 //! - `even`: pods that are to be spread over the nodes that are there and over their three zones.
 //! - `crowd`: one pod, and nodes that are full of others, of a hundred templates.
 //! - `shrink`: nodes that are idle, with the pods on them; so many drains may run at once that all can go whose pods fit
@@ -44,6 +47,7 @@ fn main() {
             "apart" => apart(pods),
             "near" => near(pods),
             "crowd" => crowd(pods, nodes),
+            "diverse" => diverse(pods),
             "even" => even(pods, nodes),
             "shrink" => shrink(pods, nodes),
             _ => panic!("{argument}: there is no such kind"),
@@ -159,6 +163,66 @@ fn types(pods: u32) -> Work {
     Work { nodes: Vec::new(), groups: (0..400).map(group).collect(), pods: Box::new((0..pods).map(shape)) }
 }
 
+fn diverse(pods: u32) -> Work {
+    let Work { mut groups, .. } = types(0);
+    for (number, group) in groups.values_mut().enumerate() {
+        group.labels.insert(ZONE.to_owned(), format!("zone-{}", number % 3));
+    }
+    let near = |key: &str, label: Requirement| PodTerm {
+        namespaces: Some(vec!["default".to_owned()]),
+        selector: Some(vec![label]),
+        topology_key: key.to_owned(),
+    };
+    let shape = move |number: u32| {
+        // One of seven values for its label, and for the one that it looks for.
+        let label = |salt| char::from(b'a' + u8::try_from(pick(number, salt, 7)).expect("below seven"));
+        let labelled = |key: &str| BTreeMap::from([(key.to_owned(), label(1).to_string())]);
+        let looks_for =
+            |key: &str| Requirement { key: key.to_owned(), operator: Operator::In, values: vec![label(2).to_string()] };
+        let plain = pod(
+            number,
+            [100, 250, 500, 1000, 1500][pick(number, 3, 5) as usize],
+            [100, 256, 512, 1024, 2048, 4096][pick(number, 4, 6) as usize],
+        );
+        let spread = |key| Pod {
+            labels: labelled("my-label"),
+            spread: vec![Spread { selector: Some(vec![looks_for("my-label")]), ..spread("", key) }],
+            ..plain.clone()
+        };
+        let affine = |key| Pod {
+            labels: labelled("my-affinity"),
+            pod_affinity: vec![near(key, looks_for("my-affinity"))],
+            ..plain.clone()
+        };
+        match number % 6 {
+            0 => Pod { labels: labelled("my-label"), ..plain },
+            1 => spread(ZONE),
+            2 => spread(HOSTNAME),
+            3 => affine(HOSTNAME),
+            4 => affine(ZONE),
+            _ => Pod { pod_anti_affinity: vec![near(HOSTNAME, is("nginx"))], ..of_app(plain, "nginx") },
+        }
+    };
+    Work { nodes: Vec::new(), groups, pods: Box::new((0..pods).map(shape)) }
+}
+
+/// One of so many, as if by chance.
+fn pick(number: u32, salt: u32, of: u32) -> u32 {
+    (number.wrapping_mul(7).wrapping_add(salt).wrapping_mul(2_654_435_761) >> 16) % of
+}
+
+/// Over nodes or zones, with pods of the same application.
+fn spread(app: &str, key: &str) -> Spread {
+    Spread {
+        max_skew: 1,
+        min_domains: 1,
+        selector: Some(vec![is(app)]),
+        topology_key: key.to_owned(),
+        honors_affinity: true,
+        honors_taints: false,
+    }
+}
+
 fn apart(pods: u32) -> Work {
     let shape = |number: u32| {
         let app = format!("app-{}", number % 100);
@@ -180,14 +244,6 @@ fn near(pods: u32) -> Work {
 }
 
 fn even(pods: u32, nodes: u32) -> Work {
-    let spread = |app: &str, key: &str| Spread {
-        max_skew: 1,
-        min_domains: 1,
-        selector: Some(vec![is(app)]),
-        topology_key: key.to_owned(),
-        honors_affinity: true,
-        honors_taints: false,
-    };
     let shape = move |number: u32| {
         let app = format!("app-{}", number % 20);
         let spread = vec![spread(&app, ZONE), spread(&app, HOSTNAME)];

@@ -182,7 +182,7 @@ fn ebpf() -> Result<Vec<Row>> {
 
 /// Each figure is one decision on a whole picture.
 fn planning() -> Result<Vec<Row>> {
-    const WORK: [&str; 13] = [
+    const WORK: [&str; 16] = [
         "fill:5000:500",
         "fill:50000:5000",
         "near:10000:0",
@@ -194,11 +194,14 @@ fn planning() -> Result<Vec<Row>> {
         "types:100000:0",
         "shrink:8000:200",
         "shrink:80000:2000",
+        "diverse:1000:0",
+        "diverse:5000:0",
+        "diverse:50000:0",
         "crowd:15000:500",
         "crowd:150000:5000",
     ];
     build(&["ebb-sim", "--example", "planning"])?;
-    eprintln!("thirteen decisions, the best of three tries of each");
+    eprintln!("sixteen decisions, the best of three tries of each");
     let decide = |work: &[&str]| -> Result<Vec<Value>> {
         let printed = capture(Command::new(root().join("target/release/examples/planning")).args(work))?;
         printed.lines().map(|line| serde_json::from_str(line).context("read the decisions")).collect()
@@ -224,6 +227,9 @@ fn planning() -> Result<Vec<Row>> {
         types_100_000,
         shrink_small,
         shrink,
+        diverse_1000,
+        diverse,
+        diverse_50_000,
         crowd_small,
         crowd,
     ] = best;
@@ -246,6 +252,10 @@ fn planning() -> Result<Vec<Row>> {
         rate("10 000 mixed pods, 400 groups", 10_000.0 / types),
         rate("100 000 mixed pods, 400 groups", 100_000.0 / types_100_000),
         growth("its growth, from 10 000 pods", types, types_100_000),
+        rate("1 000 pods of Karpenter's mix, 400 groups", 1000.0 / diverse_1000),
+        rate("5 000 pods of Karpenter's mix, 400 groups", 5000.0 / diverse),
+        rate("50 000 pods of Karpenter's mix, 400 groups", 50_000.0 / diverse_50_000),
+        growth("its growth, from 5 000 pods", diverse, diverse_50_000),
         millis("emptying 1 199 of 2 000 nodes, 40 pods each", shrink, None, ""),
         growth("its growth, from a tenth of both", shrink_small, shrink),
         millis("one pod beside 150 000 on 5 000 full nodes", crowd, None, ""),
