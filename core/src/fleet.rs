@@ -334,3 +334,8 @@ impl Fleet {
         self.decide_at.filter(|_| self.leading && self.synced)
     }
 }
+
+/// Nobody has more than that.
+fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

@@ -3,16 +3,15 @@
 //! Their pods are placed by `place` after all that wait. Whether a node may go is found out in the same way and order, so
 //! that what goes is not missed, and made anew, at the next look.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::census::{Agenda, Census};
-use super::place::{Origin, Placement, Search, Seat, in_order};
+use super::place::{Origin, Placement, Search, Seat, demand, in_order};
 use super::pods::Entry;
-use super::{Action, Fleet, Target};
+use super::{Action, Fleet, Target, count};
 use crate::buffer::{Buffer, Room, Status};
 use crate::kubernetes::Pod;
 use crate::reason::Obstacle;
@@ -66,9 +65,7 @@ impl Fleet {
             Some(Reserve { key, pod, count })
         });
         let mut reserves: Vec<_> = reserves.collect();
-        reserves.sort_by_key(|it| {
-            (Reverse(it.pod.priority), !it.pod.requests.has_gpu(), Reverse(&it.pod.requests), it.key)
-        });
+        reserves.sort_by(|a, b| (demand(a.pod), a.key).cmp(&(demand(b.pod), b.key)));
         reserves
     }
 
@@ -152,15 +149,11 @@ impl<'a> Kept<'a> {
         to_move: &[&Pod],
     ) -> Self {
         let mut kept = Self::default();
-        for Seat { place, pods, origin } in seats {
-            let name = place.name;
-            let id = kept.cluster.add(place);
-            for pod in pods {
-                let shape = kept.cluster.shape(&pod.like);
-                kept.cluster.put(id, shape);
-            }
+        for seat in seats {
+            kept.open.push(matches!(seat.origin, Origin::Serving(_)));
+            let name = seat.place.name;
+            let id = seat.put_into(&mut kept.cluster);
             kept.ids.extend(name.map(|name| (name, id)));
-            kept.open.push(matches!(origin, Origin::Serving(_)));
         }
         let mut search = Search::default();
         for (shape, ..) in in_order(&mut kept.cluster, waiting) {
@@ -243,8 +236,4 @@ fn room_of(pods: &[&Pod], pod: &Pod) -> u32 {
         u32::try_from(times.max().unwrap_or(0)).unwrap_or(u32::MAX)
     };
     pods.iter().map(|pod| times(&pod.requests)).fold(0, u32::saturating_add)
-}
-
-fn count(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
 }

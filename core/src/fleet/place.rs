@@ -26,6 +26,22 @@ pub(super) struct Seat<'a> {
     pub(super) origin: Origin<'a>,
 }
 
+impl<'a> Seat<'a> {
+    pub(super) fn put_into(self, cluster: &mut Cluster<'a>) -> NodeId {
+        let node = cluster.add(self.place);
+        for pod in self.pods {
+            let shape = cluster.shape(&pod.like);
+            cluster.put(node, shape);
+        }
+        node
+    }
+}
+
+/// Important pods first, then the largest.
+pub(super) fn demand(pod: &Pod) -> impl Ord {
+    (Reverse(pod.priority), !pod.requests.has_gpu(), Reverse(&pod.requests))
+}
+
 #[derive(Clone, Copy)]
 pub(super) enum Origin<'a> {
     /// Takes no pods now; those it has still mean something to others.
@@ -157,13 +173,9 @@ pub(super) fn place<'a>(
 ) -> Placement<'a> {
     let mut cluster = Cluster::default();
     let mut origins = Vec::new();
-    for Seat { place, pods, origin } in seats {
-        let node = cluster.add(place);
-        origins.push(origin);
-        for pod in pods {
-            let shape = cluster.shape(&pod.like);
-            cluster.put(node, shape);
-        }
+    for seat in seats {
+        origins.push(seat.origin);
+        seat.put_into(&mut cluster);
     }
     let mut placement = Placement::default();
     let waiting = in_order(&mut cluster, waiting);
@@ -272,7 +284,7 @@ impl Search {
     }
 }
 
-/// Important pods first, then the largest; pods of one shape beside each other; names last, so that the order never
+/// By [`demand`]; pods of one shape beside each other; names last, so that the order never
 /// depends on chance.
 pub(super) fn in_order<'a>(
     cluster: &mut Cluster<'a>,
@@ -286,9 +298,7 @@ pub(super) fn in_order<'a>(
         pods.push((shape, pod, since));
     }
     let key = |&(shape, pod, _): &(ShapeId, &'a Entry, Instant)| {
-        let like = &pod.like;
-        let demand = (Reverse(like.priority), !like.requests.has_gpu(), Reverse(&like.requests));
-        (demand, &shapes[&shape], &like.namespace, &pod.name)
+        (demand(&pod.like), &shapes[&shape], &pod.like.namespace, &pod.name)
     };
     pods.sort_by(|a, b| key(a).cmp(&key(b)));
     pods

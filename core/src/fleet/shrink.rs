@@ -7,7 +7,7 @@ use super::buffers::{Kept, Reserve};
 use super::census::{Agenda, Census};
 use super::place::{Origin, Seat};
 use super::pods::Entry;
-use super::{Action, Fleet, Member, Target};
+use super::{Action, Fleet, Member, Target, count};
 use crate::classify::{Class, GpuUse, Missing};
 use crate::disruption::{Allowance, Blocked};
 use crate::intent::Intent;
@@ -459,8 +459,4 @@ fn distinct<'a>(pods: &[(&'a Entry, Instant)]) -> Vec<&'a Entry> {
         }
     }
     distinct
-}
-
-fn count(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
 }
