@@ -375,6 +375,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::intent::{Permits, Trigger};
     use crate::kubernetes::Controller;
 
     const BEGIN: Instant = Instant::from_millis(1_000_000);
@@ -384,7 +385,15 @@ mod tests {
     }
 
     fn intent(id: &str) -> Intent {
-        Intent { id: id.into(), reason: "idle".into(), requested_at: at(0), deadline: at(600), evict: true }
+        Intent {
+            id: id.into(),
+            reason: "idle".into(),
+            requested_at: at(0),
+            deadline: at(600),
+            evict: true,
+            by: Trigger::Coordinator,
+            permits: Permits::default(),
+        }
     }
 
     fn workload(uid: &str) -> Pod {

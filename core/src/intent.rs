@@ -1,15 +1,16 @@
 //! The drain intent and its progress, as they stand on the Node object.
 //!
 //! They live in Kubernetes and never only in memory, so that either side can crash at any point, read them and go on.
-//! The coordinator writes the intent; the agent writes the progress and the conditions.
+//! Whoever wants a drain writes the intent (see [`Trigger`]); the agent writes the progress and the conditions.
 
+use std::ops::Not;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::time::Instant;
 
-/// Annotation with the coordinator's [`Intent`], in JSON. Removing it cancels the drain.
+/// Annotation with an [`Intent`], in JSON. Removing it cancels the drain.
 pub const INTENT_ANNOTATION: &str = "ebb.dev/drain";
 /// Annotation with the agent's [`Progress`], in JSON.
 pub const PROGRESS_ANNOTATION: &str = "ebb.dev/drain-progress";
@@ -23,7 +24,7 @@ pub const CONDITION_DRAINED: &str = "Drained";
 /// and the two clocks may differ.
 pub const DEADLINE_MARGIN: Duration = Duration::from_secs(60);
 
-/// What the coordinator wants of a node.
+/// What is wanted of a node. Absent fields are left out of the annotation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Intent {
@@ -32,15 +33,87 @@ pub struct Intent {
     /// Why, for people.
     pub reason: String,
     pub requested_at: Instant,
-    /// When the agent gives up and undoes what it changed.
+    /// When a planned drain is given up and what it changed undone; for another, when the node will be lost.
     pub deadline: Instant,
     /// Whether pods are evicted; if not, they are left to end by themselves.
     #[serde(default = "evicts", skip_serializing_if = "Clone::clone")]
     pub evict: bool,
+    /// Whose wish it is.
+    #[serde(default, skip_serializing_if = "Trigger::is_coordinator")]
+    pub by: Trigger,
+    /// What may be lost for it.
+    #[serde(flatten)]
+    pub permits: Permits,
+}
+
+impl Intent {
+    /// Whether the node could as well stay: what speaks against it then stops the drain.
+    pub fn is_planned(&self) -> bool {
+        self.by.is_planned()
+    }
 }
 
 fn evicts() -> bool {
     true
+}
+
+/// What a drain began with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Trigger {
+    /// The node is to leave its group.
+    #[default]
+    Coordinator,
+    /// A GPU whose driver asks for a reset or a restart.
+    GpuRecovery,
+    /// The Auto Scaling group is terminating the instance.
+    LifecycleHook,
+    /// AWS announced an event for the instance.
+    Maintenance,
+    Person,
+    /// AWS sees an elevated risk that the spot instance is reclaimed.
+    Rebalance,
+    /// The operating system is going down.
+    Shutdown,
+    /// AWS reclaims the spot instance.
+    SpotInterruption,
+}
+
+impl Trigger {
+    fn is_coordinator(&self) -> bool {
+        *self == Self::Coordinator
+    }
+
+    /// Whether the node could as well stay.
+    pub fn is_planned(self) -> bool {
+        match self {
+            Self::Coordinator | Self::Maintenance | Self::Person | Self::Rebalance => true,
+            Self::GpuRecovery | Self::LifecycleHook | Self::Shutdown | Self::SpotInterruption => false,
+        }
+    }
+
+    /// Whether the agent itself begins such drains, from what it sees on its node.
+    pub fn is_the_agents(self) -> bool {
+        match self {
+            Self::GpuRecovery | Self::Maintenance | Self::Rebalance | Self::Shutdown | Self::SpotInterruption => true,
+            Self::Coordinator | Self::LifecycleHook | Self::Person => false,
+        }
+    }
+}
+
+/// What may be lost for a drain, named as `kubectl drain` names it. Nothing, unless somebody says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Permits {
+    /// Pods without a controller, which nobody makes anew.
+    #[serde(skip_serializing_if = "Not::not")]
+    pub force: bool,
+    /// What is in volumes of the node's own.
+    #[serde(skip_serializing_if = "Not::not")]
+    pub delete_emptydir_data: bool,
+    /// Shortly before the deadline, the pods that PodDisruptionBudgets still hold.
+    #[serde(skip_serializing_if = "Not::not")]
+    pub delete_at_deadline: bool,
 }
 
 /// How far the agent is, and what it changed and so must undo.
@@ -86,12 +159,19 @@ mod tests {
             requested_at: Instant::from_millis(0),
             deadline: Instant::from_millis(60_000),
             evict: true,
+            by: Trigger::Coordinator,
+            permits: Permits::default(),
         };
         let text = r#"{"id":"d-1","reason":"idle","requestedAt":"1970-01-01T00:00:00.000Z","deadline":"1970-01-01T00:01:00.000Z"}"#;
         assert_eq!(encode(&intent), text);
         assert_eq!(decode(text), Some(intent.clone()));
         let intent = Intent { evict: false, ..intent };
         let text = r#"{"id":"d-1","reason":"idle","requestedAt":"1970-01-01T00:00:00.000Z","deadline":"1970-01-01T00:01:00.000Z","evict":false}"#;
+        assert_eq!(encode(&intent), text);
+        assert_eq!(decode(text), Some(intent.clone()));
+        let permits = Permits { force: true, ..Permits::default() };
+        let intent = Intent { evict: true, by: Trigger::SpotInterruption, permits, ..intent };
+        let text = r#"{"id":"d-1","reason":"idle","requestedAt":"1970-01-01T00:00:00.000Z","deadline":"1970-01-01T00:01:00.000Z","by":"spotInterruption","force":true}"#;
         assert_eq!(encode(&intent), text);
         assert_eq!(decode(text), Some(intent));
         let progress = Progress { id: "d-1".into(), phase: Phase::Draining, cordoned_by_us: true };

@@ -10,7 +10,7 @@ use super::pods::Entry;
 use super::{Action, Fleet, Member, Target, count};
 use crate::classify::{Class, GpuUse, Missing};
 use crate::disruption::{Allowance, Blocked};
-use crate::intent::Intent;
+use crate::intent::{Intent, Permits, Trigger};
 use crate::policy::{self, Disruption};
 use crate::reason::{Reason, Stay};
 use crate::schedule::{Cluster, NodeId, ShapeId};
@@ -443,6 +443,8 @@ fn drain(now: Instant, deadline: Instant, candidate: &Candidate) -> Action {
             requested_at: now,
             deadline,
             evict: candidate.why != Disruption::Completed,
+            by: Trigger::Coordinator,
+            permits: Permits::default(),
         },
         because,
     }
