@@ -42,17 +42,18 @@ impl Kubernetes {
 
     /// Writes the intent, if the Node has this UID and no other intent.
     pub async fn drain(&self, node: &str, uid: &str, intent: &Intent) -> Result<(), CallError> {
-        let decide = |standing: Option<Intent>| match standing {
+        let decide = |standing: Option<&str>| match standing.map(|text| (text, intent::decode::<Intent>(text))) {
             None => Ok(Some(json!(intent::encode(intent)))),
-            Some(standing) if standing.id == intent.id => Ok(None),
-            Some(other) => Err(conflict(format!("node {node} has another intent, {}", other.id))),
+            Some((_, Some(standing))) if standing.id == intent.id => Ok(None),
+            // A person's words, too: their agent makes an intent of them.
+            Some((other, _)) => Err(conflict(format!("node {node} has another intent: {other}"))),
         };
         self.annotate(node, uid, decide).await
     }
 
     /// Removes the intent, if it is still this one.
     pub async fn cancel_drain(&self, node: &str, uid: &str, id: &str) -> Result<(), CallError> {
-        let decide = |standing: Option<Intent>| match standing {
+        let decide = |standing: Option<&str>| match standing.and_then(intent::decode::<Intent>) {
             Some(standing) if standing.id == id => Ok(Some(serde_json::Value::Null)),
             // Gone, or another's: there is nothing of ours to remove.
             _ => Ok(None),
@@ -65,7 +66,7 @@ impl Kubernetes {
         &self,
         name: &str,
         uid: &str,
-        decide: impl Fn(Option<Intent>) -> Result<Option<serde_json::Value>, CallError>,
+        decide: impl Fn(Option<&str>) -> Result<Option<serde_json::Value>, CallError>,
     ) -> Result<(), CallError> {
         let api = Api::<Node>::all(self.client.clone());
         let mut refused = None;
@@ -75,8 +76,8 @@ impl Kubernetes {
                 let detail = format!("node {name} is not {uid} any more");
                 return Err(CallError { failure: Failure::NotFound, detail });
             }
-            let standing = node.annotations().get(INTENT_ANNOTATION).and_then(|text| intent::decode(text));
-            let Some(value) = decide(standing)? else { return Ok(()) };
+            let standing = node.annotations().get(INTENT_ANNOTATION);
+            let Some(value) = decide(standing.map(String::as_str))? else { return Ok(()) };
             let patch = json!({"metadata": {
                 "uid": uid,
                 "resourceVersion": node.resource_version(),

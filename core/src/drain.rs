@@ -117,10 +117,12 @@ pub enum Action {
         pod: Target,
         grace: Duration,
     },
+    /// `about`: the drain it is asked about; of one that is cancelled, what it was.
     RunHook {
         hook: String,
         phase: HookPhase,
         until: Instant,
+        about: Box<Intent>,
     },
     StopHook {
         hook: String,
@@ -156,7 +158,9 @@ pub struct Drain {
     said: Option<(String, Instant)>,
     /// Of the intent that stands.
     course: Course,
-    /// Those hooks that nothing waits for, and whether the drain that they end was planned.
+    /// The last intent that stood.
+    last: Option<Intent>,
+    /// Those hooks that nothing waits for.
     aftermath: Option<(HookPhase, Hooks)>,
     next: Option<Instant>,
 }
@@ -246,8 +250,10 @@ impl Drain {
                 actions.push(Action::Patch { change, because });
             }
         }
-        if let Some((phase, mut hooks)) = self.aftermath.take() {
-            let ask = Ask { hooks: &self.settings.hooks, planned: true, until: Instant::from_millis(u64::MAX) };
+        if let Some((phase, mut hooks)) = self.aftermath.take()
+            && let Some(intent) = &self.last
+        {
+            let ask = Ask { hooks: &self.settings.hooks, intent, until: Instant::from_millis(u64::MAX) };
             let verdict = hooks.advance(timer, ask, (phase, None), &mut actions);
             self.aftermath = matches!(verdict, Verdict::Waits(_)).then_some((phase, hooks));
         }
@@ -270,6 +276,9 @@ impl Drain {
 
     /// Another drain than before, or none: what was known of the last is of no use.
     fn follow(&mut self, node: &Node, actions: &mut Vec<Action>) {
+        if let Some(intent) = &node.intent {
+            self.last = Some(intent.clone());
+        }
         let id = under_way(node).map_or("", |(intent, _)| intent.id.as_str());
         if self.course.id != id {
             self.course.hooks.stop(&self.settings.hooks, actions);
@@ -450,7 +459,7 @@ impl Drain {
     fn hooks(&mut self, timer: &mut Timer, intent: &Intent, point: hook::Point, actions: &mut Vec<Action>) -> Verdict {
         let grace = self.pods.iter().flatten().map(|pod| pod.grace).max().unwrap_or_default();
         let until = if intent.is_planned() { intent.deadline } else { intent.deadline.before(grace + MARGIN) };
-        let ask = Ask { hooks: &self.settings.hooks, planned: intent.is_planned(), until };
+        let ask = Ask { hooks: &self.settings.hooks, intent, until };
         self.course.hooks.advance(timer, ask, point, actions)
     }
 
@@ -488,7 +497,8 @@ impl Drain {
         let mut chosen = Vec::new();
         for pod in pods {
             // While there is just time for its grace, order and patience end.
-            let in_time = !(forces || !intent.is_planned()) || !timer.due(intent.deadline.before(pod.grace + MARGIN));
+            let waits_longer = intent.is_planned() && !forces;
+            let in_time = waits_longer || !timer.due(intent.deadline.before(pod.grace + MARGIN));
             let goes = match pod.treatment(intent, Some(progress.since)) {
                 Treatment::Evict => !in_time || open.is_some_and(|open| pod.tier() <= open),
                 Treatment::Await => !in_time && !intent.is_planned(),
@@ -548,7 +558,7 @@ impl Drain {
         let message = step.say(detail);
         let as_wanted = Standing::of(node) == standing;
         // What stands there of a drain that is over is for good.
-        let is_over = !standing.draining && !(standing.planned && !standing.drained);
+        let is_over = !standing.draining && (standing.drained || !standing.planned);
         let news = match &self.said {
             _ if is_over => false,
             Some((said, _)) if *said == message => false,
@@ -574,7 +584,8 @@ impl Drain {
     ) -> Plan {
         if reached != Phase::Failed {
             let phase = if step == Step::Cancelled { HookPhase::OnCancel } else { HookPhase::OnFailure };
-            let asked = self.settings.hooks.iter().any(|hook| hook.phases.contains(&phase));
+            // What it was about is not known to one that has just started.
+            let asked = self.last.is_some() && self.settings.hooks.iter().any(|hook| hook.phases.contains(&phase));
             if asked && self.aftermath.is_none() && Standing::of(node) != Standing::default() {
                 self.aftermath = Some((phase, Hooks::default()));
             }

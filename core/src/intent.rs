@@ -87,6 +87,20 @@ impl Trigger {
         *self == Self::Coordinator
     }
 
+    /// A closed set of camelCase words, as in the annotation.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Coordinator => "coordinator",
+            Self::GpuRecovery => "gpuRecovery",
+            Self::LifecycleHook => "lifecycleHook",
+            Self::Maintenance => "maintenance",
+            Self::Person => "person",
+            Self::Rebalance => "rebalance",
+            Self::Shutdown => "shutdown",
+            Self::SpotInterruption => "spotInterruption",
+        }
+    }
+
     /// Whether the node could as well stay.
     pub fn is_planned(self) -> bool {
         match self {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::pod::Tier;
 use super::timer::Timer;
 use super::{Action, Step};
+use crate::intent::Intent;
 use crate::time::{Instant, format_duration};
 
 /// A hook that says "later" and not when is asked again after this.
@@ -35,6 +36,8 @@ pub enum HookPhase {
 }
 
 impl HookPhase {
+    pub const ALL: [Self; 6] =
+        [Self::PreCordon, Self::PreDrain, Self::PreTier, Self::PostDrain, Self::OnCancel, Self::OnFailure];
     /// Those that an annotation can make wait.
     pub const BLOCKABLE: [Self; 3] = [Self::PreCordon, Self::PreDrain, Self::PostDrain];
 
@@ -130,11 +133,11 @@ pub(super) enum Verdict {
     Stop(Step, String),
 }
 
-/// What hooks are asked for.
+/// What hooks are asked about.
 #[derive(Clone, Copy)]
 pub(super) struct Ask<'a> {
     pub(super) hooks: &'a [Hook],
-    pub(super) planned: bool,
+    pub(super) intent: &'a Intent,
     /// When the drain can wait for hooks no longer.
     pub(super) until: Instant,
 }
@@ -148,8 +151,9 @@ impl Hooks {
         if self.current.as_ref().is_some_and(|current| current.point != point) {
             self.stop(ask.hooks, actions);
         }
-        let first =
-            |from: usize| (from..ask.hooks.len()).find(|index| is_asked(&ask.hooks[*index], point.0, ask.planned));
+        let first = |from: usize| {
+            (from..ask.hooks.len()).find(|index| is_asked(&ask.hooks[*index], point.0, ask.intent.is_planned()))
+        };
         let mut next = match self.current.take() {
             Some(current) => Some(current),
             None => first(0).map(|hook| Current::new(timer.now, point, hook)),
@@ -190,7 +194,7 @@ impl Current {
     }
 
     fn go_on(&mut self, timer: &mut Timer, hook: &Hook, ask: Ask, actions: &mut Vec<Action>) -> Verdict {
-        let phase = self.point.0;
+        let (phase, planned) = (self.point.0, ask.intent.is_planned());
         let limit = (self.began + hook.timeout).min(ask.until);
         if let State::Ended(HookOutcome::Later(after)) = self.state {
             self.state = State::AskAt(timer.now + after.unwrap_or(ASK_AGAIN));
@@ -204,13 +208,18 @@ impl Current {
         }
         match &self.state {
             State::AskAt(at) if timer.due(*at) => {
-                actions.push(Action::RunHook { hook: hook.name.clone(), phase, until: limit });
+                actions.push(Action::RunHook {
+                    hook: hook.name.clone(),
+                    phase,
+                    until: limit,
+                    about: Box::new(ask.intent.clone()),
+                });
                 self.state = State::Asked;
                 Verdict::Waits(hook.name.clone())
             }
             State::Asked | State::AskAt(_) => Verdict::Waits(hook.name.clone()),
-            State::Ended(HookOutcome::Veto(why)) if ask.planned => Verdict::Stop(Step::Vetoed, named(hook, why)),
-            State::Ended(HookOutcome::Failed(why)) if ask.planned && hook.on_failure == OnFailure::Abort => {
+            State::Ended(HookOutcome::Veto(why)) if planned => Verdict::Stop(Step::Vetoed, named(hook, why)),
+            State::Ended(HookOutcome::Failed(why)) if planned && hook.on_failure == OnFailure::Abort => {
                 Verdict::Stop(Step::HookFailed, named(hook, why))
             }
             State::Ended(_) => Verdict::Done,

@@ -573,8 +573,13 @@ fn a_hook_without_an_end_is_stopped() {
         ..Node::default()
     };
     let actions = drain.handle(at(0), Event::Node(Box::new(node.clone())));
-    let until = at(60);
-    assert!(actions.contains(&Action::RunHook { hook: "slurm".into(), phase: HookPhase::PreDrain, until }));
+    let run = Action::RunHook {
+        hook: "slurm".into(),
+        phase: HookPhase::PreDrain,
+        until: at(60),
+        about: Box::new(intent("d")),
+    };
+    assert!(actions.contains(&run));
     drain.handle(at(1), Event::Patched);
     let actions = drain.handle(at(60), Event::Tick);
     assert!(actions.contains(&Action::StopHook { hook: "slurm".into(), phase: HookPhase::PreDrain }));
