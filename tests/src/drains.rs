@@ -1,16 +1,18 @@
 //! Nodes to drain, each with an agent of its own: a lab with Ebb's rights and without its coordinator, KWOK nodes, and
 //! agents that reach the API server directly or through a [`crate::Proxy`].
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ebb_core::intent::{INTENT_ANNOTATION, Intent, encode};
+use hyper::Method;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::program::{binary, free_port, root};
-use crate::{Lab, LabOptions, Program};
+use crate::{Fault, Lab, LabOptions, Program, Seen};
 
 const NAMESPACE: &str = "ebb";
 const SOON: Duration = Duration::from_secs(120);
@@ -42,6 +44,15 @@ impl Drains {
                 names.iter().all(on)
             })
             .await;
+    }
+
+    /// Makes a node that no kubelet runs: what is bound to it never starts, and never ends.
+    pub async fn make_dead_node(&self, name: &str) {
+        let mut node = node(name, name);
+        node["metadata"]["annotations"] = json!({});
+        self.lab.apply(&node.to_string()).await;
+        let agent_is_there = async || !self.pods_on(name).await.is_empty();
+        self.lab.wait_until("an agent's pod on the node", SOON, agent_is_there).await;
     }
 
     pub async fn delete_node(&self, name: &str) {
@@ -94,11 +105,16 @@ impl Drains {
         nodes.patch(node, &PatchParams::default(), &Patch::Merge(change)).await.expect("the admin may change nodes");
     }
 
-    /// All pods that are bound to the node and not of DaemonSets.
-    pub async fn work_on(&self, node: &str) -> Vec<Pod> {
+    /// All pods that are bound to the node.
+    pub async fn pods_on(&self, node: &str) -> Vec<Pod> {
         let pods: Api<Pod> = Api::all(self.client.clone());
         let on_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
-        let pods = pods.list(&on_node).await.expect("the admin may list pods").items;
+        pods.list(&on_node).await.expect("the admin may list pods").items
+    }
+
+    /// Those of them that are not of DaemonSets.
+    pub async fn work_on(&self, node: &str) -> Vec<Pod> {
+        let pods = self.pods_on(node).await;
         let is_daemon =
             |pod: &Pod| pod.metadata.owner_references.iter().flatten().any(|owner| owner.kind == "DaemonSet");
         pods.into_iter().filter(|pod| !is_daemon(pod)).collect()
@@ -119,4 +135,32 @@ fn node(name: &str, plot: &str) -> Value {
             "allocatable": {"cpu": "32", "memory": "64Gi", "pods": "250"},
         },
     })
+}
+
+/// What must hold of all that a drain has asked for: only its own node, only pods that were on it, each by UID, and none
+/// twice where the first answer was heard. `was_killed`: what it heard may be forgotten.
+pub fn check_requests(seen: &[Seen], node: &str, there: &BTreeSet<String>, was_killed: bool) -> Result<(), String> {
+    let own = format!("/api/v1/nodes/{node}");
+    let mut accepted: BTreeMap<&str, usize> = BTreeMap::new();
+    for request in seen.iter().filter(|request| request.method != Method::GET) {
+        let is_own = request.path == own || request.path == format!("{own}/status");
+        if request.method == Method::PATCH && is_own {
+            continue;
+        }
+        if request.method != Method::POST || !request.is_eviction() {
+            return Err(format!("it is not a drain's to ask for: {request:?}"));
+        }
+        let uid = request.body["deleteOptions"]["preconditions"]["uid"].as_str().unwrap_or_default();
+        if !there.contains(uid) {
+            return Err(format!("the pod was not on the node: {request:?}"));
+        }
+        let told = request.fault == Fault::None && !was_killed;
+        if !request.is_dry_run() && request.status.is_some_and(|status| status < 300) && told {
+            *accepted.entry(uid).or_default() += 1;
+        }
+    }
+    match accepted.iter().find(|(_, times)| **times > 1) {
+        Some((uid, times)) => Err(format!("pod {uid} was evicted {times} times")),
+        None => Ok(()),
+    }
 }

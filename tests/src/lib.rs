@@ -32,7 +32,7 @@ use tokio::process::Command;
 
 pub use aws::{AwsCall, Group, Instance};
 pub use browser::{Browser, key};
-pub use drains::{Drains, PLOT};
+pub use drains::{Drains, PLOT, check_requests};
 pub use ebb::{Ebb, node_of};
 pub use http::http;
 pub use program::{Program, binary, free_port};

@@ -255,7 +255,7 @@ async fn run(drains: &Drains, history: &History, trial: &Trial, seed: u64) -> Re
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     check_versions(&history.of(node), trial)?;
-    check_requests(&agent.proxy.seen(), node, &there, agent.kills)?;
+    ebb_tests::check_requests(&agent.proxy.seen(), node, &there, agent.kills > 0)?;
     let asked = agent.proxy.seen().len();
     drains.delete_node(node).await;
     Ok(format!("{end}; {asked} requests, killed {} times", agent.kills))
@@ -284,32 +284,6 @@ fn check_versions(versions: &[drain::Node], trial: &Trial) -> Result<(), String>
         }
     }
     Ok(())
-}
-
-fn check_requests(seen: &[Seen], node: &str, there: &BTreeSet<String>, kills: u32) -> Result<(), String> {
-    let own = format!("/api/v1/nodes/{node}");
-    let mut accepted: BTreeMap<&str, usize> = BTreeMap::new();
-    for request in seen.iter().filter(|request| request.method != Method::GET) {
-        let is_own = request.path == own || request.path == format!("{own}/status");
-        if request.method == Method::PATCH && is_own {
-            continue;
-        }
-        if request.method != Method::POST || !request.is_eviction() {
-            return Err(format!("it is not a drain's to ask for: {request:?}"));
-        }
-        let uid = request.body["deleteOptions"]["preconditions"]["uid"].as_str().unwrap_or_default();
-        if !there.contains(uid) {
-            return Err(format!("the pod was not on the node: {request:?}"));
-        }
-        let told = request.fault == Fault::None && kills == 0;
-        if !request.is_dry_run() && request.status.is_some_and(|status| status < 300) && told {
-            *accepted.entry(uid).or_default() += 1;
-        }
-    }
-    match accepted.iter().find(|(_, times)| **times > 1) {
-        Some((uid, times)) => Err(format!("pod {uid} was evicted {times} times")),
-        None => Ok(()),
-    }
 }
 
 /// The agent of a node, and what lies between it and the API server.
