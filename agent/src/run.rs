@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use ebb_core::classify::IdlePolicy;
 use ebb_core::drain;
+use ebb_core::notice::Notices;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 use tokio::net::TcpListener;
@@ -19,10 +20,11 @@ use crate::args::{Args, Command, SourceArg};
 use crate::clock::Clock;
 use crate::drain::Edge;
 use crate::drain::hooks::Hooks;
-use crate::health::chain;
+use crate::health::{Healths, chain};
 use crate::metrics::{Dcgm, Metrics, Page, ResourceMetrics};
 use crate::sampler::{Input, Sampler};
 use crate::server::Server;
+use crate::source::imds::{Imds, Requests};
 use crate::source::open;
 use crate::source::pod_resources::{self, PodResources};
 use crate::uplink::Uplink;
@@ -71,17 +73,35 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let (stop_sampler, sampler_stop) = mpsc::channel();
     let (names_sender, names) = watch::channel(Arc::default());
     let (devices_sender, devices) = watch::channel(PodResources::default());
+    let (notices_sender, notices) = watch::channel(Notices::default());
+    let (imds_sender, imds_healths) = watch::channel(Healths::default());
     let sampler = Sampler::new(input, clock, IdlePolicy::default())
         .with_names(names)
         .with_pod_resources(devices)
+        .with_imds(imds_healths)
         .spawn(args.interval, policy, sample_sender, sampler_stop)
         .context("start the sampler's thread")?;
 
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let metrics = client.is_some().then(Metrics::default);
+    // A recording is shown with nothing of this machine in it.
+    let is_host = args.source == SourceArg::Host;
+    let imds = args.imds().filter(|_| is_host).map(|endpoint| Imds {
+        endpoint,
+        interval: args.imds_interval,
+        clock,
+        notices: notices_sender,
+        healths: imds_sender,
+        requests: Requests::default(),
+    });
+    let page = Page::new(samples.clone(), metrics.as_ref());
+    let page = match &imds {
+        Some(imds) => page.with_notices(notices, imds.requests.clone()),
+        None => page,
+    };
     let server = Server {
-        page: Page::new(samples.clone(), metrics.as_ref()),
+        page,
         samples: samples.clone(),
         dcgm: args.serve_dcgm.then(|| Dcgm { hostname_label: args.dcgm_hostname_label, hostname: hostname(&args) }),
         resource: args.serve_resource_metrics.then_some(ResourceMetrics { clock }),
@@ -91,8 +111,10 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
         started: std::time::Instant::now(),
     };
     tasks.spawn(Arc::new(server).run(listener, stop.clone()));
-    // A recording is shown with nothing of this machine in it.
-    if args.source == SourceArg::Host {
+    if let Some(imds) = imds {
+        tasks.spawn(imds.run(stop.clone()));
+    }
+    if is_host {
         tasks.spawn(pod_resources::run(args.pod_resources_socket, args.pod_interval, devices_sender, stop.clone()));
     }
     if let Some(((client, node), metrics)) = client.zip(metrics) {

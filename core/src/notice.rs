@@ -135,6 +135,11 @@ impl Notices {
         self.known.get(&trigger)
     }
 
+    /// Each trigger that is known of, with its notices.
+    pub fn iter(&self) -> impl Iterator<Item = (Trigger, &BTreeSet<Notice>)> {
+        self.known.iter().map(|(trigger, notices)| (*trigger, notices))
+    }
+
     /// What the node's intent should become, given the one that stands there. Applied, it asks for nothing more.
     pub fn intent(&self, now: Instant, policy: &Policy, standing: Option<&Intent>) -> Wish {
         let due = self.known.values().flatten().filter(|notice| policy.is_due(now, notice));
