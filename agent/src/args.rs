@@ -100,7 +100,8 @@ pub struct Args {
     pub max_cgroups: u32,
 
     /// Where EC2's instance metadata service is (version 2), which tells of spot interruptions, maintenance and more: as
-    /// http://169.254.169.254, or `none` [default: that address; with --standalone: none]
+    /// http://169.254.169.254, or `none` [default: that address; none
+    /// with --standalone or a recording]
     #[arg(long, env = "EBB_IMDS_ENDPOINT", value_name = "URL")]
     pub imds_endpoint: Option<ImdsArg>,
     /// How often to ask it, from 1s to 1m. A spot interruption is announced two minutes ahead
@@ -213,12 +214,13 @@ impl Args {
         }
     }
 
-    /// Where to ask for instance metadata. A machine that nobody drains has no use for it unless it is asked to.
+    /// Where to ask for instance metadata. Not by itself where nobody drains this machine, nor for a recording, which is
+    /// shown with nothing of this machine in it.
     pub fn imds(&self) -> Option<Endpoint> {
         match &self.imds_endpoint {
             Some(ImdsArg::Endpoint(endpoint)) => Some(endpoint.clone()),
             Some(ImdsArg::None) => None,
-            None => (!self.standalone).then(Endpoint::default),
+            None => (!self.standalone && self.source == SourceArg::Host).then(Endpoint::default),
         }
     }
 
@@ -316,5 +318,6 @@ mod tests {
         let none = |args: &[&str]| assert_eq!(parse(args).unwrap().imds(), None, "{args:?}");
         none(&["--standalone"]);
         none(&["--node-name", "a", "--imds-endpoint", "none"]);
+        none(&["--node-name", "a", "--source", "replay:file"]);
     }
 }

@@ -85,9 +85,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let metrics = client.is_some().then(Metrics::default);
-    // A recording is shown with nothing of this machine in it.
-    let is_host = args.source == SourceArg::Host;
-    let imds = args.imds().filter(|_| is_host).map(|endpoint| Imds {
+    let imds = args.imds().map(|endpoint| Imds {
         endpoint,
         interval: args.imds_interval,
         clock,
@@ -114,7 +112,8 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     if let Some(imds) = imds {
         tasks.spawn(imds.run(stop.clone()));
     }
-    if is_host {
+    // A recording is shown with nothing of this machine in it.
+    if args.source == SourceArg::Host {
         tasks.spawn(pod_resources::run(args.pod_resources_socket, args.pod_interval, devices_sender, stop.clone()));
     }
     if let Some(((client, node), metrics)) = client.zip(metrics) {
