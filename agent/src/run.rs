@@ -28,7 +28,7 @@ use crate::source::imds::{Imds, Requests};
 use crate::source::open;
 use crate::source::pod_resources::{self, PodResources};
 use crate::uplink::Uplink;
-use crate::{cluster, logging, once, pods, record, rights};
+use crate::{cluster, logging, notices, once, pods, record, rights};
 
 /// Less than the 30 s that Kubernetes gives a pod; no step of ours needs longer, and the Node tells where to go on.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -73,7 +73,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let (stop_sampler, sampler_stop) = mpsc::channel();
     let (names_sender, names) = watch::channel(Arc::default());
     let (devices_sender, devices) = watch::channel(PodResources::default());
-    let (notices_sender, notices) = watch::channel(Notices::default());
+    let (notices_sender, known_notices) = watch::channel(Notices::default());
     let (imds_sender, imds_healths) = watch::channel(Healths::default());
     let sampler = Sampler::new(input, clock, IdlePolicy::default())
         .with_names(names)
@@ -89,17 +89,13 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
         endpoint,
         interval: args.imds_interval,
         clock,
-        notices: notices_sender,
+        notices: notices_sender.clone(),
         healths: imds_sender,
         requests: Requests::default(),
     });
-    let page = Page::new(samples.clone(), metrics.as_ref());
-    let page = match &imds {
-        Some(imds) => page.with_notices(notices, imds.requests.clone()),
-        None => page,
-    };
+    let requests = imds.as_ref().map(|imds| imds.requests.clone()).unwrap_or_default();
     let server = Server {
-        page,
+        page: Page::new(samples.clone(), metrics.as_ref()).with_notices(known_notices, requests),
         samples: samples.clone(),
         dcgm: args.serve_dcgm.then(|| Dcgm { hostname_label: args.dcgm_hostname_label, hostname: hostname(&args) }),
         resource: args.serve_resource_metrics.then_some(ResourceMetrics { clock }),
@@ -109,6 +105,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
         started: std::time::Instant::now(),
     };
     tasks.spawn(Arc::new(server).run(listener, stop.clone()));
+    tasks.spawn(notices::follow_gpus(samples.clone(), notices_sender, stop.clone()));
     if let Some(imds) = imds {
         tasks.spawn(imds.run(stop.clone()));
     }

@@ -4,6 +4,7 @@
 //! What is not known now is not taken for gone: a notice that cannot be read any more still holds.
 
 mod document;
+mod gpu;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use document::{Document, Malformed};
+pub use gpu::of_gpus;
 
 use crate::intent::{Intent, Permits, Trigger};
 use crate::time::Instant;
