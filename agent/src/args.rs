@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use ebb_core::notice;
 use ebb_core::time::{parse_duration, parse_duration_within};
 use ebb_core::xid::Policy;
 use tracing_subscriber::filter::Targets;
@@ -170,6 +171,45 @@ pub struct DrainArgs {
         value_parser = parse_duration
     )]
     pub leave_load_balancers: Duration,
+    /// Whose word that the node will go begins a drain; all are shown in the metrics
+    #[arg(
+        long,
+        env = "EBB_DRAIN_ON",
+        value_name = "NOTICE",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "spot-interruption,maintenance,lifecycle-hook"
+    )]
+    pub drain_on: Vec<DrainOn>,
+}
+
+/// What the agent hears of its node's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DrainOn {
+    /// A GPU must be reset, or the machine restarted for it: what works on the others goes, too.
+    GpuRecovery,
+    /// The Auto Scaling group is terminating the instance.
+    LifecycleHook,
+    /// AWS has announced an event for the instance; from an hour before it.
+    Maintenance,
+    /// AWS sees a higher risk of a spot interruption: most such nodes go on working.
+    Rebalance,
+    /// AWS reclaims the spot instance, usually in two minutes.
+    SpotInterruption,
+}
+
+impl DrainArgs {
+    pub fn notices(&self) -> notice::Policy {
+        let on = |it| self.drain_on.contains(&it);
+        notice::Policy {
+            gpu_recovery: on(DrainOn::GpuRecovery),
+            lifecycle_hook: on(DrainOn::LifecycleHook),
+            maintenance: on(DrainOn::Maintenance),
+            rebalance: on(DrainOn::Rebalance),
+            spot_interruption: on(DrainOn::SpotInterruption),
+            ..notice::Policy::default()
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, clap::Subcommand)]

@@ -64,7 +64,11 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     };
     let node = args.node_name.as_deref().unwrap_or_default();
     let (hooks, known_hooks) = Hooks::load(node, args.drain.hooks_file.as_deref(), args.drain.hooks_dir.as_deref())?;
-    let drain = drain::Settings { leave_load_balancers: args.drain.leave_load_balancers, hooks: known_hooks };
+    let drain = drain::Settings {
+        leave_load_balancers: args.drain.leave_load_balancers,
+        hooks: known_hooks,
+        notices: args.drain.notices(),
+    };
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %listener.local_addr()?, "started");
 
@@ -95,7 +99,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     });
     let requests = imds.as_ref().map(|imds| imds.requests.clone()).unwrap_or_default();
     let server = Server {
-        page: Page::new(samples.clone(), metrics.as_ref()).with_notices(known_notices, requests),
+        page: Page::new(samples.clone(), metrics.as_ref()).with_notices(known_notices.clone(), requests),
         samples: samples.clone(),
         dcgm: args.serve_dcgm.then(|| Dcgm { hostname_label: args.dcgm_hostname_label, hostname: hostname(&args) }),
         resource: args.serve_resource_metrics.then_some(ResourceMetrics { clock }),
@@ -122,6 +126,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
             clock,
             settings: drain,
             hooks,
+            notices: known_notices,
             node_uid: uid_sender,
             metrics: metrics.clone(),
         };
