@@ -140,6 +140,25 @@ fn a_notice_without_a_time_keeps_the_deadline_it_was_first_seen_with() {
 }
 
 #[test]
+fn the_same_notice_is_nothing_new_whatever_its_deadline_was_before() {
+    let text = r#"{"action": "hibernate", "time": "2126-11-28T13:02:00Z"}"#;
+    let read = Document::InstanceAction.read(text, at(1000)).unwrap();
+    // Seen by an agent whose clock was ahead.
+    let standing = Intent { deadline: at(2000), ..read[0].intent(at(2000), Permits::default()) };
+    assert_eq!(wish(&known(&read), &Policy::default(), Some(&standing)), "keep");
+}
+
+#[test]
+fn what_is_given_up_is_asked_about_when_it_is() {
+    let mut notices = known(&[notice(Trigger::Maintenance, 1120)]);
+    notices.learn(Trigger::Rebalance, None);
+    let (policy, standing) = (Policy::default(), intent(Trigger::Rebalance, 1060));
+    assert_eq!(wish(&notices, &policy, Some(&standing)), "keep");
+    assert_eq!(notices.next_wakeup(at(1000), &policy, Some(&standing)), Some(at(1060)));
+    assert!(matches!(notices.intent(at(1060), &policy, Some(&standing)), Wish::Set(_)));
+}
+
+#[test]
 fn what_was_allowed_to_be_lost_stays_allowed() {
     let permits = Permits { force: true, ..Permits::default() };
     let standing = Intent { permits, ..intent(Trigger::Person, 9000) };
