@@ -44,6 +44,9 @@ pub struct Intent {
     /// Whose wish it is.
     #[serde(default, skip_serializing_if = "Trigger::is_coordinator")]
     pub by: Trigger,
+    /// Of many drains at once: after the cordon, the first eviction waits until the coordinator lets it begin.
+    #[serde(default, skip_serializing_if = "Not::not")]
+    pub awaits_turn: bool,
     /// What may be lost for it.
     #[serde(flatten)]
     pub permits: Permits,
@@ -213,6 +216,7 @@ mod tests {
             deadline: Instant::from_millis(60_000),
             evict: true,
             by: Trigger::Coordinator,
+            awaits_turn: false,
             permits: Permits::default(),
         };
         let text = r#"{"id":"d-1","reason":"idle","requestedAt":"1970-01-01T00:00:00.000Z","deadline":"1970-01-01T00:01:00.000Z"}"#;

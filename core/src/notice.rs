@@ -41,6 +41,7 @@ impl Notice {
             deadline: self.deadline,
             evict: true,
             by: self.trigger,
+            awaits_turn: false,
             permits,
         }
     }

@@ -102,6 +102,8 @@ impl Lab {
         let file = Kubeconfig::read_from(&self.kubeconfig).expect("the kubeconfig is there");
         let loader = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
         config.root_cert = loader.expect("the kubeconfig is complete").root_cert;
+        // A 429 is an answer, for whoever asks through this.
+        config.default_retry = false;
         Client::try_from(config).expect("its certificates can be read")
     }
 

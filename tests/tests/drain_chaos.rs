@@ -95,6 +95,7 @@ impl Trial {
             deadline: now + DEADLINE,
             evict: self.evict,
             by: self.by,
+            awaits_turn: false,
             permits: Permits::default(),
         }
     }

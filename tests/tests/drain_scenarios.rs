@@ -308,6 +308,7 @@ fn intent(wanted: &Wanted, deadline: Duration) -> Intent {
         deadline: now + deadline,
         evict: wanted.evict,
         by: wanted.by,
+        awaits_turn: false,
         permits: wanted.permits,
     }
 }

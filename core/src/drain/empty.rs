@@ -95,7 +95,11 @@ impl Drain {
         }
         if count == 0 {
             let volumes = self.node.as_ref().map_or(0, |node| self.attached(node).count());
-            return if volumes == 0 { String::new() } else { format!("{volumes} volumes are attached") };
+            return match volumes {
+                0 => String::new(),
+                1 => "1 volume is attached".into(),
+                _ => format!("{volumes} volumes are attached"),
+            };
         }
         let pods = if count == 1 { "1 pod is left".to_owned() } else { format!("{count} pods are left") };
         if causes.is_empty() { pods } else { format!("{pods}; {}", causes.words()) }

@@ -186,6 +186,11 @@ impl Drain {
         actions: &mut Vec<Action>,
     ) -> Result<Option<String>, (Step, String)> {
         let tier = self.holding(intent, progress).map(Pod::tier).min();
+        // Where nobody gives turns away, it takes its own while there is time left for it.
+        let half = intent.requested_at + intent.deadline.since(intent.requested_at) / 2;
+        if intent.awaits_turn && intent.is_planned() && tier.is_some() && !timer.due(half) {
+            return Ok(Some("its turn is awaited".into()));
+        }
         let points = [
             (!intent.is_planned()).then_some((HookPhase::PreCordon, None)),
             Some((HookPhase::PreDrain, None)),
@@ -304,6 +309,7 @@ fn requested(now: Instant, words: &str) -> (Step, Change) {
         deadline: deadline.unwrap_or(now + DEFAULT_DEADLINE),
         evict: true,
         by: Trigger::Person,
+        awaits_turn: false,
         permits,
     };
     (Step::Requested, Change::Node(NodeChange { intent: Edit::Set(intent), ..NodeChange::default() }))

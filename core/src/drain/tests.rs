@@ -23,6 +23,7 @@ fn intent(id: &str) -> Intent {
         deadline: at(600),
         evict: true,
         by: Trigger::Coordinator,
+        awaits_turn: false,
         permits: Permits::default(),
     }
 }
@@ -423,7 +424,7 @@ fn volumes_are_waited_for_but_not_for_ever() {
     let mut world = wanted(vec![workload("a")]);
     attached(&mut world, &["vol-1"]);
     world.run_until(60);
-    assert!(!world.node.drained && world.message.contains("1 volumes are attached"), "{}", world.message);
+    assert!(!world.node.drained && world.message.contains("1 volume is attached"), "{}", world.message);
     attached(&mut world, &[]);
     assert!(world.node.drained);
 
@@ -704,6 +705,25 @@ fn a_planned_drain_becomes_one_that_nothing_stops() {
     assert!(world.node.unschedulable && world.node.draining);
     let Progress { id, cordoned_by_us, .. } = world.node.progress.clone().unwrap();
     assert_eq!((id.as_str(), cordoned_by_us), ("spot-120", true));
+}
+
+#[test]
+fn one_of_many_is_cordoned_at_once_and_evicts_when_it_is_let_or_nobody_does_in_half_its_time() {
+    for let_begin in [true, false] {
+        let mut world =
+            wanted_by(Intent { by: Trigger::Person, awaits_turn: true, ..intent("d") }, vec![workload("a")]);
+        assert!(world.node.unschedulable && world.node.draining);
+        assert!(world.message.contains("its turn is awaited"), "{}", world.message);
+        world.run_until(299);
+        assert_eq!(world.pods.len(), 1);
+        if let_begin {
+            world.node.intent = Some(Intent { by: Trigger::Person, ..intent("d") });
+            world.show_node();
+            assert_eq!(world.pods, []);
+        }
+        world.run_until(310);
+        assert!(world.node.drained);
+    }
 }
 
 #[test]
