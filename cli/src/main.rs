@@ -4,10 +4,12 @@ mod ask;
 mod classify;
 mod client;
 mod demo;
+mod drain;
 mod explain;
 #[cfg(test)]
 mod golden;
 mod input;
+mod kubernetes;
 mod lines;
 mod picture;
 mod replay;
@@ -20,6 +22,8 @@ mod tables;
 mod terminal;
 mod text;
 mod top;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -35,6 +39,7 @@ struct Args {
 enum Command {
     Classify(classify::Args),
     Demo(demo::Args),
+    Drain(drain::Args),
     Explain(explain::Args),
     Replay(replay::Args),
     Simulate(simulate::Args),
@@ -42,14 +47,28 @@ enum Command {
     Top(top::Args),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Args::parse().command {
-        Command::Classify(args) => classify::run(&args),
-        Command::Demo(args) => demo::run(&args),
-        Command::Explain(args) => explain::run(&args),
-        Command::Replay(args) => replay::run(&args),
-        Command::Simulate(args) => simulate::run(&args),
-        Command::Status(args) => status::run(&args),
-        Command::Top(args) => top::run(&args),
+        Command::Classify(args) => classify::run(&args)?,
+        Command::Demo(args) => demo::run(&args)?,
+        Command::Drain(args) => return drain::run(&args),
+        Command::Explain(args) => explain::run(&args)?,
+        Command::Replay(args) => replay::run(&args)?,
+        Command::Simulate(args) => simulate::run(&args)?,
+        Command::Status(args) => status::run(&args)?,
+        Command::Top(args) => top::run(&args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Args::command().debug_assert();
     }
 }

@@ -17,6 +17,7 @@ pub mod kubernetes;
 pub mod launch;
 pub mod lease;
 pub mod policy;
+pub mod preflight;
 pub mod price;
 pub mod reason;
 pub mod recording;

@@ -79,8 +79,7 @@ mod tests {
     #[test]
     fn a_patch_names_the_node_by_uid_and_by_how_it_was() {
         let patched = |change| patch("u-1", Some("7"), &change).to_string();
-        let expected =
-            r#"{"metadata":{"annotations":{"ebb.dev/drain":null},"resourceVersion":"7","uid":"u-1"}}"#;
+        let expected = r#"{"metadata":{"annotations":{"ebb.dev/drain":null},"resourceVersion":"7","uid":"u-1"}}"#;
         assert_eq!(patched(Change::Remove), expected);
         let intent = Intent {
             id: "person-1".into(),
