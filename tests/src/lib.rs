@@ -6,6 +6,7 @@ mod browser;
 mod ebb;
 mod http;
 mod program;
+pub mod rights;
 pub mod scheduling;
 mod terminal;
 pub mod trials;
@@ -30,7 +31,7 @@ use tokio::process::Command;
 
 pub use aws::{AwsCall, Group, Instance};
 pub use browser::{Browser, key};
-pub use ebb::{Ebb, node_of};
+pub use ebb::{Ebb, Rights, node_of};
 pub use http::http;
 pub use program::{Program, binary, free_port};
 pub use rustix::process::Signal;
