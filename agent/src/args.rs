@@ -62,6 +62,9 @@ pub struct Args {
     #[arg(long, env = "EBB_COORDINATOR_TOKEN_FILE", value_name = "FILE", default_value = "/var/run/ebb/token/token")]
     pub coordinator_token_file: PathBuf,
 
+    #[command(flatten)]
+    pub drain: DrainArgs,
+
     /// How often to sample, from 100ms to 10s
     #[arg(long, global = true, env = "EBB_INTERVAL", value_name = "DURATION", default_value = "1s", value_parser = parse_interval)]
     pub interval: Duration,
@@ -141,6 +144,24 @@ pub struct Args {
         value_parser = logging::parse_filter
     )]
     pub log_level: Targets,
+}
+
+/// How this node is drained.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+#[command(next_help_heading = "Drain")]
+pub struct DrainArgs {
+    /// Hooks of drains: programs and services, with their phases
+    #[arg(long, env = "EBB_HOOKS_FILE", value_name = "FILE")]
+    pub hooks_file: Option<PathBuf>,
+    /// More hooks: the programs in `DIR/PHASE.d`, in the order of their names
+    #[arg(long, env = "EBB_HOOKS_DIR", value_name = "DIR")]
+    pub hooks_dir: Option<PathBuf>,
+    /// How long load balancers get to forget the node before it is cordoned
+    #[arg(
+        long, env = "EBB_LEAVE_LOAD_BALANCERS", value_name = "DURATION", default_value = "0s",
+        value_parser = parse_duration
+    )]
+    pub leave_load_balancers: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, clap::Subcommand)]

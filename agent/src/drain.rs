@@ -2,18 +2,21 @@
 //! No rules here: what to do, and when, is the core's.
 
 mod eviction;
+pub mod hooks;
 mod patch;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ebb_core::drain::{Action, Change, Drain, Event, EvictionOutcome, Step};
-use ebb_core::kubernetes::Node;
-use futures::future::BoxFuture;
+use ebb_core::drain;
+use ebb_core::drain::{
+    Action, Change, Drain, Event, EvictionOutcome, HookOutcome, HookPhase, Node, Pod, Settings, Step, Target,
+};
+use futures::future::{AbortHandle, BoxFuture, abortable};
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
 use k8s_openapi::api::core::v1 as api;
 use kube::Client;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde::de::IgnoredAny;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +26,7 @@ use crate::health::chain;
 use crate::metrics::Metrics;
 use crate::watching::{self, NodeState};
 
-use eviction::Answer;
+use hooks::Hooks;
 use patch::Known;
 
 /// Longer than the API server tries to write a PodDisruptionBudget: 20 times every 500 ms.
@@ -34,6 +37,8 @@ pub struct Edge {
     pub client: Client,
     pub node: String,
     pub clock: Clock,
+    pub settings: Settings,
+    pub hooks: Hooks,
     /// Where others learn the UID of the Node.
     pub node_uid: watch::Sender<Option<String>>,
     pub metrics: Metrics,
@@ -41,28 +46,52 @@ pub struct Edge {
 
 /// The end of a request.
 enum Reply {
-    Evicted { pod: String, uid: String, answer: Answer },
+    Answered {
+        pod: Target,
+        is_check: bool,
+        reply: drain::Reply,
+    },
+    Hooked {
+        hook: String,
+        phase: HookPhase,
+        outcome: HookOutcome,
+    },
+    /// A hook was stopped.
+    Stopped,
     Patched(Box<api::Node>),
     PatchFailed,
 }
 
 /// The drain of one Node object, and all that is under way for it.
-#[derive(Default)]
 struct Drive {
     drain: Drain,
     /// The Node as it was last shown to the drain.
     known: Option<Known>,
-    pods: Option<BoxStream<'static, Vec<ebb_core::kubernetes::Pod>>>,
+    pods: Option<BoxStream<'static, Vec<Pod>>>,
     requests: FuturesUnordered<BoxFuture<'static, Reply>>,
     /// The latest answer to an eviction, by pod UID.
-    answers: BTreeMap<String, Answer>,
+    answers: BTreeMap<String, drain::Reply>,
+    running: BTreeMap<(String, HookPhase), AbortHandle>,
+}
+
+impl Drive {
+    fn new(settings: &Settings) -> Self {
+        Self {
+            drain: Drain::new(settings.clone()),
+            known: None,
+            pods: None,
+            requests: FuturesUnordered::new(),
+            answers: BTreeMap::new(),
+            running: BTreeMap::new(),
+        }
+    }
 }
 
 impl Edge {
     /// Runs until `stop`. What is under way then is left: the Node tells the next agent where to go on.
     pub async fn run(self, stop: CancellationToken) {
         let mut nodes = watching::node(self.client.clone(), &self.node);
-        let mut drive = Drive::default();
+        let mut drive = Drive::new(&self.settings);
         loop {
             let wakeup = drive.drain.next_wakeup();
             let events = tokio::select! {
@@ -72,7 +101,7 @@ impl Edge {
                     NodeState::Gone => {
                         tracing::warn!(node = self.node, "node object is gone");
                         self.node_uid.send_replace(None);
-                        drive = Drive::default();
+                        drive = Drive::new(&self.settings);
                         continue;
                     }
                 },
@@ -93,7 +122,7 @@ impl Edge {
         let known = Known::from(node);
         if drive.known.as_ref().is_some_and(|last| last.uid != known.uid) {
             // Another node of the same name: nothing that was asked for the old one is of use.
-            *drive = Drive::default();
+            *drive = Drive::new(&self.settings);
         }
         if drive.known.as_ref().is_some_and(|last| !known.is_newer_than(last)) {
             return Vec::new();
@@ -105,19 +134,25 @@ impl Edge {
             changed
         });
         drive.known = Some(known);
-        vec![Event::Node(Node::from(node))]
+        vec![Event::Node(Box::new(Node::from(node)))]
     }
 
     fn replied(&self, drive: &mut Drive, reply: Reply) -> Vec<Event> {
         match reply {
-            Reply::Evicted { pod, uid, answer } => {
+            Reply::Answered { pod: Target { namespace, name, uid }, is_check, reply } => {
                 // A blocked pod gives the same answer every few seconds: said once.
-                if drive.answers.get(&uid) != Some(&answer) {
-                    log(&pod, &uid, &answer);
-                    drive.answers.insert(uid.clone(), answer.clone());
+                if drive.answers.get(&uid) != Some(&reply) {
+                    log(&format!("{namespace}/{name}"), &uid, is_check, &reply);
+                    drive.answers.insert(uid.clone(), reply.clone());
                 }
-                vec![Event::Evicted { uid, outcome: answer.outcome }]
+                vec![if is_check { Event::Checked { uid, reply } } else { Event::Evicted { uid, reply } }]
             }
+            Reply::Hooked { hook, phase, outcome } => {
+                tracing::info!(hook, phase = phase.name(), ?outcome, "hook answered");
+                drive.running.remove(&(hook.clone(), phase));
+                vec![Event::Hook { hook, phase, outcome }]
+            }
+            Reply::Stopped => Vec::new(),
             Reply::PatchFailed => vec![Event::PatchFailed],
             Reply::Patched(node) => {
                 let mut events = self.seen(drive, &node);
@@ -138,7 +173,23 @@ impl Edge {
                 let known = drive.known.as_ref().expect("a drain patches only a node that it was shown");
                 drive.requests.push(self.patch(known, &change, because));
             }
-            Action::Evict { namespace, name, uid } => drive.requests.push(self.evict(namespace, name, uid)),
+            Action::Check(pod) => drive.requests.push(self.evict(pod, None, true)),
+            Action::Evict { pod, grace } => drive.requests.push(self.evict(pod, grace, false)),
+            Action::Delete { pod, grace } => drive.requests.push(self.delete(pod, grace)),
+            Action::RunHook { hook, phase, until, about } => {
+                tracing::info!(hook, phase = phase.name(), drain = about.id, "hook asked");
+                let (run, handle) = abortable(self.hooks.run(&hook, phase, until, &about));
+                drive.running.insert((hook.clone(), phase), handle);
+                drive.requests.push(Box::pin(async move {
+                    run.await.map_or(Reply::Stopped, |outcome| Reply::Hooked { hook, phase, outcome })
+                }));
+            }
+            Action::StopHook { hook, phase } => {
+                tracing::warn!(hook, phase = phase.name(), "hook stopped");
+                if let Some(running) = drive.running.remove(&(hook, phase)) {
+                    running.abort();
+                }
+            }
         }
     }
 
@@ -146,7 +197,7 @@ impl Edge {
         let nodes: Api<api::Node> = Api::all(self.client.clone());
         let (name, metrics) = (self.node.clone(), self.metrics.clone());
         let (body, is_status) = match change {
-            Change::Spec { unschedulable, progress } => (patch::spec(known, *unschedulable, progress.as_ref()), false),
+            Change::Node(change) => (patch::node(known, change), false),
             Change::Conditions(conditions) => (patch::conditions(known, conditions, self.clock.now()), true),
         };
         Box::pin(async move {
@@ -177,17 +228,44 @@ impl Edge {
         })
     }
 
-    fn evict(&self, namespace: String, name: String, uid: String) -> BoxFuture<'static, Reply> {
-        let pods: Api<api::Pod> = Api::namespaced(self.client.clone(), &namespace);
+    /// `is_check`: as a dry run.
+    fn evict(&self, pod: Target, grace: Option<Duration>, is_check: bool) -> BoxFuture<'static, Reply> {
+        let pods: Api<api::Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let metrics = self.metrics.clone();
         Box::pin(async move {
-            let body = eviction::body(&namespace, &name, &uid);
-            let parameters = PostParams::default();
-            let request = pods.create_subresource::<_, IgnoredAny>("eviction", &name, &parameters, &body);
+            let body = eviction::body(&pod, grace);
+            let parameters = PostParams { dry_run: is_check, ..PostParams::default() };
+            let request = pods.create_subresource::<_, IgnoredAny>("eviction", &pod.name, &parameters, &body);
             let result = tokio::time::timeout(EVICTION_TIMEOUT, request).await;
-            let answer = eviction::answer(result.as_ref().ok());
-            metrics.evicted(eviction::label(answer.outcome));
-            Reply::Evicted { pod: format!("{namespace}/{name}"), uid, answer }
+            let reply = eviction::reply(&pod.namespace, result.as_ref().ok());
+            if !is_check {
+                metrics.evicted(eviction::label(reply.outcome));
+            }
+            Reply::Answered { pod, is_check, reply }
+        })
+    }
+
+    fn delete(&self, pod: Target, grace: Duration) -> BoxFuture<'static, Reply> {
+        let pods: Api<api::Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let metrics = self.metrics.clone();
+        Box::pin(async move {
+            let preconditions = Preconditions { uid: Some(pod.uid.clone()), ..Preconditions::default() };
+            let parameters = DeleteParams {
+                grace_period_seconds: u32::try_from(grace.as_secs()).ok(),
+                preconditions: Some(preconditions),
+                ..DeleteParams::default()
+            };
+            let result = tokio::time::timeout(EVICTION_TIMEOUT, pods.delete(&pod.name, &parameters)).await;
+            let reply = eviction::reply(&pod.namespace, result.as_ref().ok());
+            tracing::warn!(
+                pod = pod.name,
+                namespace = pod.namespace,
+                uid = pod.uid,
+                ?grace,
+                "pod deleted past its budget"
+            );
+            metrics.evicted("forced");
+            Reply::Answered { pod, is_check: false, reply }
         })
     }
 
@@ -199,11 +277,11 @@ impl Edge {
     }
 }
 
-fn log(pod: &str, uid: &str, answer: &Answer) {
-    let (outcome, reason) = (eviction::label(answer.outcome), &answer.reason);
-    match answer.outcome {
-        EvictionOutcome::Refused => tracing::warn!(pod, uid, reason, "eviction refused"),
-        _ => tracing::info!(pod, uid, outcome, reason, "eviction answered"),
+fn log(pod: &str, uid: &str, is_check: bool, reply: &drain::Reply) {
+    let (outcome, reason) = (eviction::label(reply.outcome), &reply.reason);
+    match reply.outcome {
+        EvictionOutcome::Refused => tracing::warn!(pod, uid, is_check, reason, "eviction refused"),
+        _ => tracing::info!(pod, uid, is_check, outcome, reason, "eviction answered"),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ebb_core::classify::IdlePolicy;
+use ebb_core::drain;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 use tokio::net::TcpListener;
@@ -17,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::args::{Args, Command, SourceArg};
 use crate::clock::Clock;
 use crate::drain::Edge;
+use crate::drain::hooks::Hooks;
 use crate::health::chain;
 use crate::metrics::{Dcgm, Metrics, Page, ResourceMetrics};
 use crate::sampler::{Input, Sampler};
@@ -58,6 +60,9 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
         Some(node) => Some((cluster::client(args.kubeconfig.as_deref(), &node, args.rights).await?, node)),
         None => None,
     };
+    let node = args.node_name.as_deref().unwrap_or_default();
+    let (hooks, known_hooks) = Hooks::load(node, args.drain.hooks_file.as_deref(), args.drain.hooks_dir.as_deref())?;
+    let drain = drain::Settings { leave_load_balancers: args.drain.leave_load_balancers, hooks: known_hooks };
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %listener.local_addr()?, "started");
 
@@ -93,7 +98,15 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     if let Some(((client, node), metrics)) = client.zip(metrics) {
         let (uid_sender, node_uid) = watch::channel(None);
         tasks.spawn(pods::run(client.clone(), node.clone(), names_sender, stop.clone()));
-        let edge = Edge { client, node: node.clone(), clock, node_uid: uid_sender, metrics: metrics.clone() };
+        let edge = Edge {
+            client,
+            node: node.clone(),
+            clock,
+            settings: drain,
+            hooks,
+            node_uid: uid_sender,
+            metrics: metrics.clone(),
+        };
         let uplink = Uplink {
             coordinator: args.coordinator,
             ca: args.coordinator_ca,

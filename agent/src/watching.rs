@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use ebb_core::kubernetes::Pod;
+use ebb_core::drain::Pod;
 use futures::stream::{BoxStream, Stream, StreamExt};
 use k8s_openapi::api::core::v1 as api;
 use kube::Client;

@@ -61,10 +61,17 @@ pub(crate) struct Args {
     kubernetes: kubernetes::Args,
 }
 
-impl Args {
-    fn permits(&self) -> Permits {
-        let Self { force, delete_emptydir_data, delete_at_deadline, .. } = *self;
-        Permits { force, delete_emptydir_data, delete_at_deadline }
+/// What is asked for.
+fn intent(args: &Args, reason: String, now: Instant) -> Intent {
+    let Args { force, delete_emptydir_data, delete_at_deadline, timeout, .. } = *args;
+    Intent {
+        id: format!("person-{}", now.since(Instant::from_millis(0)).as_millis()),
+        reason,
+        requested_at: now,
+        deadline: now + timeout,
+        evict: true,
+        by: Trigger::Person,
+        permits: Permits { force, delete_emptydir_data, delete_at_deadline },
     }
 }
 
@@ -78,39 +85,27 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
     let well = runtime.block_on(async {
         let client = args.kubernetes.client().await?;
-        if args.dry_run { preview::run(&client, args).await } else { ask(&client, args).await }
+        let reason = if args.cancel || args.dry_run { String::new() } else { reason(&client, args).await };
+        let intent = intent(args, reason, now());
+        if args.dry_run { preview::run(&client, args, intent).await } else { ask(&client, args, &intent).await }
     })?;
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Whether all came to a good end. A node that cannot be asked does not keep the others from being drained.
-async fn ask(client: &Client, args: &Args) -> Result<bool> {
+async fn ask(client: &Client, args: &Args, intent: &Intent) -> Result<bool> {
     let mut nodes = Vec::new();
     for name in &args.nodes {
         // None is asked before all are known: a wrong name is a mistake in the command.
         nodes.push((name, node(client, name).await?));
     }
-    let now = now();
-    let intent = Intent {
-        id: format!("person-{}", now.since(Instant::from_millis(0)).as_millis()),
-        reason: match &args.reason {
-            _ if args.cancel => String::new(),
-            Some(reason) => reason.clone(),
-            None => asker(client).await,
-        },
-        requested_at: now,
-        deadline: now + args.timeout,
-        evict: true,
-        by: Trigger::Person,
-        permits: args.permits(),
-    };
     let drains = nodes.iter().map(async |(name, node)| {
         let uid = node.uid().unwrap_or_default();
         let wanted = if args.cancel {
             want::cancel(client, (name, &uid), args.replace).await?;
             Wanted::Undone
         } else {
-            want::drain(client, (name, &uid), &intent, args.replace).await?;
+            want::drain(client, (name, &uid), intent, args.replace).await?;
             Wanted::Drained { id: intent.id.clone(), deadline: intent.deadline }
         };
         if args.no_wait {
@@ -140,8 +135,11 @@ async fn node(client: &Client, name: &str) -> Result<Node> {
     }
 }
 
-/// Who the API server takes us for.
-async fn asker(client: &Client) -> String {
+/// The person's words, or who the API server takes them for.
+async fn reason(client: &Client, args: &Args) -> String {
+    if let Some(reason) = &args.reason {
+        return reason.clone();
+    }
     let review = Api::<SelfSubjectReview>::all(client.clone());
     let review = review.create(&PostParams::default(), &SelfSubjectReview::default()).await.ok();
     let name = review.and_then(|review| review.status?.user_info?.username);

@@ -210,7 +210,8 @@ fn recorded() -> String {
         _ => None,
     });
     let intent = intent.expect("it was asked to drain");
-    let progress = Some(Progress { id: intent.id.clone(), phase: Phase::Drained, cordoned_by_us: true });
+    let progress =
+        Some(Progress { cordoned_by_us: true, ..Progress::new(&intent.id, Phase::Drained, intent.requested_at) });
     world.pass(5);
     let node = Node { unschedulable: true, drained: true, progress, intent: Some(intent), ..world.node(2) };
     world.tell(Event::NodeApplied(node));

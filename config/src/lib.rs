@@ -4,8 +4,10 @@
 
 mod check;
 mod file;
+mod hooks;
 
 pub use check::{Check, count};
+pub use hooks::{Call, DEFAULT_TIMEOUT, parse_hooks, read_hooks};
 
 use std::fmt;
 use std::fs;

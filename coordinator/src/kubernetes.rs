@@ -3,7 +3,7 @@
 
 use ebb_core::buffer;
 use ebb_core::fleet::Failure;
-use ebb_core::intent::Intent;
+use ebb_core::intent::{Intent, decode};
 use ebb_core::reason::Reason;
 use ebb_kubernetes::intent::{self, Change};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -39,17 +39,18 @@ impl Kubernetes {
 
     /// Writes the intent, if the Node has this UID and no other intent.
     pub async fn drain(&self, node: &str, uid: &str, intent: &Intent) -> Result<(), CallError> {
-        let decide = |standing: Option<Intent>| match standing {
+        let decide = |standing: Option<&str>| match standing.map(|text| (text, decode::<Intent>(text))) {
             None => Ok(Some(Change::Put(intent.clone()))),
-            Some(standing) if standing.id == intent.id => Ok(None),
-            Some(other) => Err(conflict(format!("node {node} has another intent, {}", other.id))),
+            Some((_, Some(standing))) if standing.id == intent.id => Ok(None),
+            // A person's words, too: their agent makes an intent of them.
+            Some((other, _)) => Err(conflict(format!("node {node} has another intent: {other}"))),
         };
         intent::change(&self.client, CONTROLLER, (node, uid), decide).await
     }
 
     /// Removes the intent, if it is still this one.
     pub async fn cancel_drain(&self, node: &str, uid: &str, id: &str) -> Result<(), CallError> {
-        let decide = |standing: Option<Intent>| match standing {
+        let decide = |standing: Option<&str>| match standing.and_then(decode::<Intent>) {
             Some(standing) if standing.id == id => Ok(Some(Change::Remove)),
             // Gone, or another's: there is nothing of ours to remove.
             _ => Ok(None),

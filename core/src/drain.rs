@@ -1,73 +1,94 @@
-//! The drain of one node, as its own agent carries it out: cordon, evict by UID (or leave its pods to end), wait until it
-//! stays empty, say so; or give up and undo. Told the time and what happened; does no I/O.
+//! The drain of one node, as its own agent carries it out. Told the time and what happened; does no I/O.
+//!
+//! A planned drain that cannot succeed changes nothing. Otherwise: hooks and blockers, out of the load balancers, cordon,
+//! hooks, evictions by UID and tier, volumes detached, hooks, `Drained`. One that is not planned, because the node will
+//! be lost whatever anybody says, cordons first and lets nothing stop it. Whatever ends a drain early undoes what it
+//! changed, and no more.
 //!
 //! Level-triggered: each step compares the Node as it stands with what the intent asks for. Nothing but the Node is
 //! needed to go on after a crash: the progress annotation says what was changed, and is written in the same patch as
-//! the change.
+//! the change. What is kept here beside is only what may be asked or said twice.
 
-use std::collections::BTreeMap;
+mod causes;
+mod change;
+mod eviction;
+mod hook;
+mod node;
+mod pod;
+mod preflight;
+#[cfg(test)]
+mod tests;
+mod timer;
+
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::intent::{CONDITION_DRAINED, CONDITION_DRAINING, Intent, Phase, Progress};
-use crate::kubernetes::{Node, Pod};
-use crate::time::Instant;
+use crate::intent::{self, Intent, Permits, Phase, Progress, Trigger};
+use crate::time::{Instant, format_duration};
 
-/// How long a node must stay empty after its cordon was seen: the scheduler may have bound a pod just before.
-/// Karpenter waits as long (its `MinDrainTime`).
+use causes::{Causes, cause};
+pub use change::{Change, Condition, Edit, NodeChange, Step};
+use change::{Standing, cordon, undo};
+use eviction::Evictions;
+pub use eviction::{EvictionOutcome, Reply};
+use hook::{Ask, Hooks, Verdict};
+pub use hook::{Hook, HookOutcome, HookPhase, OnFailure, When};
+pub use node::{Blocker, Node};
+pub use pod::{Pod, Tier, Treatment};
+use preflight::{Outlook, Preflight};
+use timer::Timer;
+
+/// How long after its cordon a node must have been watched: the scheduler may have bound a pod just before. Karpenter
+/// waits as long (its `MinDrainTime`).
 const SETTLE: Duration = Duration::from_secs(5);
-/// Evictions asked for at the same time. Blocked pods hold no slot, so a closed budget does not starve the others.
-const EVICTIONS_IN_FLIGHT: usize = 10;
+/// How long it must then have been seen empty.
+const QUIET: Duration = Duration::from_secs(1);
+/// How long an empty node waits for its volumes to be detached: the attach-detach controller itself gives up waiting
+/// for a kubelet after six minutes, but then the pods that need them elsewhere are not helped by a node that stays.
+const DETACH_VOLUMES: Duration = Duration::from_secs(120);
+/// What is left between the end of the longest grace period and the deadline.
+const MARGIN: Duration = Duration::from_secs(10);
+/// How long past its time a pod may be terminating before somebody should look why.
+const STUCK: Duration = Duration::from_secs(60);
+/// Between two writes of a message that changes with each pod.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Pause after a patch that failed: long enough for the watch to deliver the Node that the patch collided with.
 const PATCH_RETRY: Duration = Duration::from_secs(1);
+/// What a person who names no deadline gets: that of `ebb drain`.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// What operators set.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// How long load balancers get to forget the node before its cordon. ELBs take two to three minutes
+    /// (aws-node-termination-handler #316).
+    pub leave_load_balancers: Duration,
+    pub hooks: Vec<Hook>,
+}
 
 /// What happened.
-#[expect(clippy::large_enum_variant, reason = "only a handful exist at a time")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Event {
     /// The own Node as it now stands: at first, after every change, and as the reply to a patch.
-    Node(Node),
+    Node(Box<Node>),
     /// All pods on the own node, at first and after every change. Sent only between [`Action::WatchPods`] and
     /// [`Action::UnwatchPods`].
     Pods(Vec<Pod>),
-    /// The reply to an [`Action::Evict`]. Every one gets a reply.
-    Evicted { uid: String, outcome: EvictionOutcome },
+    /// The reply to an [`Action::Check`]. Every one gets a reply.
+    Checked { uid: String, reply: Reply },
+    /// The reply to an [`Action::Evict`] or [`Action::Delete`]. Every one gets a reply.
+    Evicted { uid: String, reply: Reply },
+    /// The end of an [`Action::RunHook`], unless it was stopped.
+    Hook { hook: String, phase: HookPhase, outcome: HookOutcome },
     /// An [`Action::Patch`] was accepted. The Node from its reply was sent just before, as [`Event::Node`].
     Patched,
     /// An [`Action::Patch`] failed, wholly or in part, or its reply was lost. Every one gets this or `Patched`.
     PatchFailed,
     /// The time that [`Drain::next_wakeup`] named has come.
     Tick,
-}
-
-/// How the API server answered an eviction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum EvictionOutcome {
-    /// 200, 201: the pod is terminating.
-    Accepted,
-    /// 404, or 409 on the UID precondition: this pod is gone.
-    Gone,
-    /// 429 with the cause `DisruptionBudget`: a PodDisruptionBudget does not allow it now.
-    Blocked,
-    /// 429 without that cause, 5xx, no reply: nothing is known of the pod.
-    Unavailable,
-    /// 403, and everything else that will not change by itself soon.
-    Refused,
-}
-
-impl EvictionOutcome {
-    /// When to ask again, should the pod still be there. kubectl asks a blocked one every 5 s; an accepted one has
-    /// its grace period of 30 s by default.
-    fn retry_after(self) -> Duration {
-        Duration::from_secs(match self {
-            Self::Unavailable => 2,
-            Self::Gone | Self::Blocked => 5,
-            Self::Accepted | Self::Refused => 30,
-        })
-    }
 }
 
 /// What to do.
@@ -83,89 +104,82 @@ pub enum Action {
         change: Change,
         because: Step,
     },
-    /// Evict this pod, with its UID as precondition.
+    /// Ask whether this pod could be evicted: an eviction as a dry run.
+    Check(Target),
+    /// Evict this pod, with its UID as precondition. `grace`: less than its own, where there is no time for that.
     Evict {
-        namespace: String,
-        name: String,
-        uid: String,
+        pod: Target,
+        grace: Option<Duration>,
+    },
+    /// Delete this pod past its budget, with its UID as precondition.
+    Delete {
+        pod: Target,
+        grace: Duration,
+    },
+    /// `about`: the drain it is asked about; of one that is cancelled, what it was.
+    RunHook {
+        hook: String,
+        phase: HookPhase,
+        until: Instant,
+        about: Box<Intent>,
+    },
+    StopHook {
+        hook: String,
+        phase: HookPhase,
     },
 }
 
-/// What one request changes: the status is a resource of its own, so its conditions need another one.
+/// A pod to ask for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Change {
-    Conditions(Vec<Condition>),
-    /// `unschedulable`: `None` leaves it as it is. `progress`: `None` removes the annotation.
-    Spec {
-        unschedulable: Option<bool>,
-        progress: Option<Progress>,
-    },
+pub struct Target {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
 }
 
-/// A node condition to set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Condition {
-    pub type_: String,
-    pub status: bool,
-    /// CamelCase, for machines.
-    pub reason: String,
-    pub message: String,
-}
-
-/// The steps of a drain: what a patch stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Step {
-    /// The intent is gone; what we changed is undone.
-    Cancelled,
-    /// The deadline passed; what we changed is undone.
-    DeadlineExceeded,
-    Drained,
-    /// No more pods come, and those there are end by themselves.
-    RunningOut,
-    Started,
-    /// Somebody made the node schedulable again: their word stands.
-    Uncordoned,
-}
-
-impl Step {
-    /// A closed set of CamelCase words, for conditions' reasons and metrics' labels.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cancelled => "DrainCancelled",
-            Self::DeadlineExceeded => "DeadlineExceeded",
-            Self::Drained => "DrainCompleted",
-            Self::RunningOut => "RunningToCompletion",
-            Self::Started => "DrainStarted",
-            Self::Uncordoned => "Uncordoned",
-        }
-    }
-
-    fn message(self) -> &'static str {
-        match self {
-            Self::Cancelled => "the drain is no longer wanted; what it changed was undone",
-            Self::DeadlineExceeded => "the drain did not end before its deadline; what it changed was undone",
-            Self::Drained => "no pod but those of DaemonSets and of the node itself is left",
-            Self::RunningOut => "the node takes no more pods; those on it are left to end by themselves",
-            Self::Started => "pods are being evicted",
-            Self::Uncordoned => "somebody made the node schedulable again; the drain was given up",
-        }
+impl From<&Pod> for Target {
+    fn from(pod: &Pod) -> Self {
+        Self { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() }
     }
 }
 
 /// The drain of the own node.
 #[derive(Debug, Default)]
 pub struct Drain {
+    settings: Settings,
     node: Option<Node>,
     /// `None` until the first list after `WatchPods`.
     pods: Option<Vec<Pod>>,
     watching_pods: bool,
     patch: PatchState,
-    /// By pod UID.
-    evictions: BTreeMap<String, Eviction>,
-    /// Since when, after the cordon was seen, no pod has held the node.
+    /// What the conditions last said, and since when.
+    said: Option<(String, Instant)>,
+    /// Of the intent that stands.
+    course: Course,
+    /// The last intent that stood.
+    last: Option<Intent>,
+    /// Those hooks that nothing waits for.
+    aftermath: Option<(HookPhase, Hooks)>,
+    next: Option<Instant>,
+}
+
+/// What is known of one drain beside what its Node says; lost in a crash, and made anew.
+#[derive(Debug, Default)]
+struct Course {
+    /// [`Intent::id`].
+    id: String,
+    preflight: Preflight,
+    evictions: Evictions,
+    /// UIDs of pods that were deleted past their budget.
+    forced: BTreeSet<String>,
+    hooks: Hooks,
+    /// When its cordon was seen.
+    cordoned_at: Option<Instant>,
+    /// Since when, after that, nothing has held the node.
     empty_since: Option<Instant>,
+    /// Pods of this tier and those before it may be evicted; `None`: none yet.
+    open: Option<Tier>,
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -176,558 +190,487 @@ enum PatchState {
     RetryAt(Instant),
 }
 
-#[derive(Debug, PartialEq)]
-enum Eviction {
-    InFlight,
-    RetryAt(Instant),
-}
+/// What is to be changed on the Node.
+type Plan = Option<(Step, Change)>;
 
 impl Drain {
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, ..Self::default() }
     }
 
     /// The only way in. Same state, same `now`, same event: same actions.
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         match event {
-            Event::Node(node) => self.node = Some(node),
+            Event::Node(node) => self.node = Some(*node),
             Event::Pods(pods) => {
-                self.evictions.retain(|uid, _| pods.iter().any(|pod| pod.uid == *uid));
+                self.course.evictions.retain(&pods);
                 self.pods = Some(pods);
             }
-            Event::Evicted { uid, outcome } => {
-                if let Some(eviction) = self.evictions.get_mut(&uid) {
-                    *eviction = Eviction::RetryAt(now + outcome.retry_after());
-                }
+            Event::Checked { uid, reply } => self.course.preflight.answered(now, &uid, reply),
+            Event::Evicted { uid, reply } => self.course.evictions.answered(now, &uid, reply),
+            Event::Hook { hook, phase, outcome } => {
+                let hooks = match &mut self.aftermath {
+                    Some((of, hooks)) if *of == phase => hooks,
+                    _ => &mut self.course.hooks,
+                };
+                hooks.ended(&self.settings.hooks, &hook, phase, outcome);
             }
             Event::Patched => self.patch = PatchState::Ready,
-            Event::PatchFailed => self.patch = PatchState::RetryAt(now + PATCH_RETRY),
+            Event::PatchFailed => {
+                self.patch = PatchState::RetryAt(now + PATCH_RETRY);
+                self.said = None;
+            }
             Event::Tick => {}
         }
-        self.step(now)
+        let mut timer = Timer::new(now);
+        let actions = self.step(&mut timer);
+        self.next = timer.next;
+        actions
     }
 
     /// When to send the next [`Event::Tick`]; `None` while nothing is pending. Changes after every `handle`.
     pub fn next_wakeup(&self) -> Option<Instant> {
-        match self.patch {
-            PatchState::InFlight => return None,
-            PatchState::RetryAt(at) => return Some(at),
-            PatchState::Ready => {}
-        }
-        let (intent, progress) = self.active()?;
-        let settled = self.empty_since.filter(|_| progress.phase == Phase::Draining).map(|since| since + SETTLE);
-        // With all slots taken no retry can be made: the reply that frees one is the next event.
-        let free_slot = self.in_flight() < EVICTIONS_IN_FLIGHT;
-        let retries = self.evictions.values().filter_map(|eviction| match eviction {
-            Eviction::RetryAt(at) if free_slot => Some(*at),
-            Eviction::InFlight | Eviction::RetryAt(_) => None,
-        });
-        retries.chain(settled).chain([intent.deadline]).min()
+        self.next
     }
 
-    /// The intent being carried out.
-    fn active(&self) -> Option<(&Intent, &Progress)> {
-        let node = self.node.as_ref()?;
-        let (intent, progress) = node.intent.as_ref().zip(node.progress.as_ref())?;
-        (intent.id == progress.id && progress.phase != Phase::Failed).then_some((intent, progress))
-    }
-
-    fn step(&mut self, now: Instant) -> Vec<Action> {
-        match self.patch {
-            PatchState::InFlight => return Vec::new(),
-            PatchState::RetryAt(at) if now < at => return Vec::new(),
-            PatchState::RetryAt(_) | PatchState::Ready => self.patch = PatchState::Ready,
-        }
-        let Some(node) = self.node.clone() else { return Vec::new() };
+    fn step(&mut self, timer: &mut Timer) -> Vec<Action> {
         let mut actions = Vec::new();
-        if let Some((because, change)) = self.next_change(now, &node) {
-            self.patch = PatchState::InFlight;
-            actions.push(Action::Patch { change, because });
+        let Some(node) = self.node.clone() else { return actions };
+        self.follow(&node, &mut actions);
+        let may_patch = match self.patch {
+            PatchState::InFlight => false,
+            PatchState::RetryAt(at) => timer.due(at),
+            PatchState::Ready => true,
+        };
+        if may_patch {
+            self.patch = PatchState::Ready;
+            if let Some((because, change)) = self.plan(timer, &node, &mut actions) {
+                self.patch = PatchState::InFlight;
+                actions.push(Action::Patch { change, because });
+            }
         }
-        let draining = self.active().is_some_and(|(_, progress)| progress.phase == Phase::Draining);
-        if draining != self.watching_pods {
-            self.watching_pods = draining;
+        if let Some((phase, mut hooks)) = self.aftermath.take()
+            && let Some(intent) = &self.last
+        {
+            let ask = Ask { hooks: &self.settings.hooks, intent, until: Instant::from_millis(u64::MAX) };
+            let verdict = hooks.advance(timer, ask, (phase, None), &mut actions);
+            self.aftermath = matches!(verdict, Verdict::Waits(_)).then_some((phase, hooks));
+        }
+        let under_way = under_way(&node);
+        let watches = under_way.is_some_and(|(_, progress)| progress.is_none_or(|it| it.phase < Phase::Drained));
+        if watches != self.watching_pods {
+            self.watching_pods = watches;
             self.pods = None;
-            self.evictions.clear();
-            self.empty_since = None;
-            actions.push(if draining { Action::WatchPods } else { Action::UnwatchPods });
+            actions.push(if watches { Action::WatchPods } else { Action::UnwatchPods });
         }
-        if draining && self.patch == PatchState::Ready {
-            actions.extend(self.evict(now));
+        // The conditions can wait for their turn, the cordon must be there.
+        if let Some((intent, Some(progress))) = under_way
+            && progress.phase == Phase::Draining
+            && node.unschedulable
+        {
+            self.evict(timer, intent, progress, &mut actions);
         }
         actions
     }
 
+    /// Another drain than before, or none: what was known of the last is of no use.
+    fn follow(&mut self, node: &Node, actions: &mut Vec<Action>) {
+        if let Some(intent) = &node.intent {
+            self.last = Some(intent.clone());
+        }
+        let id = under_way(node).map_or("", |(intent, _)| intent.id.as_str());
+        if self.course.id != id {
+            self.course.hooks.stop(&self.settings.hooks, actions);
+            self.course = Course { id: id.to_owned(), ..Course::default() };
+        }
+    }
+
     /// What has to change on the Node next, if anything.
-    fn next_change(&self, now: Instant, node: &Node) -> Option<(Step, Change)> {
-        let (step, phase) = match (&node.intent, &node.progress) {
-            (None, None) => (Step::Cancelled, None),
-            (None, Some(_)) => return Some((Step::Cancelled, undo(node, Step::Cancelled, None))),
-            (Some(intent), Some(progress)) if intent.id != progress.id => {
-                return Some((Step::Cancelled, undo(node, Step::Cancelled, None)));
-            }
-            (_, Some(progress)) if progress.phase == Phase::Failed => (Step::DeadlineExceeded, None),
-            (Some(intent), _) if now >= intent.deadline => {
-                return Some((Step::DeadlineExceeded, undo(node, Step::DeadlineExceeded, Some(&intent.id))));
-            }
-            (Some(intent), None) => return Some((started(intent), start(node, &intent.id))),
-            // The cordon came with the progress, in one request: if it is gone, somebody took it off.
-            (Some(intent), Some(_)) if !node.unschedulable => {
-                return Some((Step::Uncordoned, undo(node, Step::Uncordoned, Some(&intent.id))));
-            }
-            (Some(_), Some(progress)) if progress.phase == Phase::Draining && self.settled(now) => {
-                let progress = Progress { phase: Phase::Drained, ..progress.clone() };
-                return Some((Step::Drained, Change::Spec { unschedulable: None, progress: Some(progress) }));
-            }
-            (Some(_), Some(progress)) if progress.phase == Phase::Drained => (Step::Drained, Some(Phase::Drained)),
-            (Some(intent), Some(_)) => (started(intent), Some(Phase::Draining)),
+    fn plan(&mut self, timer: &mut Timer, node: &Node, actions: &mut Vec<Action>) -> Plan {
+        let now = timer.now;
+        let Some(intent) = &node.intent else {
+            return match (&node.progress, &node.request) {
+                (None, Some(reason)) => Some(requested(now, reason)),
+                (None, None) => self.show(timer, node, Standing::default(), Step::Cancelled, ""),
+                (Some(progress), _) => self.end(node, now, Step::Cancelled, "", None, progress.phase),
+            };
         };
-        let wanted = (phase == Some(Phase::Draining), phase == Some(Phase::Drained));
-        ((node.draining, node.drained) != wanted).then(|| (step, conditions(phase, step)))
-    }
-
-    fn in_flight(&self) -> usize {
-        self.evictions.values().filter(|eviction| **eviction == Eviction::InFlight).count()
-    }
-
-    fn settled(&self, now: Instant) -> bool {
-        self.empty_since.is_some_and(|since| now.since(since) >= SETTLE)
-    }
-
-    fn evict(&mut self, now: Instant) -> Vec<Action> {
-        let Some(pods) = &self.pods else { return Vec::new() };
-        let holding: Vec<_> = pods.iter().filter(|pod| pod.holds_node()).collect();
-        if holding.is_empty() {
-            self.evictions.clear();
-            self.empty_since.get_or_insert(now);
-            return Vec::new();
+        let id = intent.id.as_str();
+        let progress = match &node.progress {
+            Some(progress) if progress.id == id => Some(progress),
+            // It takes over what another drain has changed, so that nothing is undone only to be done again.
+            Some(other) if other.phase != Phase::Failed => {
+                return Some((Step::Started, take_over(node, intent, other)));
+            }
+            _ => None,
+        };
+        let phase = progress.map(|progress| progress.phase);
+        if phase == Some(Phase::Failed) {
+            return self.show(timer, node, Standing::default(), Step::DeadlineExceeded, "");
         }
-        self.empty_since = None;
-        if !self.active().is_some_and(|(intent, _)| intent.evict) {
-            return Vec::new();
+        if ends_at_deadline(intent, phase) && timer.due(intent.deadline) {
+            let reached = phase.unwrap_or(Phase::Failed);
+            let left = self.left(timer, intent, progress);
+            return self.end(node, now, Step::DeadlineExceeded, &left, Some(id), reached);
         }
-        let due = |pod: &&&Pod| match self.evictions.get(&pod.uid) {
+        let Some(progress) = progress else { return self.begin(timer, node, intent, actions) };
+        match progress.phase {
+            Phase::Preparing | Phase::Detaching => self.prepare(timer, node, intent, progress, actions),
+            Phase::Draining => self.drain(timer, node, intent, progress, actions),
+            Phase::Drained => self.show(timer, node, Standing::at(Phase::Drained), Step::Drained, ""),
+            Phase::Failed => None,
+        }
+    }
+
+    /// Nothing is changed yet.
+    fn begin(&mut self, timer: &mut Timer, node: &Node, intent: &Intent, actions: &mut Vec<Action>) -> Plan {
+        if !intent.is_planned() {
+            return Some((Step::Started, cordon(timer.now, node, &intent.id)));
+        }
+        let pods = self.pods.as_deref()?;
+        match self.course.preflight.look(timer, intent, pods, actions) {
+            Outlook::Open => None,
+            Outlook::Bad(why) => {
+                self.end(node, timer.now, Step::PreflightFailed, &why, Some(&intent.id), Phase::Failed)
+            }
+            Outlook::Good if self.is_awaited(timer, node) => {
+                let progress = Progress::new(&intent.id, Phase::Preparing, timer.now);
+                Some((Step::Preparing, set(progress)))
+            }
+            Outlook::Good => Some((started(intent), cordon(timer.now, node, &intent.id))),
+        }
+    }
+
+    /// Whether anything is to happen before the cordon.
+    fn is_awaited(&self, timer: &mut Timer, node: &Node) -> bool {
+        !self.settings.leave_load_balancers.is_zero()
+            || self.settings.hooks.iter().any(|hook| hook.phases.contains(&HookPhase::PreCordon))
+            || blocker(timer, node, HookPhase::PreCordon).is_some()
+    }
+
+    fn prepare(
+        &mut self,
+        timer: &mut Timer,
+        node: &Node,
+        intent: &Intent,
+        progress: &Progress,
+        actions: &mut Vec<Action>,
+    ) -> Plan {
+        let standing = Standing::at(progress.phase);
+        if !intent.is_planned() {
+            return Some((Step::Started, cordon(timer.now, node, &intent.id)));
+        }
+        if progress.phase == Phase::Preparing {
+            match self.hooks(timer, intent, (HookPhase::PreCordon, None), actions) {
+                Verdict::Done => {}
+                Verdict::Waits(hook) => {
+                    return self.show(timer, node, standing, Step::Preparing, &format!("hook {hook} is awaited"));
+                }
+                Verdict::Stop(step, why) => {
+                    return self.end(node, timer.now, step, &why, Some(&intent.id), progress.phase);
+                }
+            }
+            if let Some(blocked) = blocker(timer, node, HookPhase::PreCordon) {
+                return self.show(timer, node, standing, Step::Preparing, &blocked);
+            }
+            if !self.settings.leave_load_balancers.is_zero() {
+                let excluded = NodeChange { excluded: (!node.excluded).then_some(true), ..NodeChange::default() };
+                let progress = Progress {
+                    excluded_by_us: !node.excluded,
+                    ..Progress::new(&intent.id, Phase::Detaching, timer.now)
+                };
+                let change = NodeChange { progress: Edit::Set(progress), ..excluded };
+                return Some((Step::Detaching, Change::Node(change)));
+            }
+        } else if !timer.due(progress.since + self.settings.leave_load_balancers) {
+            return self.show(timer, node, standing, Step::Detaching, "");
+        }
+        Some((started(intent), cordon(timer.now, node, &intent.id)))
+    }
+
+    /// The node is cordoned, and to be emptied.
+    fn drain(
+        &mut self,
+        timer: &mut Timer,
+        node: &Node,
+        intent: &Intent,
+        progress: &Progress,
+        actions: &mut Vec<Action>,
+    ) -> Plan {
+        // The cordon came with the progress, in one request: if it is gone, somebody took it off.
+        if !node.unschedulable {
+            return self.end(node, timer.now, Step::Uncordoned, "", Some(&intent.id), progress.phase);
+        }
+        self.course.cordoned_at.get_or_insert(timer.now);
+        let mut awaited = match self.gate(timer, node, intent, progress, actions) {
+            Ok(awaited) => awaited,
+            Err((step, why)) => return self.end(node, timer.now, step, &why, Some(&intent.id), progress.phase),
+        };
+        if awaited.is_none() && self.is_empty(timer, node, intent, progress) {
+            match self.hooks(timer, intent, (HookPhase::PostDrain, None), actions) {
+                Verdict::Done => awaited = blocker(timer, node, HookPhase::PostDrain),
+                Verdict::Waits(hook) => awaited = Some(format!("hook {hook} is awaited")),
+                Verdict::Stop(step, why) => {
+                    return self.end(node, timer.now, step, &why, Some(&intent.id), progress.phase);
+                }
+            }
+            if awaited.is_none() {
+                let progress = Progress { phase: Phase::Drained, since: timer.now, ..progress.clone() };
+                return Some((Step::Drained, set(progress)));
+            }
+        }
+        let left = awaited.unwrap_or_else(|| self.left(timer, intent, Some(progress)));
+        self.show(timer, node, Standing::at(Phase::Draining), started(intent), &left)
+    }
+
+    /// Opens tier after tier, as hooks and blockers let it. Says what is waited for, or why the drain must end.
+    fn gate(
+        &mut self,
+        timer: &mut Timer,
+        node: &Node,
+        intent: &Intent,
+        progress: &Progress,
+        actions: &mut Vec<Action>,
+    ) -> Result<Option<String>, (Step, String)> {
+        let tier = self.holding(intent, progress).map(Pod::tier).min();
+        let points = [
+            (!intent.is_planned()).then_some((HookPhase::PreCordon, None)),
+            Some((HookPhase::PreDrain, None)),
+            tier.map(|tier| (HookPhase::PreTier, Some(tier))),
+        ];
+        for point in points.into_iter().flatten() {
+            match self.hooks(timer, intent, point, actions) {
+                Verdict::Done => {}
+                Verdict::Waits(hook) => return Ok(Some(format!("hook {hook} is awaited"))),
+                Verdict::Stop(step, why) => return Err((step, why)),
+            }
+            if point.0 == HookPhase::PreDrain
+                && intent.is_planned()
+                && let Some(blocked) = blocker(timer, node, HookPhase::PreDrain)
+            {
+                return Ok(Some(blocked));
+            }
+        }
+        self.course.open = tier.max(self.course.open);
+        Ok(None)
+    }
+
+    fn hooks(&mut self, timer: &mut Timer, intent: &Intent, point: hook::Point, actions: &mut Vec<Action>) -> Verdict {
+        let grace = self.pods.iter().flatten().map(|pod| pod.grace).max().unwrap_or_default();
+        let until = if intent.is_planned() { intent.deadline } else { intent.deadline.before(grace + MARGIN) };
+        let ask = Ask { hooks: &self.settings.hooks, intent, until };
+        self.course.hooks.advance(timer, ask, point, actions)
+    }
+
+    /// The pods for whose sake the node is not drained yet.
+    fn holding<'a>(&'a self, intent: &'a Intent, progress: &'a Progress) -> impl Iterator<Item = &'a Pod> {
+        let began = Some(progress.since);
+        self.pods.iter().flatten().filter(move |pod| pod.treatment(intent, began) != Treatment::Stay)
+    }
+
+    /// Whether the node has been watched long enough to know that it is empty, and its volumes are elsewhere.
+    fn is_empty(&mut self, timer: &mut Timer, node: &Node, intent: &Intent, progress: &Progress) -> bool {
+        if self.pods.is_none() || self.holding(intent, progress).next().is_some() {
+            self.course.empty_since = None;
+            return false;
+        }
+        let since = *self.course.empty_since.get_or_insert(timer.now);
+        let cordoned_at = self.course.cordoned_at.unwrap_or(timer.now);
+        if !(timer.due(cordoned_at + SETTLE) & timer.due(since + QUIET)) {
+            return false;
+        }
+        self.attached(node).next().is_none() || timer.due(since + DETACH_VOLUMES)
+    }
+
+    /// Volumes of pods that have gone. Where one that stays has volumes, too, only those count that the kubelet has
+    /// unmounted.
+    fn attached<'a>(&'a self, node: &'a Node) -> impl Iterator<Item = &'a String> {
+        let stays = self.pods.iter().flatten().any(|pod| pod.has_claims && !pod.finished);
+        node.attached.iter().filter(move |volume| !stays || !node.in_use.contains(*volume))
+    }
+
+    fn evict(&mut self, timer: &mut Timer, intent: &Intent, progress: &Progress, actions: &mut Vec<Action>) {
+        let Some(pods) = &self.pods else { return };
+        let Course { evictions, forced, open, .. } = &mut self.course;
+        let forces = intent.permits.delete_at_deadline;
+        let mut chosen = Vec::new();
+        for pod in pods {
+            // While there is just time for its grace, order and patience end.
+            let waits_longer = intent.is_planned() && !forces;
+            let in_time = waits_longer || !timer.due(intent.deadline.before(pod.grace + MARGIN));
+            let goes = match pod.treatment(intent, Some(progress.since)) {
+                Treatment::Evict => !in_time || open.is_some_and(|open| pod.tier() <= open),
+                Treatment::Await => !in_time && !intent.is_planned(),
+                Treatment::Keep(_) | Treatment::Stay => false,
+            };
+            // Terminating, it needs no second request, unless its end would come too late.
+            let is_late = pod.deletion.is_some_and(|at| at > intent.deadline);
+            let is_blocked = evictions.reply(pod).is_some_and(|it| it.outcome == EvictionOutcome::Blocked);
+            let is_forced = goes && forces && !in_time && (is_late || is_blocked);
+            if is_forced && forced.insert(pod.uid.clone()) {
+                let grace = left(timer.now, intent).min(pod.grace);
+                actions.push(Action::Delete { pod: pod.into(), grace });
+            } else if goes && pod.deletion.is_none() {
+                chosen.push(pod);
+            }
+        }
+        chosen.sort_by_key(|pod| pod.tier());
+        for pod in evictions.take(timer, chosen.into_iter()) {
+            let left = left(timer.now, intent);
+            actions.push(if forced.contains(&pod.uid) {
+                Action::Delete { pod: pod.into(), grace: left.min(pod.grace) }
+            } else {
+                // A planned drain never shortens it: checkpoints are written in that time.
+                let grace = (!intent.is_planned() && left < pod.grace).then_some(left);
+                Action::Evict { pod: pod.into(), grace }
+            });
+        }
+    }
+
+    /// What is left to do, in words.
+    fn left(&self, timer: &mut Timer, intent: &Intent, progress: Option<&Progress>) -> String {
+        let Some(progress) = progress else { return String::new() };
+        let mut causes = Causes::default();
+        let mut count = 0;
+        for pod in self.holding(intent, progress) {
+            count += 1;
+            let reply = self.course.evictions.reply(pod);
+            match (pod.deletion, pod.treatment(intent, Some(progress.since)), reply) {
+                (Some(deletion), ..) if timer.due(deletion + STUCK) => causes.add(pod, stuck(pod)),
+                (Some(_), ..) => {}
+                (None, Treatment::Keep(pin), _) => causes.add(pod, pin.to_string()),
+                (None, Treatment::Await, _) => causes.add(pod, "its end is awaited"),
+                (None, _, Some(reply)) if reply.outcome != EvictionOutcome::Accepted => causes.add(pod, cause(reply)),
+                (None, ..) => {}
+            }
+        }
+        if count == 0 {
+            let volumes = self.node.as_ref().map_or(0, |node| self.attached(node).count());
+            return if volumes == 0 { String::new() } else { format!("{volumes} volumes are attached") };
+        }
+        let pods = if count == 1 { "1 pod is left".to_owned() } else { format!("{count} pods are left") };
+        if causes.is_empty() { pods } else { format!("{pods}; {}", causes.words()) }
+    }
+
+    /// Sets the conditions, if they are not as they should be or say something else.
+    fn show(&mut self, timer: &mut Timer, node: &Node, standing: Standing, step: Step, detail: &str) -> Plan {
+        let message = step.say(detail);
+        let as_wanted = Standing::of(node) == standing;
+        // What stands there of a drain that is over is for good.
+        let is_over = !standing.draining && (standing.drained || !standing.planned);
+        let news = match &self.said {
+            _ if is_over => false,
+            Some((said, _)) if *said == message => false,
+            Some((_, at)) => timer.due(*at + SAY_EVERY),
             None => true,
-            Some(Eviction::InFlight) => false,
-            Some(Eviction::RetryAt(at)) => now >= *at,
         };
-        let chosen: Vec<_> = holding
-            .iter()
-            .filter(|pod| !pod.terminating)
-            .filter(due)
-            .take(EVICTIONS_IN_FLIGHT.saturating_sub(self.in_flight()))
-            .map(|pod| (pod.namespace.clone(), pod.name.clone(), pod.uid.clone()))
-            .collect();
-        // A pod that is terminating needs no second request.
-        self.evictions.retain(|uid, _| holding.iter().any(|pod| pod.uid == *uid && !pod.terminating));
-        chosen
-            .into_iter()
-            .map(|(namespace, name, uid)| {
-                self.evictions.insert(uid.clone(), Eviction::InFlight);
-                Action::Evict { namespace, name, uid }
-            })
-            .collect()
+        (!as_wanted || news).then(|| {
+            self.said = Some((message.clone(), timer.now));
+            (step, standing.change(step, &message))
+        })
     }
+
+    /// Takes back what we did; the conditions first, so that no schedulable node is called drained, and so that the
+    /// reason stands there before the drain is called failed. `reached`: the phase that it had come to.
+    fn end(
+        &mut self,
+        node: &Node,
+        now: Instant,
+        step: Step,
+        detail: &str,
+        failed: Option<&str>,
+        reached: Phase,
+    ) -> Plan {
+        if reached != Phase::Failed {
+            let phase = if step == Step::Cancelled { HookPhase::OnCancel } else { HookPhase::OnFailure };
+            // What it was about is not known to one that has just started.
+            let asked = self.last.is_some() && self.settings.hooks.iter().any(|hook| hook.phases.contains(&phase));
+            if asked && self.aftermath.is_none() && Standing::of(node) != Standing::default() {
+                self.aftermath = Some((phase, Hooks::default()));
+            }
+        }
+        let message = step.say(detail);
+        let is_said = failed.is_none() || self.said.as_ref().is_some_and(|(said, _)| *said == message);
+        if Standing::of(node) != Standing::default() || !is_said {
+            self.said = Some((message.clone(), now));
+            return Some((step, Standing::default().change(step, &message)));
+        }
+        Some((step, undo(now, node, failed)))
+    }
+}
+
+/// The intent that is being carried out, or is to be, and how far it is.
+fn under_way(node: &Node) -> Option<(&Intent, Option<&Progress>)> {
+    let intent = node.intent.as_ref()?;
+    let progress = node.progress.as_ref().filter(|progress| progress.id == intent.id);
+    progress.is_none_or(|progress| progress.phase != Phase::Failed).then_some((intent, progress))
+}
+
+/// The node is given back then. What is drained for a person stays so, and of what will be lost there is nothing to give.
+fn ends_at_deadline(intent: &Intent, phase: Option<Phase>) -> bool {
+    let stays = phase == Some(Phase::Drained) && matches!(intent.by, Trigger::Maintenance | Trigger::Person);
+    intent.is_planned() && !stays
+}
+
+/// The time that a pod has that is asked to go now, without being killed with its node. Never none: that would take it
+/// from the API server while it still runs.
+fn left(now: Instant, intent: &Intent) -> Duration {
+    intent.deadline.since(now).saturating_sub(MARGIN / 2).max(Duration::from_secs(1))
 }
 
 fn started(intent: &Intent) -> Step {
     if intent.evict { Step::Started } else { Step::RunningOut }
 }
 
-fn start(node: &Node, id: &str) -> Change {
-    let cordoned_by_us = !node.unschedulable;
-    Change::Spec {
-        unschedulable: cordoned_by_us.then_some(true),
-        progress: Some(Progress { id: id.to_owned(), phase: Phase::Draining, cordoned_by_us }),
-    }
+fn set(progress: Progress) -> Change {
+    Change::Node(NodeChange { progress: Edit::Set(progress), ..NodeChange::default() })
 }
 
-/// Takes back what we did and no more; the conditions first, so that no schedulable node is called drained.
-/// `failed`: the drain to mark as failed, so that it does not start anew.
-fn undo(node: &Node, because: Step, failed: Option<&str>) -> Change {
-    if node.draining || node.drained {
-        return conditions(None, because);
-    }
-    let ours = node.progress.as_ref().is_some_and(|progress| progress.cordoned_by_us);
-    Change::Spec {
-        unschedulable: (ours && node.unschedulable).then_some(false),
-        progress: failed.map(|id| Progress { id: id.to_owned(), phase: Phase::Failed, cordoned_by_us: false }),
-    }
+fn take_over(node: &Node, intent: &Intent, other: &Progress) -> Change {
+    let phase = if other.phase == Phase::Drained { Phase::Draining } else { other.phase };
+    // Somebody made it schedulable since: it is cordoned anew, as by a drain that begins.
+    let phase = if node.unschedulable { phase } else { phase.min(Phase::Preparing) };
+    set(Progress { id: intent.id.clone(), phase, ..other.clone() })
 }
 
-fn conditions(phase: Option<Phase>, step: Step) -> Change {
-    let conditions =
-        [(CONDITION_DRAINING, phase == Some(Phase::Draining)), (CONDITION_DRAINED, phase == Some(Phase::Drained))];
-    Change::Conditions(
-        conditions
-            .map(|(type_, status)| Condition {
-                type_: type_.to_owned(),
-                status,
-                reason: step.name().to_owned(),
-                message: step.message().to_owned(),
-            })
-            .to_vec(),
-    )
+/// What a person may write in place of an intent: this as JSON, or just the reason.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Wish {
+    reason: String,
+    deadline: Option<Instant>,
+    #[serde(flatten)]
+    permits: Permits,
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+/// A person's words become an intent.
+fn requested(now: Instant, words: &str) -> (Step, Change) {
+    let plain = || Wish { reason: words.to_owned(), deadline: None, permits: Permits::default() };
+    let Wish { reason, deadline, permits } = intent::decode(words).unwrap_or_else(plain);
+    let intent = Intent {
+        id: format!("person-{}", now.as_millis()),
+        reason,
+        requested_at: now,
+        deadline: deadline.unwrap_or(now + DEFAULT_DEADLINE),
+        evict: true,
+        by: Trigger::Person,
+        permits,
+    };
+    (Step::Requested, Change::Node(NodeChange { intent: Edit::Set(intent), ..NodeChange::default() }))
+}
 
-    use super::*;
-    use crate::intent::{Permits, Trigger};
-    use crate::kubernetes::Controller;
+/// Who blocks a phase, in words.
+fn blocker(timer: &mut Timer, node: &Node, phase: HookPhase) -> Option<String> {
+    let blockers = node.blockers.iter().filter(|it| it.phase == phase);
+    let blocker = blockers.filter(|it| it.until.is_some_and(|until| !timer.due(until))).last()?;
+    let until = blocker.until.map(|until| format!(" until {until}")).unwrap_or_default();
+    Some(format!("annotation {}.ebb.dev/{} asks to wait{until}", phase.name(), blocker.owner))
+}
 
-    const BEGIN: Instant = Instant::from_millis(1_000_000);
-
-    fn at(second: u64) -> Instant {
-        BEGIN + Duration::from_secs(second)
-    }
-
-    fn intent(id: &str) -> Intent {
-        Intent {
-            id: id.into(),
-            reason: "idle".into(),
-            requested_at: at(0),
-            deadline: at(600),
-            evict: true,
-            by: Trigger::Coordinator,
-            permits: Permits::default(),
-        }
-    }
-
-    fn workload(uid: &str) -> Pod {
-        Pod { uid: uid.into(), namespace: "default".into(), name: format!("pod-{uid}"), ..Pod::default() }
-    }
-
-    /// The API server as the agent sees it, and the agent's drain before it.
-    struct World {
-        now: Instant,
-        node: Node,
-        pods: Vec<Pod>,
-        drain: Drain,
-        /// What the drain asked for, in words, since the last look.
-        asked: Vec<String>,
-        blocked: bool,
-    }
-
-    impl World {
-        fn new(node: Node, pods: Vec<Pod>) -> Self {
-            Self { now: at(0), node, pods, drain: Drain::new(), asked: Vec::new(), blocked: false }
-        }
-
-        /// Tells the drain something, and does what it asks until it asks for nothing more.
-        fn tell(&mut self, event: Event) {
-            let mut queue = std::collections::VecDeque::from([event]);
-            while let Some(event) = queue.pop_front() {
-                for action in self.drain.handle(self.now, event) {
-                    self.perform(&action, &mut queue);
-                }
-            }
-        }
-
-        fn perform(&mut self, action: &Action, queue: &mut std::collections::VecDeque<Event>) {
-            match action {
-                Action::WatchPods => {
-                    self.asked.push("watch".into());
-                    queue.push_back(Event::Pods(self.pods.clone()));
-                }
-                Action::UnwatchPods => self.asked.push("unwatch".into()),
-                Action::Patch { change, because } => {
-                    self.asked.push(because.name().into());
-                    self.apply(change);
-                    queue.push_back(Event::Node(self.node.clone()));
-                    queue.push_back(Event::Patched);
-                }
-                Action::Evict { name, uid, .. } => {
-                    let evict = self.node.intent.as_ref().is_some_and(|intent| intent.evict);
-                    assert!(evict, "nothing is evicted that is to run to its end");
-                    self.asked.push(format!("evict {name}"));
-                    let outcome = if self.blocked {
-                        EvictionOutcome::Blocked
-                    } else {
-                        self.pods.retain(|pod| pod.uid != *uid);
-                        EvictionOutcome::Accepted
-                    };
-                    queue.push_back(Event::Evicted { uid: uid.clone(), outcome });
-                    queue.push_back(Event::Pods(self.pods.clone()));
-                }
-            }
-        }
-
-        fn apply(&mut self, change: &Change) {
-            match change {
-                Change::Spec { unschedulable, progress } => {
-                    self.node.unschedulable = unschedulable.unwrap_or(self.node.unschedulable);
-                    self.node.progress.clone_from(progress);
-                }
-                Change::Conditions(conditions) => {
-                    for condition in conditions {
-                        match condition.type_.as_str() {
-                            CONDITION_DRAINING => self.node.draining = condition.status,
-                            CONDITION_DRAINED => self.node.drained = condition.status,
-                            other => panic!("unknown condition {other}"),
-                        }
-                    }
-                }
-            }
-        }
-
-        fn show_node(&mut self) {
-            self.tell(Event::Node(self.node.clone()));
-        }
-
-        /// Lets time pass until nothing is pending before `second`.
-        fn run_until(&mut self, second: u64) {
-            while let Some(at) = self.drain.next_wakeup().filter(|wakeup| *wakeup <= at(second)) {
-                assert!(at >= self.now, "a wakeup in the past makes the driver spin");
-                self.now = at;
-                self.tell(Event::Tick);
-                assert!(self.drain.next_wakeup().is_none_or(|next| next > at), "a tick moves the next wakeup");
-            }
-            self.now = at(second);
-        }
-
-        fn asked(&mut self) -> Vec<String> {
-            std::mem::take(&mut self.asked)
-        }
-    }
-
-    fn running_out(pods: Vec<Pod>) -> World {
-        let intent = Intent { evict: false, ..intent("d") };
-        let mut world = World::new(Node { intent: Some(intent), ..Node::default() }, pods);
-        world.show_node();
-        world
-    }
-
-    fn wanted(pods: Vec<Pod>) -> World {
-        let mut world = World::new(Node { intent: Some(intent("d")), ..Node::default() }, pods);
-        world.show_node();
-        world
-    }
-
-    #[test]
-    fn a_node_is_cordoned_emptied_and_drained() {
-        let daemon = Pod { controller: Controller::DaemonSet, ..workload("daemon") };
-        let done = Pod { finished: true, ..workload("done") };
-        let mut world = wanted(vec![workload("a"), daemon, done, workload("b")]);
-        assert_eq!(world.asked(), ["DrainStarted", "DrainStarted", "watch", "evict pod-a", "evict pod-b"]);
-        assert!(world.node.unschedulable && world.node.draining && !world.node.drained);
-        world.run_until(60);
-        assert_eq!(world.asked(), ["DrainCompleted", "DrainCompleted", "unwatch"]);
-        assert!(world.node.unschedulable && world.node.drained && !world.node.draining);
-        assert_eq!(world.node.progress.as_ref().unwrap().phase, Phase::Drained);
-    }
-
-    #[test]
-    fn a_node_that_runs_out_is_cordoned_and_drained_when_its_last_pod_has_ended() {
-        let mut world = running_out(vec![workload("a"), workload("b")]);
-        assert_eq!(world.asked(), ["RunningToCompletion", "RunningToCompletion", "watch"]);
-        assert!(world.node.unschedulable && world.node.draining);
-        world.run_until(300);
-        world.pods.remove(0);
-        world.tell(Event::Pods(world.pods.clone()));
-        world.run_until(400);
-        assert!(!world.node.drained);
-        world.pods[0].finished = true;
-        world.tell(Event::Pods(world.pods.clone()));
-        world.run_until(404);
-        assert!(!world.node.drained);
-        world.run_until(405);
-        assert_eq!(world.asked(), ["DrainCompleted", "DrainCompleted", "unwatch"]);
-        assert!(world.node.drained && world.node.unschedulable);
-    }
-
-    #[test]
-    fn a_node_that_does_not_run_out_in_time_is_given_back() {
-        let mut world = running_out(vec![workload("a")]);
-        world.asked();
-        world.run_until(600);
-        assert_eq!(world.asked(), ["DeadlineExceeded", "DeadlineExceeded", "unwatch"]);
-        assert!(!world.node.unschedulable && !world.node.draining);
-        assert_eq!(world.pods.len(), 1);
-    }
-
-    #[test]
-    fn drained_is_said_only_after_the_node_stayed_empty() {
-        let mut world = wanted(vec![]);
-        world.run_until(4);
-        world.pods = vec![workload("late")];
-        world.blocked = true;
-        world.tell(Event::Pods(world.pods.clone()));
-        world.run_until(30);
-        assert!(!world.node.drained);
-        world.pods.clear();
-        world.tell(Event::Pods(vec![]));
-        world.run_until(34);
-        assert!(!world.node.drained);
-        world.run_until(35);
-        assert!(world.node.drained);
-    }
-
-    #[test]
-    fn a_blocked_pod_is_asked_for_again_until_the_deadline_undoes_the_drain() {
-        let mut world = wanted(vec![workload("a")]);
-        world.pods = vec![workload("a")];
-        world.blocked = true;
-        world.tell(Event::Pods(world.pods.clone()));
-        world.run_until(599);
-        let evictions = world.asked().iter().filter(|asked| *asked == "evict pod-a").count();
-        assert!((100..=121).contains(&evictions), "{evictions}");
-        assert!(world.node.unschedulable);
-        world.run_until(600);
-        assert_eq!(world.asked(), ["DeadlineExceeded", "DeadlineExceeded", "unwatch"]);
-        assert!(!world.node.unschedulable && !world.node.draining && !world.node.drained);
-        assert_eq!(world.node.progress.as_ref().unwrap().phase, Phase::Failed);
-        // It does not start anew, and leaves nothing once the intent is gone.
-        world.show_node();
-        world.node.intent = None;
-        world.show_node();
-        assert_eq!(world.node.progress, None);
-        assert!(!world.node.unschedulable);
-    }
-
-    #[test]
-    fn a_cancelled_drain_is_undone() {
-        let mut world = wanted(vec![]);
-        world.run_until(60);
-        world.node.intent = None;
-        world.show_node();
-        assert_eq!(world.node, Node::default());
-    }
-
-    #[test]
-    fn somebody_elses_cordon_stays() {
-        let mut world = World::new(Node { intent: Some(intent("d")), unschedulable: true, ..Node::default() }, vec![]);
-        world.show_node();
-        world.run_until(60);
-        assert!(world.node.drained);
-        world.node.intent = None;
-        world.show_node();
-        assert_eq!(world.node, Node { unschedulable: true, ..Node::default() });
-    }
-
-    #[test]
-    fn somebody_elses_uncordon_stops_the_drain() {
-        let mut world = wanted(vec![]);
-        world.node.unschedulable = false;
-        world.show_node();
-        assert_eq!(world.node.progress.as_ref().unwrap().phase, Phase::Failed);
-        assert!(!world.node.unschedulable && !world.node.draining);
-        world.run_until(700);
-        assert!(!world.node.unschedulable && !world.node.drained);
-    }
-
-    #[test]
-    fn a_new_intent_replaces_the_old_one() {
-        let mut world = wanted(vec![]);
-        world.run_until(60);
-        world.node.intent = Some(intent("e"));
-        world.show_node();
-        world.run_until(120);
-        assert_eq!(world.node.progress, Some(Progress { id: "e".into(), phase: Phase::Drained, cordoned_by_us: true }));
-        assert!(world.node.unschedulable && world.node.drained);
-    }
-
-    #[test]
-    fn an_intent_that_comes_after_its_deadline_does_nothing() {
-        let mut world = World::new(Node { intent: Some(intent("d")), ..Node::default() }, vec![workload("a")]);
-        world.now = at(601);
-        world.show_node();
-        assert!(!world.node.unschedulable);
-        assert_eq!(world.pods.len(), 1);
-        assert_eq!(world.node.progress.as_ref().unwrap().phase, Phase::Failed);
-    }
-
-    /// What chance does to a drain.
-    #[derive(Clone, Debug)]
-    enum Chance {
-        Crash,
-        /// A request whose reply never comes; whether it took effect.
-        LosePatch(bool),
-        Cancel,
-        /// Whether to evict.
-        Ask(bool),
-        Pod,
-        /// A pod ends by itself.
-        End,
-        Block(bool),
-        Wait(u64),
-    }
-
-    fn chance() -> impl Strategy<Value = Chance> {
-        prop_oneof![
-            Just(Chance::Crash),
-            any::<bool>().prop_map(Chance::LosePatch),
-            Just(Chance::Cancel),
-            any::<bool>().prop_map(Chance::Ask),
-            Just(Chance::Pod),
-            Just(Chance::End),
-            any::<bool>().prop_map(Chance::Block),
-            (1..30_u64).prop_map(Chance::Wait),
-        ]
-    }
-
-    proptest! {
-        /// Whatever happens in between, once all is calm a wanted drain ends drained, or a cancelled one leaves the
-        /// node as it was found.
-        #[test]
-        fn a_drain_survives_crashes_and_lost_patches(
-            cordoned in any::<bool>(),
-            chances in prop::collection::vec(chance(), 0..30),
-            calm in any::<bool>(),
-        ) {
-            let found = Node { unschedulable: cordoned, ..Node::default() };
-            let mut world = World::new(found.clone(), vec![]);
-            let mut uids = 0..;
-            let mut second = 0;
-            for (number, chance) in chances.into_iter().enumerate() {
-                match chance {
-                    Chance::Crash => world.drain = Drain::new(),
-                    Chance::LosePatch(takes_effect) => {
-                        world.drain = Drain::new();
-                        for action in world.drain.handle(world.now, Event::Node(world.node.clone())) {
-                            if let Action::Patch { change, .. } = action
-                                && takes_effect
-                            {
-                                world.apply(&change);
-                            }
-                        }
-                        world.tell(Event::PatchFailed);
-                    }
-                    Chance::Cancel => world.node.intent = None,
-                    Chance::Ask(evict) => {
-                        let deadline = world.now + Duration::from_secs(10_000);
-                        world.node.intent = Some(Intent { deadline, evict, ..intent(&format!("d{number}")) });
-                    }
-                    Chance::End => _ = world.pods.pop(),
-                    Chance::Pod if !world.node.unschedulable => world.pods.push(workload(&format!("u{}", uids.next().unwrap()))),
-                    Chance::Pod => {}
-                    Chance::Block(blocked) => world.blocked = blocked,
-                    Chance::Wait(seconds) => second += seconds,
-                }
-                world.show_node();
-                if world.drain.watching_pods {
-                    world.tell(Event::Pods(world.pods.clone()));
-                }
-                world.run_until(second);
-                // No cordon of ours without an owner; never drained with pods on the node.
-                prop_assert!(world.node.unschedulable == cordoned || world.node.progress.is_some());
-                prop_assert!(!world.node.drained || world.pods.is_empty());
-            }
-            world.blocked = false;
-            if calm {
-                world.node.intent = None;
-                world.show_node();
-                world.run_until(second + 100);
-                world.pods.clear();
-                prop_assert_eq!(world.node, found);
-            } else {
-                world.node.intent = Some(Intent { deadline: world.now + Duration::from_secs(10_000), ..intent("last") });
-                world.show_node();
-                world.run_until(second + 100);
-                prop_assert!(world.node.drained && world.node.unschedulable && world.pods.is_empty());
-            }
-        }
+fn stuck(pod: &Pod) -> String {
+    if pod.finalizers.is_empty() {
+        format!("terminating for more than {} past its time, its kubelet does not end it", format_duration(STUCK))
+    } else {
+        format!("terminating, held by finalizers: {}", pod.finalizers.join(", "))
     }
 }

@@ -3,6 +3,7 @@
 //! They live in Kubernetes and never only in memory, so that either side can crash at any point, read them and go on.
 //! Whoever wants a drain writes the intent (see [`Trigger`]); the agent writes the progress and the conditions.
 
+use std::fmt;
 use std::ops::Not;
 use std::time::Duration;
 
@@ -15,7 +16,9 @@ pub const INTENT_ANNOTATION: &str = "ebb.dev/drain";
 /// Annotation with the agent's [`Progress`], in JSON.
 pub const PROGRESS_ANNOTATION: &str = "ebb.dev/drain-progress";
 
-/// Node condition while pods are being evicted. The names are KEP-5683's.
+/// Node condition from when a drain begins until somebody ends it. The names are KEP-5683's.
+pub const CONDITION_PLANNED: &str = "MaintenancePlanned";
+/// Node condition while pods are being evicted.
 pub const CONDITION_DRAINING: &str = "DrainInProgress";
 /// Node condition once no pod that counts is left.
 pub const CONDITION_DRAINED: &str = "Drained";
@@ -84,6 +87,20 @@ impl Trigger {
         *self == Self::Coordinator
     }
 
+    /// A closed set of camelCase words, as in the annotation.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Coordinator => "coordinator",
+            Self::GpuRecovery => "gpuRecovery",
+            Self::LifecycleHook => "lifecycleHook",
+            Self::Maintenance => "maintenance",
+            Self::Person => "person",
+            Self::Rebalance => "rebalance",
+            Self::Shutdown => "shutdown",
+            Self::SpotInterruption => "spotInterruption",
+        }
+    }
+
     /// Whether the node could as well stay.
     pub fn is_planned(self) -> bool {
         match self {
@@ -98,6 +115,21 @@ impl Trigger {
             Self::GpuRecovery | Self::Maintenance | Self::Rebalance | Self::Shutdown | Self::SpotInterruption => true,
             Self::Coordinator | Self::LifecycleHook | Self::Person => false,
         }
+    }
+}
+
+impl fmt::Display for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Coordinator => "the coordinator's decision",
+            Self::GpuRecovery => "a GPU that must be recovered",
+            Self::LifecycleHook => "its Auto Scaling group's lifecycle hook",
+            Self::Maintenance => "scheduled maintenance",
+            Self::Person => "a person's wish",
+            Self::Rebalance => "a rebalance recommendation",
+            Self::Shutdown => "the shutdown of its system",
+            Self::SpotInterruption => "a spot interruption",
+        })
     }
 }
 
@@ -123,14 +155,35 @@ pub struct Progress {
     /// The [`Intent::id`] this is about.
     pub id: String,
     pub phase: Phase,
+    /// When that phase began; of what is drained, when it was.
+    #[serde(default = "long_ago")]
+    pub since: Instant,
     /// Whether it was the agent that made the node unschedulable. A cordon of somebody else's stays.
     pub cordoned_by_us: bool,
+    /// Whether it was the agent that took the node out of load balancers.
+    #[serde(default, skip_serializing_if = "Not::not")]
+    pub excluded_by_us: bool,
+}
+
+impl Progress {
+    /// Without having changed anything.
+    pub fn new(id: &str, phase: Phase, since: Instant) -> Self {
+        Self { id: id.to_owned(), phase, since, cordoned_by_us: false, excluded_by_us: false }
+    }
+}
+
+fn long_ago() -> Instant {
+    Instant::from_millis(0)
 }
 
 /// The steps of a drain, in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Phase {
+    /// Hooks and blockers are waited for; nothing is changed yet.
+    Preparing,
+    /// Load balancers are given time to forget the node.
+    Detaching,
     Draining,
     Drained,
     /// Given up and undone; the reason is on the `DrainInProgress` condition.
@@ -174,8 +227,9 @@ mod tests {
         let text = r#"{"id":"d-1","reason":"idle","requestedAt":"1970-01-01T00:00:00.000Z","deadline":"1970-01-01T00:01:00.000Z","by":"spotInterruption","force":true}"#;
         assert_eq!(encode(&intent), text);
         assert_eq!(decode(text), Some(intent));
-        let progress = Progress { id: "d-1".into(), phase: Phase::Draining, cordoned_by_us: true };
-        let text = r#"{"id":"d-1","phase":"draining","cordonedByUs":true}"#;
+        let progress =
+            Progress { cordoned_by_us: true, ..Progress::new("d-1", Phase::Draining, Instant::from_millis(0)) };
+        let text = r#"{"id":"d-1","phase":"draining","since":"1970-01-01T00:00:00.000Z","cordonedByUs":true}"#;
         assert_eq!(encode(&progress), text);
         assert_eq!(decode(text), Some(progress));
     }

@@ -17,6 +17,10 @@ use crate::time::Instant;
 const PROTECTION: [&str; 2] = ["cluster-autoscaler.kubernetes.io/scale-down-disabled", DO_NOT_DISRUPT];
 const DO_NOT_DISRUPT: &str = "karpenter.sh/do-not-disrupt";
 const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+/// Cluster Autoscaler's annotation on a DaemonSet's pod that is to be evicted like others.
+const ENABLE_DAEMON_EVICTION: &str = "cluster-autoscaler.kubernetes.io/enable-ds-eviction";
+/// Label that takes a node out of load balancers. A node may set it on itself.
+pub const EXCLUDED_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// Whose filters the scheduling model knows.
 const DEFAULT_SCHEDULER: &str = "default-scheduler";
 /// Volumes that a pod can lose, by name, separated by commas.
@@ -39,6 +43,9 @@ pub struct Node {
     pub protected_by: Option<String>,
     pub intent: Option<Intent>,
     pub progress: Option<Progress>,
+    /// Whether the `MaintenancePlanned` condition stands.
+    #[serde(default)]
+    pub planned: bool,
     /// Whether the `DrainInProgress` condition stands.
     pub draining: bool,
     /// Whether the `Drained` condition stands.
@@ -285,6 +292,7 @@ impl From<&api::Node> for Node {
             protected_by: PROTECTION.into_iter().find(protects).map(Into::into),
             intent: annotation(intent::INTENT_ANNOTATION).and_then(|text| intent::decode(text)),
             progress: annotation(intent::PROGRESS_ANNOTATION).and_then(|text| intent::decode(text)),
+            planned: holds(intent::CONDITION_PLANNED),
             draining: holds(intent::CONDITION_DRAINING),
             drained: holds(intent::CONDITION_DRAINED),
         }
@@ -387,14 +395,8 @@ fn claims(spec: &api::PodSpec, pod: &str) -> Vec<String> {
 /// In the order of Cluster Autoscaler's rules, but that a pod of any controller counts as replicated: those of custom
 /// controllers (Ray's, Spark's) are made anew as well.
 fn pin(pod: &api::Pod) -> Option<Pin> {
-    let annotation = |key| pod.metadata.annotations.as_ref().and_then(|all| all.get(key)).map(String::as_str);
+    let annotation = |key| annotation(pod, key);
     let safe = annotation(SAFE_TO_EVICT);
-    let expendable = annotation(SAFE_TO_EVICT_VOLUMES).unwrap_or_default();
-    let local = |volume: &&api::Volume| {
-        let in_memory = |volume: &api::EmptyDirVolumeSource| volume.medium.as_deref() == Some("Memory");
-        volume.host_path.is_some() || volume.empty_dir.as_ref().is_some_and(|volume| !in_memory(volume))
-    };
-    let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).filter(local);
     match controller(pod) {
         Controller::DaemonSet | Controller::Node => None,
         Controller::Workload if annotation(DO_NOT_DISRUPT) == Some("true") => Some(Pin::DoNotDisrupt),
@@ -403,10 +405,29 @@ fn pin(pod: &api::Pod) -> Option<Pin> {
         Controller::Workload if owner(pod).is_none() => Some(Pin::NotReplicated),
         Controller::Workload if pod.metadata.namespace.as_deref() == Some("kube-system") => Some(Pin::System),
         Controller::Workload if safe == Some("false") => Some(Pin::NotSafeToEvict),
-        Controller::Workload => {
-            volumes.any(|it| !expendable.split(',').any(|name| name == it.name)).then_some(Pin::LocalStorage)
-        }
+        Controller::Workload => loses_data(pod).then_some(Pin::LocalStorage),
     }
+}
+
+/// Whether it has a volume of the node's own that nobody has called expendable.
+pub(crate) fn loses_data(pod: &api::Pod) -> bool {
+    let expendable = annotation(pod, SAFE_TO_EVICT_VOLUMES).unwrap_or_default();
+    let local = |volume: &&api::Volume| {
+        let in_memory = |volume: &api::EmptyDirVolumeSource| volume.medium.as_deref() == Some("Memory");
+        volume.host_path.is_some() || volume.empty_dir.as_ref().is_some_and(|volume| !in_memory(volume))
+    };
+    let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).filter(local);
+    let lost = volumes.any(|it| !expendable.split(',').any(|name| name == it.name));
+    lost && annotation(pod, SAFE_TO_EVICT) != Some("true")
+}
+
+/// Whether it is to be evicted although a DaemonSet makes it.
+pub(crate) fn evictable_daemon(pod: &api::Pod) -> bool {
+    annotation(pod, ENABLE_DAEMON_EVICTION) == Some("true")
+}
+
+fn annotation<'a>(pod: &'a api::Pod, key: &str) -> Option<&'a str> {
+    pod.metadata.annotations.as_ref().and_then(|all| all.get(key)).map(String::as_str)
 }
 
 fn owner(pod: &api::Pod) -> Option<&OwnerReference> {

@@ -1,8 +1,9 @@
 //! Whether a drain could begin, and what speaks against it, pod by pod: asked before anything is changed.
 
 use crate::disruption::{Allowance, Blocked, PodDisruptionBudgets};
-use crate::intent::Permits;
-use crate::kubernetes::{Controller, Pod};
+use crate::drain::{self, Treatment};
+use crate::intent::Intent;
+use crate::kubernetes::Pod;
 use crate::reason::Pin;
 
 /// What the API server said to the eviction of a pod, tried without doing it.
@@ -20,16 +21,14 @@ pub enum Answer {
 /// What a drain does with a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate<'a> {
-    /// Left to end by itself, as its annotation asks.
+    /// Left to end by itself, as it asks for.
     AwaitsEnd,
-    /// A PodDisruptionBudget forbids its eviction, and if it still does shortly before the deadline, it is deleted.
-    DeletedInTheEnd,
     /// It is terminating already.
     Ending,
     Evicted,
     /// It is over: nothing of it is left to evict.
     Finished,
-    /// Of a DaemonSet, or of the node itself.
+    /// Of a DaemonSet, or of the node itself, or it asks to be left alone.
     Stays,
     Stopped(Obstacle<'a>),
 }
@@ -44,39 +43,51 @@ pub enum Obstacle<'a> {
     Refused(String),
 }
 
-/// A drain that a person asked for; what may be lost is what they permit. A pod of kube-system with a controller goes as
-/// any other: it is not moved only for the sake of fewer nodes.
-pub fn fate<'a>(pod: &'a Pod, permits: Permits, budgets: &'a PodDisruptionBudgets, answer: &Answer) -> Fate<'a> {
-    if pod.controller != Controller::Workload {
-        return Fate::Stays;
-    }
-    if pod.finished {
-        return Fate::Finished;
-    }
-    if pod.terminating {
-        return Fate::Ending;
-    }
-    match pod.pin {
-        Some(Pin::OnCompletion) => return Fate::AwaitsEnd,
-        Some(pin @ (Pin::DoNotDisrupt | Pin::NotSafeToEvict)) => return Fate::Stopped(Obstacle::Pinned(pin)),
-        Some(pin @ Pin::NotReplicated) if !permits.force => return Fate::Stopped(Obstacle::Pinned(pin)),
-        Some(pin @ Pin::LocalStorage) if !permits.delete_emptydir_data => {
-            return Fate::Stopped(Obstacle::Pinned(pin));
-        }
-        Some(Pin::NotReplicated | Pin::LocalStorage | Pin::System) | None => {}
+/// A pod as the agent's drain reads it, and as budgets do.
+#[derive(Clone, Debug, Default)]
+pub struct Candidate {
+    pub pod: Pod,
+    pub drained: drain::Pod,
+}
+
+/// What becomes of it by the agent's own rules, and by what the API server says. `intent`: the drain that is thought of.
+pub fn fate<'a>(
+    candidate: &'a Candidate,
+    intent: &Intent,
+    budgets: &'a PodDisruptionBudgets,
+    answer: &Answer,
+) -> Fate<'a> {
+    let Candidate { pod, drained } = candidate;
+    match drained.treatment(intent, None) {
+        Treatment::Stay if pod.finished => return Fate::Finished,
+        Treatment::Stay => return Fate::Stays,
+        Treatment::Await => return Fate::AwaitsEnd,
+        Treatment::Keep(pin) => return Fate::Stopped(Obstacle::Pinned(pin)),
+        Treatment::Evict if pod.terminating => return Fate::Ending,
+        Treatment::Evict => {}
     }
     // By the numbers that the budgets' controller last counted.
     let counted = Allowance::new(budgets).covers(std::iter::once(pod));
-    let held = |blocked, words| match permits.delete_at_deadline {
-        true => Fate::DeletedInTheEnd,
-        false => Fate::Stopped(Obstacle::Budget(blocked, words)),
-    };
     match (answer, counted) {
         (Answer::Allowed, _) | (Answer::Unknown, Ok(())) => Fate::Evicted,
-        (Answer::Unknown, Err((_, blocked))) => held(blocked, None),
-        (Answer::Blocked(words) | Answer::Refused(words), Err((_, blocked))) => held(blocked, Some(words.clone())),
+        (Answer::Unknown, Err((_, blocked))) => Fate::Stopped(Obstacle::Budget(blocked, None)),
+        (Answer::Blocked(words) | Answer::Refused(words), Err((_, blocked))) => {
+            Fate::Stopped(Obstacle::Budget(blocked, Some(words.clone())))
+        }
         // The budget that forbids it was not among those that we were told of.
         (Answer::Blocked(words) | Answer::Refused(words), Ok(())) => Fate::Stopped(Obstacle::Refused(words.clone())),
+    }
+}
+
+impl From<&k8s_openapi::api::core::v1::Pod> for Candidate {
+    fn from(pod: &k8s_openapi::api::core::v1::Pod) -> Self {
+        Self { pod: Pod::from(pod), drained: drain::Pod::from(pod) }
+    }
+}
+
+impl From<Pod> for Candidate {
+    fn from(pod: Pod) -> Self {
+        Self { drained: drain::Pod::from(&pod), pod }
     }
 }
 
@@ -84,6 +95,9 @@ pub fn fate<'a>(pod: &'a Pod, permits: Permits, budgets: &'a PodDisruptionBudget
 mod tests {
     use super::*;
     use crate::disruption::{Change, PodDisruptionBudget};
+    use crate::intent::{Permits, Trigger};
+    use crate::kubernetes::Controller;
+    use crate::time::Instant;
 
     fn pod() -> Pod {
         Pod { namespace: "ns".into(), labels: [("app".into(), "web".into())].into(), ..Pod::default() }
@@ -107,13 +121,22 @@ mod tests {
         budgets
     }
 
+    fn intent(permits: Permits) -> Intent {
+        let at = Instant::from_millis(0);
+        let (id, reason) = (String::new(), String::new());
+        Intent { id, reason, requested_at: at, deadline: at, evict: true, by: Trigger::Person, permits }
+    }
+
     #[test]
     fn what_is_not_to_be_lost_stops_a_drain_unless_it_is_permitted() {
         let (nothing, all) =
             (Permits::default(), Permits { force: true, delete_emptydir_data: true, delete_at_deadline: true });
         let force = Permits { force: true, ..nothing };
         let check = |pod: Pod, permits, expected: Fate<'_>| {
-            assert_eq!(fate(&pod, permits, &budgets(&[]), &Answer::Allowed), expected, "{pod:?}, {permits:?}");
+            let candidate = Candidate::from(pod);
+            let none = PodDisruptionBudgets::default();
+            let found = fate(&candidate, &intent(permits), &none, &Answer::Allowed);
+            assert_eq!(found, expected, "{candidate:?}, {permits:?}");
         };
         let pinned = |pin| Pod { pin: Some(pin), ..pod() };
         let stopped = |pin| Fate::Stopped(Obstacle::Pinned(pin));
@@ -121,7 +144,7 @@ mod tests {
         check(Pod { controller: Controller::DaemonSet, ..pod() }, nothing, Fate::Stays);
         check(Pod { controller: Controller::Node, ..pod() }, nothing, Fate::Stays);
         check(Pod { finished: true, ..pinned(Pin::NotReplicated) }, nothing, Fate::Finished);
-        check(Pod { terminating: true, ..pinned(Pin::NotReplicated) }, nothing, Fate::Ending);
+        check(Pod { terminating: true, ..pod() }, nothing, Fate::Ending);
         check(pinned(Pin::System), nothing, Fate::Evicted);
         check(pinned(Pin::OnCompletion), nothing, Fate::AwaitsEnd);
         check(pinned(Pin::NotReplicated), nothing, stopped(Pin::NotReplicated));
@@ -136,8 +159,8 @@ mod tests {
     #[test]
     fn the_api_server_s_answer_counts_before_the_budgets_numbers() {
         let check = |all: &[(&str, u32)], answer: Answer, expected: &str| {
-            let (budgets, pod) = (budgets(all), pod());
-            let found = match fate(&pod, Permits::default(), &budgets, &answer) {
+            let (budgets, candidate) = (budgets(all), Candidate::from(pod()));
+            let found = match fate(&candidate, &intent(Permits::default()), &budgets, &answer) {
                 Fate::Evicted => "evicted".to_owned(),
                 Fate::Stopped(Obstacle::Budget(Blocked::Spent(budget), words)) => format!("{}: {words:?}", budget.name),
                 Fate::Stopped(Obstacle::Budget(Blocked::Several(all), _)) => format!("{} budgets", all.len()),
@@ -155,9 +178,6 @@ mod tests {
         check(&[("a", 1), ("b", 1)], Answer::Refused("more than one".into()), "2 budgets");
         // A pod that is not ready may go where `unhealthyPodEvictionPolicy` says so, one that has not started always.
         check(&[("a", 0)], Answer::Allowed, "evicted");
-        let permits = Permits { delete_at_deadline: true, ..Permits::default() };
-        assert_eq!(fate(&pod(), permits, &budgets(&[("a", 0)]), &blocked()), Fate::DeletedInTheEnd);
-        assert_eq!(fate(&pod(), permits, &budgets(&[("a", 1)]), &Answer::Allowed), Fate::Evicted);
         // A budget that is new to us.
         check(&[], blocked(), "has 2");
         check(&[("a", 1)], Answer::Refused("webhook".into()), "webhook");

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::classify::{Missing, Signal};
+use crate::intent::Trigger;
 use crate::launch::Failing;
 use crate::schedule::Misfit;
 use crate::time::{Instant, format_duration};
@@ -147,6 +148,8 @@ pub enum Stay {
     Busy { signal: Signal },
     /// Somebody else has cordoned it.
     Cordoned,
+    /// Not the coordinator has it drained, so it is not the coordinator's to terminate.
+    DrainedFor { by: Trigger, why: String },
     /// It is being drained.
     Draining { deadline: Instant },
     /// Its last drain was given up.
@@ -197,6 +200,7 @@ impl Stay {
             Self::Buffered { .. } => "Buffered",
             Self::Busy { .. } => "Busy",
             Self::Cordoned => "Cordoned",
+            Self::DrainedFor { .. } => "DrainedFor",
             Self::Draining { .. } => "Draining",
             Self::GivenUp { .. } => "GivenUp",
             Self::GpuUnseen => "GpuUnseen",
@@ -248,6 +252,7 @@ impl fmt::Display for Stay {
             Self::Buffered { buffer } => write!(f, "buffer {buffer} has its room on it"),
             Self::Busy { signal } => write!(f, "measured busy by its {signal}"),
             Self::Cordoned => f.write_str("somebody else has cordoned it"),
+            Self::DrainedFor { by, why } => write!(f, "it is drained because of {by}: {why}"),
             Self::Draining { deadline } => write!(f, "it is being drained, until {deadline} at the latest"),
             Self::GivenUp { until } => write!(f, "its last drain was given up; not tried again before {until}"),
             Self::GpuUnseen => f.write_str("it has GPUs and its agent sees none, so nothing is known of their use"),

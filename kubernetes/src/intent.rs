@@ -1,7 +1,7 @@
 //! The drain intent on a Node, written so that nobody's word is lost: only on the very Node that was meant, and only as
 //! it was when that was decided.
 
-use ebb_core::intent::{INTENT_ANNOTATION, Intent, decode, encode};
+use ebb_core::intent::{INTENT_ANNOTATION, Intent, encode};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
@@ -28,13 +28,13 @@ pub enum Error {
     Replaced { node: String, uid: String },
 }
 
-/// Changes the annotation of the Node with this UID as `decide` says from what stands there (`None`: it stays); the
-/// resource version makes that one step. `manager`: who we are, in `managedFields`.
+/// Changes the annotation of the Node with this UID as `decide` says from what stands there, which may be a person's own
+/// words (`None`: it stays); the resource version makes that one step. `manager`: who we are, in `managedFields`.
 pub async fn change<E: From<Error>>(
     client: &Client,
     manager: &str,
     (name, uid): (&str, &str),
-    decide: impl Fn(Option<Intent>) -> Result<Option<Change>, E>,
+    decide: impl Fn(Option<&str>) -> Result<Option<Change>, E>,
 ) -> Result<(), E> {
     let api = Api::<Node>::all(client.clone());
     let failed = |source| Error::Api { node: name.to_owned(), source };
@@ -44,8 +44,8 @@ pub async fn change<E: From<Error>>(
         if node.uid().as_deref() != Some(uid) {
             return Err(Error::Replaced { node: name.to_owned(), uid: uid.to_owned() }.into());
         }
-        let standing = node.annotations().get(INTENT_ANNOTATION).and_then(|text| decode(text));
-        let Some(change) = decide(standing)? else { return Ok(()) };
+        let standing = node.annotations().get(INTENT_ANNOTATION);
+        let Some(change) = decide(standing.map(String::as_str))? else { return Ok(()) };
         let patch = patch(uid, node.resource_version().as_deref(), &change);
         let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
         match api.patch_metadata(name, &params, &Patch::Merge(patch)).await {

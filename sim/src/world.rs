@@ -381,7 +381,7 @@ impl<'a> World<'a> {
         state.version += 1;
         let (node, version) = (state.node.clone(), state.version);
         self.at(self.now, Happening::Scheduler(Box::new(scheduler::Event::NodeApplied(node.clone()))));
-        self.tell_agent(name, Some(version), drain::Event::Node(node.clone()));
+        self.tell_agent(name, Some(version), drain::Event::Node(Box::new((&node).into())));
         self.tell_coordinator(fleet::Event::NodeApplied(node));
     }
 

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ebb_core::drain::Target;
 use ebb_core::intent::PROGRESS_ANNOTATION;
 use ebb_kubernetes::eviction;
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -198,7 +199,8 @@ pub async fn what_kubelets_write(client: &Client, node: &str) -> Answers {
 pub async fn evict(client: &Client, pod: &Pod, uid: Option<&str>) -> u16 {
     let namespace = pod.namespace().unwrap_or_default();
     let pods = Api::<Pod>::namespaced(client.clone(), &namespace);
-    let mut body = eviction::body(&namespace, &pod.name_any(), uid.unwrap_or_default());
+    let target = Target { namespace: namespace.clone(), name: pod.name_any(), uid: uid.unwrap_or_default().to_owned() };
+    let mut body = eviction::body(&target, None);
     if uid.is_none() {
         body["deleteOptions"] = Value::Null;
     }

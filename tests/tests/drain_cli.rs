@@ -90,9 +90,6 @@ async fn dry_run_changes_nothing_and_names_what_speaks_against_a_drain() {
     assert_ends(said, 1, &[&verdict, budget, "needs 1 healthy pods and has 1 currently", "run one replica more"]);
     assert_ends(ebb(&ebb_, &["drain", &name, "--dry-run"]), 1, &["default/notebook", "--force evicts it all the same"]);
     assert_ends(ebb(&ebb_, &["drain", &name, "--dry-run", "--force"]), 1, &[budget, "a drain could not begin\n"]);
-    let said = ebb(&ebb_, &["drain", &name, "--dry-run", "--force", "--delete-at-deadline"]);
-    assert_ends(said, 0, &["a drain could begin", "evicted, and not made anew", "deleted before the deadline"]);
-
     ebb_.lab.kubectl(&["delete", "poddisruptionbudget", "web"]).await;
     ebb_.lab.kubectl(&["delete", "pod", "notebook"]).await;
     assert_ends(ebb(&ebb_, &["drain", &name, "--dry-run"]), 0, &["a drain could begin", "a DaemonSet's  stays"]);

@@ -3,45 +3,47 @@
 //! The body is our own: kube's `evict` writes `delete_options`, which the API server does not know and drops, and with
 //! it the UID that keeps a pod of the same name from being evicted in place of the one that was meant.
 
-use ebb_core::drain::EvictionOutcome;
+use std::time::Duration;
+
+use ebb_core::drain::{EvictionOutcome, Reply, Target};
 use kube::core::Status;
 use serde_json::{Value, json};
 
-pub(super) fn body(namespace: &str, name: &str, uid: &str) -> Value {
+pub(super) fn body(pod: &Target, grace: Option<Duration>) -> Value {
     json!({
         "apiVersion": "policy/v1",
         "kind": "Eviction",
-        "metadata": {"name": name, "namespace": namespace},
-        "deleteOptions": {"preconditions": {"uid": uid}},
+        "metadata": {"name": pod.name, "namespace": pod.namespace},
+        "deleteOptions": {"preconditions": {"uid": pod.uid}, "gracePeriodSeconds": grace.map(|grace| grace.as_secs())},
     })
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    pub(super) outcome: EvictionOutcome,
-    /// The API server's own words; empty if it said yes, or nothing.
-    pub(super) reason: String,
-}
-
 /// `None`: no reply in time.
-pub(super) fn answer<T>(result: Option<&Result<T, kube::Error>>) -> Answer {
+pub(super) fn reply<T>(namespace: &str, result: Option<&Result<T, kube::Error>>) -> Reply {
     match result {
-        Some(Ok(_)) => Answer { outcome: EvictionOutcome::Accepted, reason: String::new() },
-        Some(Err(kube::Error::Api(status))) => Answer { outcome: outcome(status), reason: reason(status) },
-        Some(Err(error)) => Answer { outcome: EvictionOutcome::Unavailable, reason: crate::health::chain(error) },
-        None => Answer { outcome: EvictionOutcome::Unavailable, reason: "no reply in time".into() },
+        Some(Ok(_)) => EvictionOutcome::Accepted.into(),
+        Some(Err(kube::Error::Api(status))) => Reply {
+            outcome: outcome(status),
+            reason: reason(status),
+            budget: budget(status).map(|budget| format!("{namespace}/{budget}")),
+            retry_after: retry_after(status),
+        },
+        Some(Err(error)) => Reply { reason: crate::health::chain(error), ..EvictionOutcome::Unavailable.into() },
+        None => Reply { reason: "no reply in time".into(), ..EvictionOutcome::Unavailable.into() },
     }
 }
 
 fn outcome(status: &Status) -> EvictionOutcome {
-    let budget = || causes(status).any(|cause| cause.reason == "DisruptionBudget");
+    let has_cause = |reason: &str| causes(status).any(|cause| cause.reason == reason);
     match status.code {
         404 | 409 => EvictionOutcome::Gone,
-        429 if budget() => EvictionOutcome::Blocked,
-        429 => EvictionOutcome::Unavailable,
+        429 if has_cause("DisruptionBudget") => EvictionOutcome::Blocked,
+        429 => EvictionOutcome::Throttled,
         // Two budgets for one pod: wrong until somebody changes one of them.
         500 if status.message.contains("more than one PodDisruptionBudget") => EvictionOutcome::Refused,
         500.. => EvictionOutcome::Unavailable,
+        // Its controller will delete the pod.
+        403 if has_cause("NamespaceTerminating") => EvictionOutcome::Unavailable,
         _ => EvictionOutcome::Refused,
     }
 }
@@ -52,8 +54,21 @@ fn causes(status: &Status) -> impl Iterator<Item = &kube::core::response::Status
 
 /// The budget's own account ("needs 2 healthy pods and has 2 currently") says more than the message.
 fn reason(status: &Status) -> String {
-    let cause = causes(status).find(|cause| cause.reason == "DisruptionBudget").map(|cause| &cause.message);
-    cause.filter(|message| !message.is_empty()).unwrap_or(&status.message).clone()
+    account(status).filter(|message| !message.is_empty()).unwrap_or(&status.message).clone()
+}
+
+fn account(status: &Status) -> Option<&String> {
+    causes(status).find(|cause| cause.reason == "DisruptionBudget").map(|cause| &cause.message)
+}
+
+/// "The disruption budget NAME needs …": the only place where it is named.
+fn budget(status: &Status) -> Option<&str> {
+    account(status)?.strip_prefix("The disruption budget ")?.split(' ').next()
+}
+
+fn retry_after(status: &Status) -> Option<Duration> {
+    let seconds = status.details.as_ref()?.retry_after_seconds;
+    (seconds > 0).then(|| Duration::from_secs(seconds.into()))
 }
 
 /// A closed set, for metrics and logs.
@@ -63,6 +78,7 @@ pub(super) fn label(outcome: EvictionOutcome) -> &'static str {
         EvictionOutcome::Blocked => "blocked",
         EvictionOutcome::Gone => "gone",
         EvictionOutcome::Refused => "refused",
+        EvictionOutcome::Throttled => "throttled",
         EvictionOutcome::Unavailable => "unavailable",
     }
 }
@@ -73,26 +89,33 @@ mod tests {
 
     #[test]
     fn the_body_names_the_pod_by_uid_as_the_api_spells_it() {
-        let expected = r#"{"apiVersion":"policy/v1","deleteOptions":{"preconditions":{"uid":"u-1"}},"kind":"Eviction","metadata":{"name":"web-0","namespace":"shop"}}"#;
-        assert_eq!(body("shop", "web-0", "u-1").to_string(), expected);
+        let pod = Target { namespace: "shop".into(), name: "web-0".into(), uid: "u-1".into() };
+        let expected = r#"{"apiVersion":"policy/v1","deleteOptions":{"gracePeriodSeconds":null,"preconditions":{"uid":"u-1"}},"kind":"Eviction","metadata":{"name":"web-0","namespace":"shop"}}"#;
+        assert_eq!(body(&pod, None).to_string(), expected);
+        assert_eq!(body(&pod, Some(Duration::from_secs(7)))["deleteOptions"]["gracePeriodSeconds"], 7);
     }
 
+    fn read(json: &Value) -> Reply {
+        let status: Status = serde_json::from_value(json.clone()).unwrap();
+        reply("shop", Some(&Err::<(), _>(kube::Error::Api(status.boxed()))))
+    }
+
+    /// As `pkg/registry/core/pod/storage/eviction.go` of Kubernetes answers.
     #[test]
     fn every_answer_of_the_eviction_api_has_its_meaning() {
         let check = |json: Value, expected: EvictionOutcome, reason: &str| {
-            let status: Status = serde_json::from_value(json.clone()).unwrap();
-            let result: Result<(), _> = Err(kube::Error::Api(status.boxed()));
-            let expected = Answer { outcome: expected, reason: reason.into() };
-            assert_eq!(answer(Some(&result)), expected, "{json}");
+            let Reply { outcome, reason: said, .. } = read(&json);
+            assert_eq!((outcome, said.as_str()), (expected, reason), "{json}");
         };
-        let budget = json!({"causes": [{"reason": "DisruptionBudget", "message": "needs 2 healthy pods and has 2"}]});
+        let cause = |reason: &str, message: &str| json!({"causes": [{"reason": reason, "message": message}]});
         let message = "Cannot evict pod as it would violate the pod's disruption budget.";
+        let account = "The disruption budget web needs 2 healthy pods and has 2 currently";
         check(
-            json!({"code": 429, "message": message, "details": budget}),
+            json!({"code": 429, "message": message, "details": cause("DisruptionBudget", account)}),
             EvictionOutcome::Blocked,
-            "needs 2 healthy pods and has 2",
+            account,
         );
-        check(json!({"code": 429, "message": "slow down"}), EvictionOutcome::Unavailable, "slow down");
+        check(json!({"code": 429, "message": "slow down"}), EvictionOutcome::Throttled, "slow down");
         check(json!({"code": 404, "message": "not found"}), EvictionOutcome::Gone, "not found");
         check(json!({"code": 409, "message": "uid"}), EvictionOutcome::Gone, "uid");
         let two = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
@@ -101,8 +124,21 @@ mod tests {
         check(json!({"code": 503, "message": "later"}), EvictionOutcome::Unavailable, "later");
         check(json!({"code": 504, "message": "timeout"}), EvictionOutcome::Unavailable, "timeout");
         check(json!({"code": 403, "message": "not your node"}), EvictionOutcome::Refused, "not your node");
+        let going = cause("NamespaceTerminating", "namespace shop is being terminated");
+        check(json!({"code": 403, "message": "going", "details": going}), EvictionOutcome::Unavailable, "going");
         check(json!({"code": 422, "message": "invalid"}), EvictionOutcome::Refused, "invalid");
-        assert_eq!(answer(Some(&Ok(()))).outcome, EvictionOutcome::Accepted);
-        assert_eq!(answer::<()>(None).outcome, EvictionOutcome::Unavailable);
+        assert_eq!(reply("shop", Some(&Ok(()))).outcome, EvictionOutcome::Accepted);
+        assert_eq!(reply::<()>("shop", None).outcome, EvictionOutcome::Unavailable);
+    }
+
+    #[test]
+    fn a_budget_is_known_by_name_and_a_pause_that_is_asked_for_is_kept() {
+        let account = "The disruption budget web is still being processed by the server.";
+        let details = json!({"causes": [{"reason": "DisruptionBudget", "message": account}], "retryAfterSeconds": 10});
+        let Reply { budget, retry_after, .. } = read(&json!({"code": 429, "message": "no", "details": details}));
+        assert_eq!((budget.as_deref(), retry_after), (Some("shop/web"), Some(Duration::from_secs(10))));
+        let Reply { budget, retry_after, .. } =
+            read(&json!({"code": 429, "message": "no", "details": {"retryAfterSeconds": 1}}));
+        assert_eq!((budget, retry_after), (None, Some(Duration::from_secs(1))));
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Each names the resource version it was decided on, so that it fails rather than undo what somebody else did since.
 
-use ebb_core::drain::Condition;
-use ebb_core::intent::{PROGRESS_ANNOTATION, Progress, encode};
+use ebb_core::drain::{Condition, Edit, NodeChange};
+use ebb_core::intent::{INTENT_ANNOTATION, PROGRESS_ANNOTATION, encode};
+use ebb_core::kubernetes::EXCLUDED_LABEL;
 use ebb_core::time::Instant;
 use k8s_openapi::api::core::v1 as api;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 /// What of the Node a patch must know.
@@ -37,15 +39,29 @@ impl From<&api::Node> for Known {
     }
 }
 
-/// A merge patch of the Node: cordon and progress together, so that no cordon of ours is without its owner.
-pub(super) fn spec(known: &Known, unschedulable: Option<bool>, progress: Option<&Progress>) -> Value {
-    let progress = progress.map_or(Value::Null, |progress| encode(progress).into());
-    let annotations = Map::from_iter([(PROGRESS_ANNOTATION.to_owned(), progress)]);
-    let mut patch = json!({"metadata": {"resourceVersion": known.resource_version, "annotations": annotations}});
-    if let Some(unschedulable) = unschedulable {
+/// A merge patch of the Node: all in one, so that no cordon of ours is without its owner.
+pub(super) fn node(known: &Known, change: &NodeChange) -> Value {
+    let mut annotations = Map::new();
+    annotate(&mut annotations, INTENT_ANNOTATION, &change.intent);
+    annotate(&mut annotations, PROGRESS_ANNOTATION, &change.progress);
+    let mut metadata = json!({"resourceVersion": known.resource_version, "annotations": annotations});
+    if let Some(excluded) = change.excluded {
+        metadata["labels"] = json!({EXCLUDED_LABEL: excluded.then_some("")});
+    }
+    let mut patch = json!({"metadata": metadata});
+    if let Some(unschedulable) = change.unschedulable {
         patch["spec"] = json!({"unschedulable": unschedulable});
     }
     patch
+}
+
+fn annotate(annotations: &mut Map<String, Value>, key: &str, edit: &Edit<impl Serialize>) {
+    let value = match edit {
+        Edit::Keep => return,
+        Edit::Remove => Value::Null,
+        Edit::Set(value) => encode(value).into(),
+    };
+    annotations.insert(key.to_owned(), value);
 }
 
 /// A strategic merge patch of the Node's status: conditions are merged by type. The time of a transition is kept where
@@ -70,7 +86,7 @@ pub(super) fn conditions(known: &Known, conditions: &[Condition], now: Instant) 
 
 #[cfg(test)]
 mod tests {
-    use ebb_core::intent::Phase;
+    use ebb_core::intent::{Phase, Progress};
 
     use super::*;
 
@@ -81,17 +97,31 @@ mod tests {
     #[test]
     fn cordon_and_progress_go_in_one_patch() {
         let known = known(json!({"metadata": {"resourceVersion": "7"}}));
-        let progress = Progress { id: "d".into(), phase: Phase::Draining, cordoned_by_us: true };
+        let progress =
+            Progress { cordoned_by_us: true, ..Progress::new("d", Phase::Draining, Instant::from_millis(0)) };
+        let change = NodeChange {
+            unschedulable: Some(true),
+            excluded: Some(true),
+            progress: Edit::Set(progress),
+            ..NodeChange::default()
+        };
+        let text = r#"{"id":"d","phase":"draining","since":"1970-01-01T00:00:00.000Z","cordonedByUs":true}"#;
         let expected = json!({
             "metadata": {
                 "resourceVersion": "7",
-                "annotations": {"ebb.dev/drain-progress": r#"{"id":"d","phase":"draining","cordonedByUs":true}"#},
+                "annotations": {"ebb.dev/drain-progress": text},
+                "labels": {"node.kubernetes.io/exclude-from-external-load-balancers": ""},
             },
             "spec": {"unschedulable": true},
         });
-        assert_eq!(spec(&known, Some(true), Some(&progress)), expected);
-        let expected = json!({"metadata": {"resourceVersion": "7", "annotations": {"ebb.dev/drain-progress": null}}});
-        assert_eq!(spec(&known, None, None), expected);
+        assert_eq!(node(&known, &change), expected);
+        let change = NodeChange { excluded: Some(false), progress: Edit::Remove, ..NodeChange::default() };
+        let expected = json!({"metadata": {
+            "resourceVersion": "7",
+            "annotations": {"ebb.dev/drain-progress": null},
+            "labels": {"node.kubernetes.io/exclude-from-external-load-balancers": null},
+        }});
+        assert_eq!(node(&known, &change), expected);
     }
 
     #[test]

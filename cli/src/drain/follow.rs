@@ -3,7 +3,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use ebb_core::intent::{CONDITION_DRAINED, CONDITION_DRAINING, Phase, Progress};
+use ebb_core::intent::{CONDITION_DRAINED, CONDITION_DRAINING, CONDITION_PLANNED, Phase, Progress};
 use ebb_core::kubernetes::Node;
 use ebb_core::time::Instant;
 use futures::{StreamExt, TryStreamExt};
@@ -124,6 +124,10 @@ fn standing(node: Option<&api::Node>, wanted: &Wanted, begun: Instant, now: Inst
                     None => at("given up".to_owned(), None),
                 }
             }
+            // What is waited for before the first eviction.
+            _ if node.planned && !node.draining => {
+                at(format!("{}: {}", phase(progress), message(object, CONDITION_PLANNED)), None)
+            }
             _ if node.draining => at(format!("{}: {}", phase(progress), message(object, CONDITION_DRAINING)), None),
             _ => at(phase(progress), None),
         },
@@ -192,6 +196,8 @@ mod tests {
         check(Some(seen(at("draining"), json!([]))), 0, "draining", None);
         let draining = condition("DrainInProgress", "True", "DrainStarted", "2 pods are left");
         check(Some(seen(at("draining"), json!([draining]))), 0, "draining: 2 pods are left", None);
+        let planned = condition("MaintenancePlanned", "True", "DrainPlanned", "hook ray is awaited");
+        check(Some(seen(at("preparing"), json!([planned]))), 0, "preparing: hook ray is awaited", None);
         check(Some(seen(at("drained"), json!([draining]))), 0, "empty, and about", None);
         let drained = condition("Drained", "True", "DrainCompleted", "no pod is left");
         check(Some(seen(at("drained"), json!([drained]))), 0, "drained: no pod is left", Some(End::Well));

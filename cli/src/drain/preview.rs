@@ -4,17 +4,17 @@ use std::io::{Write, stdout};
 
 use anyhow::{Context, Result};
 use ebb_core::disruption::{Change, PodDisruptionBudget, PodDisruptionBudgets};
-use ebb_core::drain::EvictionOutcome;
-use ebb_core::intent::Permits;
-use ebb_core::kubernetes::{Node, Pod};
-use ebb_core::preflight::{Answer, Fate, fate};
+use ebb_core::drain::{EvictionOutcome, Target};
+use ebb_core::intent::{INTENT_ANNOTATION, Intent};
+use ebb_core::preflight::{Answer, Candidate, Fate, fate};
 use ebb_kubernetes::eviction;
 use futures::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::api::policy::v1 as policy;
 use kube::api::ListParams;
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt};
 
+use super::want::Stands;
 use super::{Args, sheet};
 use crate::kubernetes::is_forbidden;
 use crate::sheet::Sheet;
@@ -27,30 +27,30 @@ const QUESTIONS: usize = 8;
 pub(super) struct Preview {
     pub(super) nodes: Vec<Previewed>,
     pub(super) budgets: PodDisruptionBudgets,
-    pub(super) permits: Permits,
+    /// The drain that is thought of.
+    pub(super) intent: Intent,
     /// Why the API server was not asked about evictions, or about budgets.
     pub(super) notes: Vec<String>,
 }
 
 pub(super) struct Previewed {
-    pub(super) node: Node,
+    pub(super) name: String,
+    /// Who wants its drain already.
+    pub(super) stands: Option<Stands>,
     /// Whether an agent that could drain it runs there.
     pub(super) has_agent: bool,
     /// By namespace and name, with what the API server said to the eviction of each.
-    pub(super) pods: Vec<(Pod, Answer)>,
+    pub(super) pods: Vec<(Candidate, Answer)>,
 }
 
 /// Whether a drain of all of them could begin.
-pub(super) async fn run(client: &Client, args: &Args) -> Result<bool> {
+pub(super) async fn run(client: &Client, args: &Args, intent: Intent) -> Result<bool> {
     let mut preview =
-        Preview { nodes: Vec::new(), budgets: PodDisruptionBudgets::default(), permits: args.permits(), notes: vec![] };
-    let nodes = {
-        let mut nodes = Vec::new();
-        for name in &args.nodes {
-            nodes.push(Node::from(&super::node(client, name).await?));
-        }
-        nodes
-    };
+        Preview { nodes: Vec::new(), budgets: PodDisruptionBudgets::default(), intent, notes: Vec::new() };
+    let mut nodes = Vec::new();
+    for name in &args.nodes {
+        nodes.push(super::node(client, name).await?);
+    }
     match Api::<policy::PodDisruptionBudget>::all(client.clone()).list(&ListParams::default()).await {
         Ok(budgets) => budgets
             .iter()
@@ -61,14 +61,16 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<bool> {
         Err(error) => return Err(error).context("list PodDisruptionBudgets"),
     }
     for node in nodes {
-        let on_node = ListParams::default().fields(&format!("spec.nodeName={}", node.name));
+        let name = node.name_any();
+        let on_node = ListParams::default().fields(&format!("spec.nodeName={name}"));
         let pods = Api::<api::Pod>::all(client.clone()).list(&on_node).await;
-        let pods = pods.with_context(|| format!("list the pods of node {}", node.name))?;
+        let pods = pods.with_context(|| format!("list the pods of node {name}"))?;
         let has_agent = pods.iter().any(is_agent);
-        let mut pods: Vec<_> = pods.iter().map(Pod::from).collect();
-        pods.sort_by_cached_key(Pod::full_name);
+        let mut pods: Vec<_> = pods.iter().map(Candidate::from).collect();
+        pods.sort_by_cached_key(|candidate| candidate.pod.full_name());
         let pods = answers(client, pods, &mut preview).await?;
-        preview.nodes.push(Previewed { node, has_agent, pods });
+        let stands = node.annotations().get(INTENT_ANNOTATION).map(|text| Stands::read(text));
+        preview.nodes.push(Previewed { name, stands, has_agent, pods });
     }
     let mut sheet = Sheet::new(terminal::columns().into(), terminal::takes_colours());
     let (text, begins) = sheet::text(&preview, &mut sheet);
@@ -85,13 +87,13 @@ fn is_agent(pod: &api::Pod) -> bool {
 }
 
 /// Only those are asked about that would be evicted by what is known of them.
-async fn answers(client: &Client, pods: Vec<Pod>, preview: &mut Preview) -> Result<Vec<(Pod, Answer)>> {
+async fn answers(client: &Client, pods: Vec<Candidate>, preview: &mut Preview) -> Result<Vec<(Candidate, Answer)>> {
     let none = PodDisruptionBudgets::default();
-    let permits = preview.permits;
     let asked = stream::iter(pods.into_iter().map(|pod| {
-        let would_go = fate(&pod, permits, &none, &Answer::Unknown) == Fate::Evicted;
+        let would_go = fate(&pod, &preview.intent, &none, &Answer::Unknown) == Fate::Evicted;
         async move {
-            let answer = if would_go { Some(eviction::dry_run(client, &pod).await) } else { None };
+            let target = Target::from(&pod.drained);
+            let answer = if would_go { Some(eviction::dry_run(client, &target).await) } else { None };
             (pod, answer)
         }
     }));
@@ -105,7 +107,7 @@ async fn answers(client: &Client, pods: Vec<Pod>, preview: &mut Preview) -> Resu
                 EvictionOutcome::Accepted => Answer::Allowed,
                 EvictionOutcome::Blocked => Answer::Blocked(answer.reason),
                 EvictionOutcome::Refused => Answer::Refused(answer.reason),
-                EvictionOutcome::Unavailable => Answer::Unknown,
+                EvictionOutcome::Throttled | EvictionOutcome::Unavailable => Answer::Unknown,
             },
             Ok(None) => Answer::Unknown,
             Err(error) if is_forbidden(&error) => {
@@ -117,7 +119,7 @@ async fn answers(client: &Client, pods: Vec<Pod>, preview: &mut Preview) -> Resu
                 Answer::Unknown
             }
             Err(error) => {
-                return Err(error).with_context(|| format!("try the eviction of pod {}", pod.full_name()));
+                return Err(error).with_context(|| format!("try the eviction of pod {}", pod.pod.full_name()));
             }
         };
         answers.push((pod, answer));

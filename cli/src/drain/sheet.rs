@@ -3,14 +3,13 @@
 
 use ebb_core::disruption::{Blocked, PodDisruptionBudget};
 use ebb_core::kubernetes::{Controller, Pod};
-use ebb_core::preflight::{Fate, Obstacle, fate};
+use ebb_core::preflight::{Candidate, Fate, Obstacle, fate};
 use ebb_core::reason::Pin;
 
 use super::preview::{Preview, Previewed};
-use super::whose;
 use crate::sheet::Align::{Left, Right};
 use crate::sheet::Sheet;
-use crate::text::{moment, width};
+use crate::text::width;
 
 /// Also whether a drain of all of them could begin.
 pub(super) fn text(preview: &Preview, sheet: &mut Sheet) -> (String, bool) {
@@ -21,12 +20,12 @@ pub(super) fn text(preview: &Preview, sheet: &mut Sheet) -> (String, bool) {
             1 => "a drain could not begin".to_owned(),
             number => format!("a drain could not begin, for {number} reasons"),
         };
-        sheet.title(&format!("Node {}: {verdict}", node.node.name));
+        sheet.title(&format!("Node {}: {verdict}", node.name));
         if node.pods.is_empty() {
             sheet.line("no pod is on it");
         } else {
-            let rows = node.pods.iter().map(|(pod, answer)| {
-                let fate = fate(pod, preview.permits, &preview.budgets, answer);
+            let rows = node.pods.iter().map(|(candidate, answer)| {
+                let (fate, pod) = (fate(candidate, &preview.intent, &preview.budgets, answer), &candidate.pod);
                 vec![pod.full_name(), kind(pod).to_owned(), becomes(&fate, pod, preview).to_owned()]
             });
             sheet.table(&[("POD", Left), ("IS", Left), ("ON A DRAIN", Left)], &rows.collect::<Vec<_>>());
@@ -58,8 +57,7 @@ fn kind(pod: &Pod) -> &'static str {
 
 fn becomes(fate: &Fate<'_>, pod: &Pod, preview: &Preview) -> &'static str {
     match fate {
-        Fate::AwaitsEnd => "left to end by itself, as its annotation asks",
-        Fate::DeletedInTheEnd => "deleted before the deadline, if its budget still holds it",
+        Fate::AwaitsEnd => "left to end by itself, as it asks for",
         Fate::Ending => "is terminating already",
         Fate::Evicted if pod.pin == Some(Pin::NotReplicated) => "evicted, and not made anew",
         Fate::Evicted if pod.pin == Some(Pin::LocalStorage) => "evicted, and what is in its local volumes is lost",
@@ -82,11 +80,11 @@ fn shares(pod: &Pod, preview: &Preview) -> bool {
 /// What the pods that are to go need of each budget, on all nodes together.
 fn leaving(preview: &Preview) -> Vec<(&PodDisruptionBudget, u32)> {
     let pods = preview.nodes.iter().flat_map(|node| &node.pods);
-    let goes = |(pod, answer): &&(Pod, _)| {
-        let fate = fate(pod, preview.permits, &preview.budgets, answer);
-        matches!(fate, Fate::DeletedInTheEnd | Fate::Evicted | Fate::Stopped(Obstacle::Budget(..)))
+    let goes = |(pod, answer): &&(Candidate, _)| {
+        let fate = fate(pod, &preview.intent, &preview.budgets, answer);
+        matches!(fate, Fate::Evicted | Fate::Stopped(Obstacle::Budget(..)))
     };
-    preview.budgets.needed_by(pods.filter(goes).map(|(pod, _)| pod))
+    preview.budgets.needed_by(pods.filter(goes).map(|(candidate, _)| &candidate.pod))
 }
 
 fn budgets(preview: &Preview, sheet: &mut Sheet) {
@@ -124,15 +122,9 @@ struct Stop {
 fn obstacles(preview: &Preview, node: &Previewed) -> Vec<Stop> {
     let stop = |subject: &str, why: String, advice: String| Stop { subject: subject.to_owned(), why, advice };
     let mut found = Vec::new();
-    let name = &node.node.name;
-    if let Some(intent) = &node.node.intent {
-        let why = format!(
-            "{} asked for its drain already ({}, since {}: {})",
-            whose(intent.by),
-            intent.id,
-            moment(intent.requested_at),
-            intent.reason
-        );
+    let name = &node.name;
+    if let Some(stands) = &node.stands {
+        let why = format!("{} asked for its drain already", stands.described());
         found.push(stop(name, why, "wait for its end, or put yours in its place with --replace".to_owned()));
     }
     if !node.has_agent {
@@ -140,10 +132,10 @@ fn obstacles(preview: &Preview, node: &Previewed) -> Vec<Stop> {
         let advice = format!("see why: kubectl --namespace ebb get pods --field-selector spec.nodeName={name}");
         found.push(stop(name, why, advice));
     }
-    for (pod, answer) in &node.pods {
-        if let Fate::Stopped(obstacle) = fate(pod, preview.permits, &preview.budgets, answer) {
+    for (candidate, answer) in &node.pods {
+        if let Fate::Stopped(obstacle) = fate(candidate, &preview.intent, &preview.budgets, answer) {
             let (why, advice) = words(&obstacle);
-            found.push(stop(&pod.full_name(), why, advice));
+            found.push(stop(&candidate.pod.full_name(), why, advice));
         }
     }
     found
@@ -169,8 +161,7 @@ fn words(obstacle: &Obstacle<'_>) -> (String, String) {
                 "make its other pods well first; for pods that never were, unhealthyPodEvictionPolicy: AlwaysAllow lets \
                  them go"
             } else {
-                "run one replica more, or let the budget allow one less; --delete-at-deadline deletes it in the end all \
-                 the same"
+                "run one replica more, or let the budget do with one less"
             };
             (why, advice.to_owned())
         }
@@ -199,10 +190,10 @@ fn pinned(pin: Pin) -> &'static str {
 mod tests {
     use ebb_core::disruption::{Change, PodDisruptionBudgets};
     use ebb_core::intent::{Intent, Permits, Trigger};
-    use ebb_core::kubernetes::Node;
     use ebb_core::preflight::Answer;
     use ebb_core::time::Instant;
 
+    use super::super::want::Stands;
     use super::*;
     use crate::golden::is_golden;
 
@@ -222,8 +213,15 @@ mod tests {
         budgets
     }
 
+    fn intent(by: Trigger, permits: Permits) -> Intent {
+        let at = Instant::from_millis(1_795_867_200_000);
+        let (id, reason) = ("d-1".to_owned(), "measured idle for 10m".to_owned());
+        Intent { id, reason, requested_at: at, deadline: at, evict: true, by, permits }
+    }
+
     fn previewed(name: &str, pods: Vec<(Pod, Answer)>) -> Previewed {
-        Previewed { node: Node { name: name.into(), ..Node::default() }, has_agent: true, pods }
+        let pods = pods.into_iter().map(|(pod, answer)| (pod.into(), answer)).collect();
+        Previewed { name: name.into(), stands: None, has_agent: true, pods }
     }
 
     fn one_node() -> Preview {
@@ -242,7 +240,7 @@ mod tests {
         Preview {
             nodes: vec![previewed("ip-10-0-0-7", pods)],
             budgets: budgets(&[("web", 1, 4, 3), ("zk", 0, 3, 3)]),
-            permits: Permits::default(),
+            intent: intent(Trigger::Person, Permits::default()),
             notes: Vec::new(),
         }
     }
@@ -260,8 +258,8 @@ mod tests {
     #[test]
     fn what_may_be_lost_and_what_goes_in_turn_stops_nothing() {
         let mut preview = one_node();
-        preview.permits = Permits { force: true, delete_emptydir_data: true, delete_at_deadline: false };
-        preview.nodes[0].pods.retain(|(pod, _)| pod.name != "zk-0");
+        preview.intent.permits = Permits { force: true, delete_emptydir_data: true, delete_at_deadline: false };
+        preview.nodes[0].pods.retain(|(candidate, _)| candidate.pod.name != "zk-0");
         let (printed, begins) = text(&preview, &mut Sheet::new(120, false));
         assert!(begins, "{printed}");
         is_golden(&printed, "tests/golden/drain-dry-run-permitted.txt");
@@ -269,15 +267,12 @@ mod tests {
 
     #[test]
     fn a_node_of_another_s_drain_or_without_agent_is_not_drained() {
-        let at = Instant::from_millis(1_795_867_200_000);
-        let (id, reason) = ("d-1".to_owned(), "measured idle for 10m".to_owned());
-        let (by, permits) = (Trigger::Coordinator, Permits::default());
-        let intent = Intent { id, reason, requested_at: at, deadline: at, evict: true, by, permits };
-        let mut wanted = previewed("ip-10-0-0-8", vec![]);
-        wanted.node.intent = Some(intent);
+        let wanted = |stands| Previewed { stands: Some(stands), ..previewed("ip-10-0-0-8", vec![]) };
+        let theirs = wanted(Stands::Intent(intent(Trigger::Coordinator, Permits::default())));
+        let words = Previewed { name: "ip-10-0-0-10".into(), ..wanted(Stands::read("new kernel")) };
         let lonely = Previewed { has_agent: false, ..previewed("ip-10-0-0-9", vec![]) };
         let preview = Preview {
-            nodes: vec![wanted, lonely],
+            nodes: vec![theirs, lonely, words],
             notes: vec!["you may not list PodDisruptionBudgets: what they forbid is not summed".into()],
             ..one_node()
         };

@@ -1,7 +1,7 @@
 //! What a person's word changes on a Node, and whose word it does not override.
 
 use anyhow::Result;
-use ebb_core::intent::{Intent, Trigger};
+use ebb_core::intent::{Intent, Trigger, decode};
 use ebb_kubernetes::intent::{self, Change};
 use kube::Client;
 
@@ -20,21 +20,21 @@ pub(super) enum Error {
 }
 
 pub(super) async fn drain(client: &Client, node: (&str, &str), intent: &Intent, replace: bool) -> Result<()> {
-    let decide = |standing: Option<Intent>| place(node.0, standing.as_ref(), intent, replace);
+    let decide = |standing: Option<&str>| place(node.0, standing.map(Stands::read).as_ref(), intent, replace);
     Ok(intent::change(client, MANAGER, node, decide).await?)
 }
 
 pub(super) async fn cancel(client: &Client, node: (&str, &str), replace: bool) -> Result<()> {
-    let decide = |standing: Option<Intent>| take_back(node.0, standing.as_ref(), replace);
+    let decide = |standing: Option<&str>| take_back(node.0, standing.map(Stands::read).as_ref(), replace);
     Ok(intent::change(client, MANAGER, node, decide).await?)
 }
 
-fn place(node: &str, standing: Option<&Intent>, wanted: &Intent, replace: bool) -> Result<Option<Change>, Error> {
+fn place(node: &str, standing: Option<&Stands>, wanted: &Intent, replace: bool) -> Result<Option<Change>, Error> {
     match standing {
-        Some(standing) if standing.id == wanted.id => Ok(None),
+        Some(Stands::Intent(standing)) if standing.id == wanted.id => Ok(None),
         Some(other) if !replace => Err(Error::Refused {
             node: node.to_owned(),
-            what: format!("{} already asked for the drain", described(other)),
+            what: format!("{} already asked for the drain", other.described()),
             advice: format!(
                 "Wait for its end (`kubectl describe node {node}` shows it), or put yours in its place with --replace"
             ),
@@ -43,12 +43,12 @@ fn place(node: &str, standing: Option<&Intent>, wanted: &Intent, replace: bool) 
     }
 }
 
-fn take_back(node: &str, standing: Option<&Intent>, replace: bool) -> Result<Option<Change>, Error> {
+fn take_back(node: &str, standing: Option<&Stands>, replace: bool) -> Result<Option<Change>, Error> {
     match standing {
         None => Ok(None),
-        Some(other) if other.by != Trigger::Person && !replace => Err(Error::Refused {
+        Some(other) if !other.is_a_persons() && !replace => Err(Error::Refused {
             node: node.to_owned(),
-            what: format!("{} asked for the drain", described(other)),
+            what: format!("{} asked for the drain", other.described()),
             advice:
                 "It is not a person's to take back; do it all the same with --cancel --replace, but who wants it may \
                      ask again"
@@ -58,9 +58,34 @@ fn take_back(node: &str, standing: Option<&Intent>, replace: bool) -> Result<Opt
     }
 }
 
-/// As in `the coordinator (d-1, since 2026-11-28T12:00:00Z: measured idle)`.
-fn described(intent: &Intent) -> String {
-    format!("{} ({}, since {}: {})", whose(intent.by), intent.id, moment(intent.requested_at), intent.reason)
+/// What stands in the annotation.
+pub(super) enum Stands {
+    Intent(Intent),
+    /// A person's own, which the node's agent has yet to take up.
+    Words(String),
+}
+
+impl Stands {
+    pub(super) fn read(text: &str) -> Self {
+        decode(text).map_or_else(|| Self::Words(text.to_owned()), Self::Intent)
+    }
+
+    fn is_a_persons(&self) -> bool {
+        match self {
+            Self::Intent(intent) => intent.by == Trigger::Person,
+            Self::Words(_) => true,
+        }
+    }
+
+    /// As in `the coordinator (d-1, since 2026-11-28T12:00:00Z: measured idle)`.
+    pub(super) fn described(&self) -> String {
+        match self {
+            Self::Intent(Intent { id, reason, requested_at, by, .. }) => {
+                format!("{} ({id}, since {}: {reason})", whose(*by), moment(*requested_at))
+            }
+            Self::Words(words) => format!("somebody ({words})"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -88,7 +113,8 @@ mod tests {
     #[test]
     fn another_s_drain_is_replaced_only_on_demand() {
         let check = |standing: Option<Intent>, replace, expected: &str| {
-            let found = told(place("n", standing.as_ref(), &intent("mine", Trigger::Person), replace));
+            let found =
+                told(place("n", standing.map(Stands::Intent).as_ref(), &intent("mine", Trigger::Person), replace));
             assert!(found.starts_with(expected), "{found}");
         };
         check(None, false, "put mine");
@@ -100,16 +126,20 @@ mod tests {
         );
         check(Some(intent("other", Trigger::Person)), false, "a person (other, since");
         check(Some(intent("d-1", Trigger::Coordinator)), true, "put mine");
+        let words = Stands::read("new kernel");
+        let refused = told(place("n", Some(&words), &intent("mine", Trigger::Person), false));
+        assert!(refused.starts_with("somebody (new kernel) already asked for the drain of node n."), "{refused}");
     }
 
     #[test]
     fn only_a_person_s_drain_is_taken_back_without_further_words() {
         let check = |standing: Option<Intent>, replace, expected: &str| {
-            let found = told(take_back("n", standing.as_ref(), replace));
+            let found = told(take_back("n", standing.map(Stands::Intent).as_ref(), replace));
             assert!(found.starts_with(expected), "{found}");
         };
         check(None, false, "nothing");
         check(Some(intent("other", Trigger::Person)), false, "remove");
+        assert_eq!(told(take_back("n", Some(&Stands::read("new kernel")), false)), "remove");
         check(
             Some(intent("d-1", Trigger::SpotInterruption)),
             false,

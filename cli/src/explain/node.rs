@@ -3,6 +3,7 @@
 use anyhow::Result;
 use ebb_core::classify::{Class, GpuUse, Missing, Signal, Utilization};
 use ebb_core::decision::Decision;
+use ebb_core::intent::Trigger;
 use ebb_core::reason::Stay;
 use ebb_core::resources::NVIDIA_GPU;
 use ebb_core::time::Instant;
@@ -96,6 +97,10 @@ fn outlook(stays: &Stay, now: Instant) -> String {
             "it may go once it has been measured idle, and without work, for `unneededFor` of its group".to_owned()
         }
         Stay::Cordoned => "Ebb leaves it to whoever did that; `kubectl uncordon` gives it back".to_owned(),
+        Stay::DrainedFor { by: Trigger::Person, .. } => {
+            "Ebb leaves it to that person; `ebb drain --cancel` gives it back".to_owned()
+        }
+        Stay::DrainedFor { .. } => "its agent gives it back if that is called off".to_owned(),
         Stay::Draining { deadline } => {
             format!("it is terminated when its pods have left; the drain is given up {}", until(deadline))
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Call, Fleet, Group, Member, Target};
-use crate::intent::Intent;
+use crate::intent::{Intent, Trigger};
 use crate::launch::{Cause, Failing};
 use crate::policy::{self, Launch};
 use crate::time::Instant;
@@ -107,7 +107,11 @@ impl Fleet {
             let member = self.node_of.get(&instance.id).and_then(|name| self.nodes.get(name));
             match member {
                 Some(member) if let Some(intent) = member.intent(agenda.now) => {
-                    census.leaving.push((member, intent, &instance.id));
+                    if intent.by == Trigger::Coordinator {
+                        census.leaving.push((member, intent, &instance.id));
+                    } else {
+                        census.cordoned.push(member);
+                    }
                 }
                 Some(member) if !is_starting(member, policy) => {
                     let role = if member.node.unschedulable { &mut census.cordoned } else { &mut census.serving };

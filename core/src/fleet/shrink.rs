@@ -223,7 +223,8 @@ impl Fleet {
     /// not stop all others for ever.
     fn draining(&self, agenda: &mut Agenda) -> Vec<&Member> {
         let draining = self.nodes.values().filter(|member| match member.intent(agenda.now) {
-            Some(intent) => !agenda.due(intent.deadline),
+            // What others drain takes no turn of ours: it may stay so for as long as they like.
+            Some(intent) => intent.by == Trigger::Coordinator && !agenda.due(intent.deadline),
             None => !self.ready(agenda, &Target::Node(member.node.name.clone())),
         });
         draining.collect()
@@ -246,7 +247,13 @@ impl Fleet {
             self.nodes.values().map(|member| (member.node.name.clone(), stay(member))).collect();
         for group in census {
             stays.extend(group.starting.iter().map(|member| (member.node.name.clone(), Stay::Starting)));
-            stays.extend(group.cordoned.iter().map(|member| (member.node.name.clone(), Stay::Cordoned)));
+            stays.extend(group.cordoned.iter().map(|member| {
+                let stay = match member.intent(agenda.now) {
+                    Some(intent) => Stay::DrainedFor { by: intent.by, why: intent.reason.clone() },
+                    None => Stay::Cordoned,
+                };
+                (member.node.name.clone(), stay)
+            }));
         }
         stays
     }

@@ -12,10 +12,11 @@ use crate::buffer::{self, Buffer};
 use crate::classify::{Class, GpuUse, Missing, Signal, Utilization};
 use crate::cron::Window;
 use crate::disruption::{self, PodDisruptionBudget};
-use crate::intent::{Phase, Progress};
+use crate::intent::{Permits, Phase, Progress, Trigger};
 use crate::kubernetes::{Controller, Operator, Pod, Requirement, Taint, TaintEffect, Toleration};
 use crate::launch::LaunchFailure;
 use crate::policy::{self, Amount, Budget, Disruption};
+use crate::reason::Stay;
 use crate::resources::Resources;
 use crate::storage;
 
@@ -540,8 +541,10 @@ impl World {
 fn agent(node: &mut Node) {
     match (&node.intent, &node.progress) {
         (Some(intent), None) => {
-            node.progress =
-                Some(Progress { id: intent.id.clone(), phase: Phase::Draining, cordoned_by_us: !node.unschedulable });
+            node.progress = Some(Progress {
+                cordoned_by_us: !node.unschedulable,
+                ..Progress::new(&intent.id, Phase::Draining, intent.requested_at)
+            });
             node.unschedulable = true;
             node.draining = true;
         }
@@ -845,6 +848,33 @@ fn a_drain_is_not_called_off_while_its_instance_is_being_terminated() {
     // It was refused, so the instance stays and the pod can have it.
     let actions = tell(&mut world.fleet, Event::Failed { action: terminate, failure: Failure::Throttled });
     assert!(actions.iter().any(|action| matches!(action, Action::CancelDrain { .. })), "{actions:?}");
+}
+
+#[test]
+fn what_somebody_else_drains_is_not_ours_to_end_and_takes_no_turn() {
+    for by in [Trigger::Person, Trigger::SpotInterruption] {
+        let mut world = World::new(flow());
+        world.asgs.get_mut("cpu").unwrap().desired = 4;
+        world.run(540);
+        world.log.clear();
+        let node = world.nodes.get_mut("cpu-1").unwrap();
+        node.intent = Some(Intent {
+            id: "theirs".into(),
+            reason: "theirs".into(),
+            requested_at: world.now,
+            deadline: world.now + seconds(60),
+            evict: true,
+            by,
+            permits: Permits::default(),
+        });
+        world.run(120);
+        let log = world.log();
+        assert!(log.iter().any(|line| line.starts_with("drain cpu-2")), "{log:?}");
+        assert!(!log.iter().any(|line| line.contains("cpu-1")), "{log:?}");
+        assert!(world.nodes["cpu-1"].drained);
+        let stay = world.fleet.outline(world.now).nodes.into_iter().find(|node| node.name == "cpu-1").unwrap().stays;
+        assert_eq!(stay, Some(Stay::DrainedFor { by, why: "theirs".into() }));
+    }
 }
 
 #[test]

@@ -5,9 +5,10 @@
 use std::time::Duration;
 
 use ebb_core::classify::{Class, Classifier, GpuUse, IdlePolicy, Utilization, Verdict};
-use ebb_core::drain::{self, Action, Change, Drain, EvictionOutcome};
+use ebb_core::drain::{self, Action, Change, Drain, EvictionOutcome, Target};
 use ebb_core::fleet;
-use ebb_core::intent::{CONDITION_DRAINED, CONDITION_DRAINING};
+use ebb_core::intent::{CONDITION_DRAINED, CONDITION_DRAINING, CONDITION_PLANNED};
+use ebb_core::kubernetes::EXCLUDED_LABEL;
 use ebb_core::report::Report;
 use ebb_core::time::Instant;
 use ebb_core::units::Permille;
@@ -45,7 +46,7 @@ impl Agent {
     pub(super) fn new(policy: IdlePolicy, now: Instant) -> Self {
         Self {
             classifier: Classifier::new(policy),
-            drain: Drain::new(),
+            drain: Drain::default(),
             start: now,
             sequence: 0,
             version: 0,
@@ -70,7 +71,7 @@ impl World<'_> {
         state.agent.started = true;
         state.agent.start = self.now;
         let (uid, version, seen) = (state.node.uid.clone(), state.version, state.node.clone());
-        self.tell_agent(node, Some(version), drain::Event::Node(seen));
+        self.tell_agent(node, Some(version), drain::Event::Node(Box::new((&seen).into())));
         self.after(phase, Happening::AgentSamples { node: node.to_owned(), uid });
     }
 
@@ -81,7 +82,7 @@ impl World<'_> {
         // Samples go on in their rhythm; what was under way to the old process is harmless to the new one.
         state.agent = Agent { started: true, clock_ahead: state.agent.clock_ahead, ..fresh };
         let (version, seen) = (state.version, state.node.clone());
-        self.tell_agent(node, Some(version), drain::Event::Node(seen));
+        self.tell_agent(node, Some(version), drain::Event::Node(Box::new((&seen).into())));
     }
 
     pub(crate) fn silence(&mut self, node: &str, silent: bool) {
@@ -172,7 +173,7 @@ impl World<'_> {
 
     pub(super) fn tell_agent_of_pods(&mut self, node: &str) {
         let Some(state) = self.nodes.get(node).filter(|state| state.agent.watches_pods) else { return };
-        let pods = state.pods.iter().filter_map(|uid| self.pods.get(uid)).map(|state| state.pod.clone()).collect();
+        let pods = state.pods.iter().filter_map(|uid| self.pods.get(uid)).map(|state| (&state.pod).into()).collect();
         self.tell_agent(node, None, drain::Event::Pods(pods));
     }
 
@@ -211,7 +212,8 @@ impl World<'_> {
                         state.agent.watches_pods = false;
                     }
                 }
-                action @ (Action::Patch { .. } | Action::Evict { .. }) => {
+                Action::RunHook { .. } | Action::StopHook { .. } => {}
+                action @ (Action::Check(_) | Action::Delete { .. } | Action::Evict { .. } | Action::Patch { .. }) => {
                     let (node, uid) = (node.to_owned(), uid.to_owned());
                     self.after(CALL, Happening::AgentActs { node, uid, version: seen, action: Box::new(action) });
                 }
@@ -246,14 +248,22 @@ impl World<'_> {
                     // The reply carries the Node as it now stands.
                     let seen = self.nodes.get(node).map(|state| (state.version, state.node.clone()));
                     if let Some((version, seen)) = seen {
-                        self.agent_told(node, uid, Some(version), drain::Event::Node(seen));
+                        self.agent_told(node, uid, Some(version), drain::Event::Node(Box::new((&seen).into())));
                     }
                     self.agent_told(node, uid, None, drain::Event::Patched);
                 } else {
                     self.agent_told(node, uid, None, drain::Event::PatchFailed);
                 }
             }
-            Action::Evict { uid: pod, .. } => {
+            Action::Check(Target { uid: pod, .. }) => {
+                let outcome = match fate {
+                    Reply::Fails(_) | Reply::IsLost => EvictionOutcome::Unavailable,
+                    Reply::Comes => self.may_evict(&pod),
+                };
+                self.agent_told(node, uid, None, drain::Event::Checked { uid: pod, reply: outcome.into() });
+            }
+            Action::Delete { pod: Target { uid: pod, .. }, .. }
+            | Action::Evict { pod: Target { uid: pod, .. }, .. } => {
                 let outcome = match fate {
                     Reply::Fails(_) => EvictionOutcome::Unavailable,
                     Reply::IsLost => {
@@ -262,9 +272,10 @@ impl World<'_> {
                     }
                     Reply::Comes => self.evict(node, &pod),
                 };
-                self.agent_told(node, uid, None, drain::Event::Evicted { uid: pod, outcome });
+                self.agent_told(node, uid, None, drain::Event::Evicted { uid: pod, reply: outcome.into() });
             }
-            Action::WatchPods | Action::UnwatchPods => {}
+            // No hooks are modelled.
+            Action::RunHook { .. } | Action::StopHook { .. } | Action::WatchPods | Action::UnwatchPods => {}
         }
     }
 
@@ -273,15 +284,22 @@ impl World<'_> {
         let node = &mut state.node;
         let drained = node.drained;
         match change {
-            Change::Spec { unschedulable, progress } => {
-                node.unschedulable = unschedulable.unwrap_or(node.unschedulable);
-                node.progress = progress;
+            Change::Node(change) => {
+                node.unschedulable = change.unschedulable.unwrap_or(node.unschedulable);
+                match change.excluded {
+                    Some(true) => _ = node.labels.insert(EXCLUDED_LABEL.into(), String::new()),
+                    Some(false) => _ = node.labels.remove(EXCLUDED_LABEL),
+                    None => {}
+                }
+                change.intent.apply(&mut node.intent);
+                change.progress.apply(&mut node.progress);
             }
             Change::Conditions(conditions) => {
                 for condition in conditions {
                     match condition.type_.as_str() {
                         CONDITION_DRAINED => node.drained = condition.status,
                         CONDITION_DRAINING => node.draining = condition.status,
+                        CONDITION_PLANNED => node.planned = condition.status,
                         _ => {}
                     }
                 }
@@ -297,6 +315,15 @@ impl World<'_> {
     /// The Eviction API: a pod goes if its budget allows it.
     fn evict(&mut self, node: &str, uid: &str) -> EvictionOutcome {
         self.check_eviction(node, uid);
+        let outcome = self.may_evict(uid);
+        if outcome == EvictionOutcome::Accepted && self.pods.get(uid).is_some_and(|state| !state.pod.terminating) {
+            self.observed.evictions += 1;
+            self.delete_pod(uid);
+        }
+        outcome
+    }
+
+    fn may_evict(&self, uid: &str) -> EvictionOutcome {
         let Some(state) = self.pods.get(uid) else { return EvictionOutcome::Gone };
         if state.pod.terminating {
             return EvictionOutcome::Accepted;
@@ -313,8 +340,6 @@ impl World<'_> {
                 return EvictionOutcome::Blocked;
             }
         }
-        self.observed.evictions += 1;
-        self.delete_pod(uid);
         EvictionOutcome::Accepted
     }
 }

@@ -1,0 +1,157 @@
+//! Runs hooks: programs on this node, and services that are called. What their answers mean is the core's to say.
+
+mod exec;
+mod http;
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use ebb_config::{Call, DEFAULT_TIMEOUT};
+use ebb_core::drain::{Hook, HookOutcome, HookPhase, OnFailure, When};
+use ebb_core::intent::Intent;
+use ebb_core::time::Instant;
+use futures::future::BoxFuture;
+
+/// Answers are kept to this many bytes, the last ones: they go into a condition's message.
+const KEPT: usize = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("read the hooks' file")]
+    File(#[from] ebb_config::Error),
+    #[error("list the hooks in {}", path.display())]
+    List { path: PathBuf, source: io::Error },
+}
+
+/// All hooks of this agent, and what each of them runs.
+#[derive(Debug, Default)]
+pub struct Hooks {
+    node: String,
+    calls: BTreeMap<String, Call>,
+}
+
+impl Hooks {
+    /// Those of the file, in its order, and after them those of the folder. Also what rules need to know of them.
+    pub fn load(node: &str, file: Option<&Path>, folder: Option<&Path>) -> Result<(Self, Vec<Hook>), Error> {
+        let mut all = file.map(ebb_config::read_hooks).transpose()?.unwrap_or_default();
+        all.extend(folder.map(dropped_in).transpose()?.unwrap_or_default());
+        let calls = all.iter().map(|(hook, call)| (hook.name.clone(), call.clone())).collect();
+        let hooks = all.into_iter().map(|(hook, _)| hook).collect();
+        Ok((Self { node: node.to_owned(), calls }, hooks))
+    }
+
+    /// Dropped before its end, nothing of it is left.
+    pub fn run(&self, hook: &str, phase: HookPhase, until: Instant, about: &Intent) -> BoxFuture<'static, HookOutcome> {
+        let asked = Asked { node: self.node.clone(), phase, until, about: about.clone() };
+        match self.calls.get(hook) {
+            Some(Call::Exec(words)) => Box::pin(exec::run(words.clone(), asked)),
+            Some(Call::Http(url)) => Box::pin(http::run(url.clone(), asked)),
+            None => Box::pin(std::future::ready(HookOutcome::Failed("there is no such hook".into()))),
+        }
+    }
+}
+
+/// What a hook is told.
+struct Asked {
+    node: String,
+    phase: HookPhase,
+    until: Instant,
+    about: Intent,
+}
+
+impl Asked {
+    fn facts(&self) -> [(&'static str, String); 8] {
+        let Intent { id, reason, deadline, by, .. } = &self.about;
+        [
+            ("node", self.node.clone()),
+            ("phase", self.phase.name().to_owned()),
+            ("id", id.clone()),
+            ("reason", reason.clone()),
+            ("trigger", by.name().to_owned()),
+            ("planned", by.is_planned().to_string()),
+            ("deadline", deadline.to_string()),
+            ("until", self.until.to_string()),
+        ]
+    }
+}
+
+/// `FOLDER/PHASE.d/NAME`: every file that may be executed, in the order of their names, as `run-parts` has it.
+fn dropped_in(folder: &Path) -> Result<Vec<(Hook, Call)>, Error> {
+    let mut hooks = Vec::new();
+    for phase in HookPhase::ALL {
+        let path = folder.join(format!("{}.d", phase.name()));
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(Error::List { path, source }),
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let found = entry.and_then(|entry| Ok((fs::metadata(entry.path())?, entry.path())));
+            let (metadata, file) = found.map_err(|source| Error::List { path: path.clone(), source })?;
+            if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 {
+                files.push(file);
+            }
+        }
+        files.sort();
+        hooks.extend(files.into_iter().map(|file| {
+            let name = file.strip_prefix(folder).unwrap_or(&file).display().to_string();
+            let call = Call::Exec(vec![file.display().to_string()]);
+            let (on_failure, when) = (OnFailure::default(), When::default());
+            (Hook { name, phases: [phase].into(), timeout: DEFAULT_TIMEOUT, on_failure, when }, call)
+        }));
+    }
+    Ok(hooks)
+}
+
+/// The end of what was said, on one line.
+fn tail(said: &[u8]) -> String {
+    let kept = &said[said.len().saturating_sub(KEPT)..];
+    String::from_utf8_lossy(kept).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use ebb_core::intent::{Permits, Trigger};
+
+    use super::*;
+
+    pub(super) fn asked(phase: HookPhase) -> Asked {
+        let about = Intent {
+            id: "d".into(),
+            reason: "reclaimed".into(),
+            requested_at: Instant::from_millis(0),
+            deadline: Instant::from_millis(60_000),
+            evict: true,
+            by: Trigger::SpotInterruption,
+            permits: Permits::default(),
+        };
+        Asked { node: "node-1".into(), phase, until: Instant::from_millis(30_000), about }
+    }
+
+    #[test]
+    fn programs_in_the_folders_of_phases_are_hooks_in_the_order_of_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |path: &str, mode| {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        put("pre-drain.d/20-b", 0o755);
+        put("pre-drain.d/10-a", 0o700);
+        put("pre-drain.d/README", 0o644);
+        put("post-drain.d/c", 0o755);
+        put("other.d/d", 0o755);
+        let (hooks, known) = Hooks::load("node", None, Some(folder.path())).unwrap();
+        let names: Vec<_> =
+            known.iter().map(|hook| (hook.name.as_str(), hook.phases.first().unwrap().name())).collect();
+        let expected =
+            [("pre-drain.d/10-a", "pre-drain"), ("pre-drain.d/20-b", "pre-drain"), ("post-drain.d/c", "post-drain")];
+        assert_eq!(names, expected);
+        assert_eq!(hooks.calls.len(), 3);
+        assert!(Hooks::load("node", None, Some(&folder.path().join("absent"))).unwrap().1.is_empty());
+    }
+}

@@ -1,0 +1,73 @@
+//! Whether a planned drain can succeed, asked before anything is changed: evictions as a dry run, which cost no budget.
+//!
+//! A budget that allows one eviction at a time is no obstacle, however many of its pods are there: it opens again as they
+//! come up elsewhere. One that allows none now is.
+
+use super::Action;
+use super::causes::{Causes, cause};
+use super::eviction::{EvictionOutcome, Evictions, Reply};
+use super::pod::{Pod, Treatment};
+use super::timer::Timer;
+use crate::intent::Intent;
+use crate::time::Instant;
+
+#[derive(Debug, Default)]
+pub(super) struct Preflight {
+    checks: Evictions,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outlook {
+    /// Answers are missing.
+    Open,
+    Good,
+    /// Why it cannot succeed.
+    Bad(String),
+}
+
+impl Preflight {
+    pub(super) fn look(
+        &mut self,
+        timer: &mut Timer,
+        intent: &Intent,
+        pods: &[Pod],
+        actions: &mut Vec<Action>,
+    ) -> Outlook {
+        let mut causes = Causes::default();
+        let mut evicted = Vec::new();
+        for pod in pods {
+            match pod.treatment(intent, None) {
+                Treatment::Keep(pin) => causes.add(pod, pin.to_string()),
+                Treatment::Evict if pod.deletion.is_none() => evicted.push(pod),
+                Treatment::Evict | Treatment::Await | Treatment::Stay => {}
+            }
+        }
+        if !causes.is_empty() {
+            return Outlook::Bad(causes.words());
+        }
+        let is_open = |checks: &Evictions, pod: &Pod| checks.reply(pod).is_none_or(|reply| !is_answer(reply));
+        let open: Vec<_> = evicted.iter().copied().filter(|pod| is_open(&self.checks, pod)).collect();
+        let asked = self.checks.take(timer, open.iter().copied());
+        actions.extend(asked.into_iter().map(|pod| Action::Check(pod.into())));
+        for pod in &evicted {
+            if let Some(reply) = self.checks.reply(pod)
+                && matches!(reply.outcome, EvictionOutcome::Blocked | EvictionOutcome::Refused)
+            {
+                causes.add(pod, cause(reply));
+            }
+        }
+        match (open.is_empty(), causes.is_empty()) {
+            (false, _) => Outlook::Open,
+            (true, true) => Outlook::Good,
+            (true, false) => Outlook::Bad(causes.words()),
+        }
+    }
+
+    pub(super) fn answered(&mut self, now: Instant, uid: &str, reply: Reply) {
+        self.checks.answered(now, uid, reply);
+    }
+}
+
+fn is_answer(reply: &Reply) -> bool {
+    !matches!(reply.outcome, EvictionOutcome::Throttled | EvictionOutcome::Unavailable)
+}
