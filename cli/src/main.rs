@@ -12,6 +12,7 @@ mod input;
 mod kubernetes;
 mod lines;
 mod picture;
+mod rbac;
 mod replay;
 mod serve;
 mod sheet;
@@ -41,6 +42,7 @@ enum Command {
     Demo(demo::Args),
     Drain(drain::Args),
     Explain(explain::Args),
+    Rbac(rbac::Args),
     Replay(replay::Args),
     Simulate(simulate::Args),
     Status(status::Args),
@@ -53,6 +55,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo::run(&args)?,
         Command::Drain(args) => return drain::run(&args),
         Command::Explain(args) => explain::run(&args)?,
+        Command::Rbac(args) => return rbac::run(&args),
         Command::Replay(args) => replay::run(&args)?,
         Command::Simulate(args) => simulate::run(&args)?,
         Command::Status(args) => status::run(&args)?,

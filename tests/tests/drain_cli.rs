@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 /// Exit code, and all that was printed.
 fn ebb(ebb: &Ebb, words: &[&str]) -> (i32, String) {
-    let output = ebb.lab.command(binary("ebb")).args(words).output().unwrap();
+    let output = ebb.lab.command(binary("ebb")).env("COLUMNS", "200").args(words).output().unwrap();
     let printed = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     (output.status.code().unwrap(), printed)
 }
@@ -133,8 +133,16 @@ async fn a_drain_is_followed_to_its_end_and_taken_back() {
     assert_eq!(given_back.annotations().keys().find(ours), None);
     ebb_.wait_until("the work to be back", SOON, async |ebb| running(ebb).await == 1).await;
 
-    // Somebody else takes it back while it is followed.
+    // What cannot succeed is not begun.
     forbid_evictions(&ebb_).await;
+    let said = ebb(&ebb_, &["drain", &name]);
+    assert_ends(said, 1, &["given up (PreflightFailed)", "default/web", "needs 1 healthy pods and has 1 currently"]);
+    assert_eq!(node(&ebb_, &name).await.spec.unwrap().unschedulable, None);
+    assert_ends(ebb(&ebb_, &["drain", &name, "--cancel"]), 0, &["no drain of a person's stands"]);
+    ebb_.lab.kubectl(&["delete", "poddisruptionbudget", "web"]).await;
+
+    // Somebody else takes it back while it is followed.
+    ebb_.lab.kubectl(&["label", "pods", "--selector=app=web", "ebb.dev/drain=wait-completed"]).await;
     let mut follow = ebb_.lab.command(binary("ebb"));
     follow.args(["drain", &name]);
     let follower = ebb_.lab.spawn("follower", follow);
@@ -155,7 +163,11 @@ async fn what_others_asked_for_is_replaced_only_on_demand() {
 
     let said = ebb(&ebb_, &["drain", &name]);
     assert_ends(said, 1, &["the coordinator (d-1, since 2026-11-28T12:00:00Z: measured idle) already asked"]);
-    assert_ends(ebb(&ebb_, &["drain", &name, "--dry-run"]), 1, &["a drain could not begin", "the coordinator asked"]);
+    assert_ends(
+        ebb(&ebb_, &["drain", &name, "--dry-run"]),
+        1,
+        &["a drain could not begin", "measured idle) asked for its drain already"],
+    );
     assert_ends(ebb(&ebb_, &["drain", &name, "--cancel"]), 1, &["It is not a person's to take back"]);
     assert_eq!(intent(&ebb_, &name).await.unwrap().id, "d-1");
 

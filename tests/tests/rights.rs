@@ -48,7 +48,55 @@ async fn as_its_node_an_agents_token_is_worth_that_node_and_nothing_else() {
     let unbound = impersonating(&lab.write_kubeconfig("unbound", &token), own).await;
     assert_answers("a token of no pod", &all_on(&unbound, own, own_work).await, |code| code == 403);
 
+    // The check sees the same.
+    let said = check(lab, &[]);
+    assert_says(said, 0, &["Agents act as their nodes", "it reaches its own node, and no other"], &["not known"]);
+
     is_worth_nothing_without_its_pod(lab, &as_own, &agent, own, own_work).await;
+
+    // A plain role reaches all nodes, whatever else holds.
+    let role = "--verb=patch,create";
+    lab.kubectl(&["create", "clusterrole", "careless", role, "--resource=nodes,pods/eviction"]).await;
+    let account = "--serviceaccount=ebb:ebb-agent";
+    lab.kubectl(&["create", "clusterrolebinding", "careless", "--clusterrole=careless", account]).await;
+    let beyond = "UNSAFE     with a token of one node it may, on all: patch nodes, create nodes, create pods/eviction";
+    assert_says(check(lab, &[]), 1, &[beyond, "find what grants it"], &[]);
+}
+
+#[tokio::test]
+async fn the_check_tells_what_a_cluster_lacks() {
+    let options = LabOptions {
+        apiserver_args: vec!["--feature-gates=ConstrainedImpersonation=false".into()],
+        ..Default::default()
+    };
+    let (lab, file) = lab_with_namespace(options, "ebb.yaml").await;
+    let nothing = "No agent is installed that is held to its own node";
+    let best = "This cluster can have the chart's agent.rights=admission";
+    assert_says(check(&lab, &[]), 1, &[nothing, best], &[]);
+
+    let installed = Installed::on(lab, &file).await;
+    let lab = &installed.lab;
+    let off = "the API server has it switched off";
+    let lost = "an agent's token does not reach its own node: no drain works";
+    // It does not take the agents to say whether NodeRestriction is on.
+    let restricted = "NodeRestriction                     ok";
+    assert_says(check(lab, &[]), 1, &[off, "agent.rights=admission", lost, restricted], &["UNSAFE", "not known"]);
+
+    // By hand, as no chart of ours: the agents work, and so does a thief.
+    let role = ["--verb=get,list,watch,patch,create", "--resource=nodes,nodes/status,pods,pods/eviction"];
+    lab.kubectl(&["create", "clusterrole", "careless", role[0], role[1]]).await;
+    let account = "--serviceaccount=ebb:ebb-agent";
+    lab.kubectl(&["create", "clusterrolebinding", "careless", "--clusterrole=careless", account]).await;
+    lab.kubectl(&["delete", "clusterrolebinding", "ebb-agent"]).await;
+    let reached = "a token of one node's agent reaches another node and a pod on another node";
+    assert_says(check(lab, &[]), 1, &[reached, "with a token of one node it may, on all: patch nodes"], &[]);
+
+    // Who may nothing learns nothing, and is told what to ask for.
+    lab.kubectl(&["create", "serviceaccount", "nobody"]).await;
+    let token = lab.service_account_token("default", "nobody", Lab::API_AUDIENCE, None).await;
+    let nobody = lab.write_kubeconfig("nobody", &token);
+    let said = check(lab, &["--kubeconfig", nobody.to_str().unwrap()]);
+    assert_says(said, 0, &["not known  you may not review others' rights", "subjectaccessreviews"], &["UNSAFE"]);
 }
 
 #[tokio::test]
@@ -92,6 +140,9 @@ async fn as_itself_an_agents_token_is_worth_its_node_and_nothing_else() {
     recreate(lab, &other).await;
     assert_answers("the node of that name", &writes_on(&left_over, &other, &other_work).await, |code| code == 403);
 
+    let said = check(lab, &[]);
+    assert_says(said, 0, &["held by admission", "it reaches its own node, and no other"], &["not known"]);
+
     is_worth_nothing_without_its_pod(lab, &as_itself, &agent, &own, &own_work).await;
 
     // Without a coordinator nobody knows where a pod is, and none is evicted; the node can still be cordoned.
@@ -103,6 +154,14 @@ async fn as_itself_an_agents_token_is_worth_its_node_and_nothing_else() {
     assert_eq!(evict(&as_itself, &own_work, own_work.uid().as_deref()).await, 500);
     let rest = writes_on(&as_itself, &own, &own_work).await;
     assert_answers("the rest", rest.split_last().unwrap().1, |code| code == 200);
+
+    ebb.lab.kubectl(&["delete", "validatingwebhookconfiguration", "ebb-agent"]).await;
+    let unheld = "agent: held to its pods              UNSAFE     not there";
+    let reached = "a token of one node's agent reaches a pod on another node";
+    ebb.lab
+        .wait_until("the API server to forget the webhook", SOON, async || check(&ebb.lab, &[]).1.contains(reached))
+        .await;
+    assert_says(check(&ebb.lab, &[]), 1, &[unheld, "on all: create pods/eviction"], &[]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,6 +214,25 @@ async fn pods_of_its_own_node_are_deleted_only_where_the_operator_wants_it() {
         let all = Api::<Pod>::namespaced(as_own, "default");
         let dry_run = DeleteParams { dry_run: true, ..DeleteParams::default() };
         assert_eq!(code(all.delete_collection(&dry_run, &Default::default()).await), 403, "{rights}");
+    }
+}
+
+/// What `ebb rbac check` ends with, and all it prints.
+fn check(lab: &Lab, words: &[&str]) -> (i32, String) {
+    let mut command = lab.command(binary("ebb"));
+    let output = command.env("COLUMNS", "200").args(["rbac", "check"]).args(words).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.code().unwrap(), printed)
+}
+
+#[track_caller]
+fn assert_says((code, printed): (i32, String), expected: i32, parts: &[&str], none_of: &[&str]) {
+    assert_eq!(code, expected, "{printed}");
+    for part in parts {
+        assert!(printed.contains(part), "{part} is not in: {printed}");
+    }
+    for part in none_of {
+        assert!(!printed.contains(part), "{part} is in: {printed}");
     }
 }
 
