@@ -10,6 +10,7 @@ use ebb_tests::rights::{
 };
 use ebb_tests::{Ebb, Lab, LabOptions, Rights, binary, client};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
@@ -47,6 +48,14 @@ async fn as_its_node_an_agents_token_is_worth_that_node_and_nothing_else() {
     let token = lab.service_account_token("ebb", "ebb-agent", Lab::API_AUDIENCE, None).await;
     let unbound = impersonating(&lab.write_kubeconfig("unbound", &token), own).await;
     assert_answers("a token of no pod", &all_on(&unbound, own, own_work).await, |code| code == 403);
+
+    // The API server compares names: until the pod of the token is collected, it is worth the new node of that name.
+    let bound = agents_pod(lab, "left-over", other).await;
+    let token = lab.service_account_token("ebb", "ebb-agent", Lab::API_AUDIENCE, Some(&bound)).await;
+    let left_over = impersonating(&lab.write_kubeconfig("left-over", &token), other).await;
+    recreate(lab, other).await;
+    assert_answers("the node of that name", &writes_on(&left_over, other, other_work).await, |code| code == 200);
+    is_worth_nothing_without_its_pod(lab, &left_over, &bound, other, other_work).await;
 
     // The check sees the same.
     let said = check(lab, &[]);
@@ -122,6 +131,8 @@ async fn as_itself_an_agents_token_is_worth_its_node_and_nothing_else() {
     }
     assert_eq!(evict(&as_itself, &own_work, None).await, 403, "an eviction without UID");
     assert_eq!(evict(&as_itself, &own_work, Some("of-another")).await, 409, "an eviction of one that is not there");
+    let gone = Pod { metadata: ObjectMeta { name: Some("gone".into()), ..own_work.metadata.clone() }, ..Pod::default() };
+    assert_eq!(evict(&as_itself, &gone, gone.uid().as_deref()).await, 404, "an eviction of none of that name");
     let as_node = impersonating(&plain, &own).await;
     assert_answers("as its node", &all_on(&as_node, &own, &own_work).await, |code| code == 403);
 
