@@ -87,17 +87,17 @@ impl Trigger {
         *self == Self::Coordinator
     }
 
-    /// A closed set of camelCase words, as in the annotation.
+    /// The name in labels and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Coordinator => "coordinator",
-            Self::GpuRecovery => "gpuRecovery",
-            Self::LifecycleHook => "lifecycleHook",
+            Self::GpuRecovery => "gpu_recovery",
+            Self::LifecycleHook => "lifecycle_hook",
             Self::Maintenance => "maintenance",
             Self::Person => "person",
             Self::Rebalance => "rebalance",
             Self::Shutdown => "shutdown",
-            Self::SpotInterruption => "spotInterruption",
+            Self::SpotInterruption => "spot_interruption",
         }
     }
 

@@ -14,8 +14,9 @@ use crate::{tools, vm};
 ///
 /// `lab`, `manifests`, `drain-cli`, `burst`, `scheduler` and `fidelity` bring up control planes on loopback and build
 /// what those need (see `cargo xtask lab --help`); the first run on a machine takes about half an hour for that, later
-/// ones minutes. `bpf` and `deny` and `fuzz` install tools into the cache, `vm` fetches kernels into it; `rights`, `vm`,
-/// `prometheus` and `browser` install Debian packages. Every group runs, also after one has failed; the last line counts.
+/// ones minutes. `bpf`, `deny`, `fuzz` and `imds` install tools into the cache, `vm` fetches kernels into it; `rights`,
+/// `vm`, `prometheus` and `browser` install Debian packages. Every group runs, also after one has failed; the last line
+/// counts.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to run; nothing: everything, in this order.
@@ -51,6 +52,8 @@ enum Group {
     Lab,
     /// `ebb drain`, carried out by agents.
     DrainCli,
+    /// The agent on Amazon's own mock of EC2's instance metadata service.
+    Imds,
     /// One burst, up and down, through real parts; and which of several groups grows.
     Burst,
     /// The scheduling model against the real kube-scheduler, pod by pod.
@@ -129,6 +132,7 @@ impl Group {
             }
             Self::Lab => tests(&["--package", "ebb-tests", "--test", "lab", "--test", "moto"]),
             Self::DrainCli => tests(&["--package", "ebb-tests", "--test", "drain_cli"]),
+            Self::Imds => tests(&["--package", "ebb-tests", "--test", "imds"]),
             // What a test prints shows what was decided, and why.
             Self::Burst => {
                 let files = ["--test", "burst", "--test", "groups", "--test", "buffers"];

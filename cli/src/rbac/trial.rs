@@ -34,11 +34,11 @@ pub(super) async fn run(
         }
     };
     let trial = steal(args, client, namespace, acts_as_node, &nodes).await;
-    let restricted = match &trial {
-        // As its node, NodeRestriction is what stands between it and another.
-        Ok(Trial { own: true, other_node: Some(reached), .. }) if acts_as_node => Ok(!reached),
-        _ => in_the_name_of_a_node(args, &nodes).await,
-    };
+    let restricted = in_the_name_of_a_node(args, &nodes).await.or_else(|why| match &trial {
+        // As its node, nothing else stood between it and another.
+        Ok(Trial { own: true, other_node: Some(false), .. }) if acts_as_node => Ok(true),
+        _ => Err(why),
+    });
     (trial, restricted)
 }
 
@@ -58,35 +58,44 @@ async fn steal(
     let node = on_node(agent).ok_or("no agent has a node yet")?;
     let token = token(client, namespace, agent).await.map_err(|error| why("make a token of an agent's", &error))?;
 
+    // As the agent acts, and as a thief would also try.
+    let as_node = acts_as_node.then(|| format!("system:node:{node}"));
+    let agent_itself = bearer(args, &token, as_node.clone()).await?;
+    let mut thieves = vec![agent_itself.clone()];
+    if as_node.is_some() {
+        thieves.push(bearer(args, &token, None).await?);
+    }
+    let own = annotates(&agent_itself, &node).await?;
+    let other = nodes.iter().find(|name| **name != node);
+    let elsewhere = agents.iter().find(|pod| on_node(pod).is_some_and(|name| name != node));
+    let (mut other_node, mut other_pod) = (None, None);
+    for thief in &thieves {
+        if let Some(other) = other {
+            other_node = Some(other_node == Some(true) || annotates(thief, other).await?);
+        }
+        if let Some(pod) = elsewhere {
+            other_pod = Some(other_pod == Some(true) || evicts(thief, pod).await);
+        }
+    }
+    Ok(Trial { own, other_node, other_pod })
+}
+
+async fn bearer(args: &kubernetes::Args, token: &str, impersonate: Option<String>) -> Known<Client> {
     let mut config = args.config().await.map_err(|error| format!("{error:#}"))?;
     config.default_retry = false;
-    config.auth_info = AuthInfo {
-        token: Some(token.into()),
-        impersonate: acts_as_node.then(|| format!("system:node:{node}")),
-        ..AuthInfo::default()
+    config.auth_info = AuthInfo { token: Some(token.to_owned().into()), impersonate, ..AuthInfo::default() };
+    Client::try_from(config).map_err(|error| error.to_string())
+}
+
+/// A budget that forbids it now would not tomorrow: the bearer was let through to it.
+async fn evicts(client: &Client, pod: &Pod) -> bool {
+    let target = Target {
+        namespace: pod.namespace().unwrap_or_default(),
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
     };
-    let thief = Client::try_from(config).map_err(|error| error.to_string())?;
-    let own = annotates(&thief, &node).await?;
-    let other = nodes.iter().find(|name| **name != node);
-    let other_node = match other {
-        Some(other) => Some(annotates(&thief, other).await?),
-        None => None,
-    };
-    let elsewhere = agents.iter().find(|pod| on_node(pod).is_some_and(|name| name != node));
-    let other_pod = match elsewhere {
-        Some(pod) => {
-            let target = Target {
-                namespace: pod.namespace().unwrap_or_default(),
-                name: pod.name_any(),
-                uid: pod.uid().unwrap_or_default(),
-            };
-            let reply = eviction::dry_run(&thief, &target).await;
-            // A budget that forbids it now would not tomorrow: the agent was let through to it.
-            Some(reply.is_ok_and(|reply| matches!(reply.outcome, EvictionOutcome::Accepted | EvictionOutcome::Blocked)))
-        }
-        None => None,
-    };
-    Ok(Trial { own, other_node, other_pod })
+    let reply = eviction::dry_run(client, &target).await;
+    reply.is_ok_and(|reply| matches!(reply.outcome, EvictionOutcome::Accepted | EvictionOutcome::Blocked))
 }
 
 async fn token(client: &Client, namespace: &str, agent: &Pod) -> kube::Result<String> {
