@@ -196,6 +196,8 @@ pub enum DrainOn {
     LifecycleHook,
     /// AWS has announced an event for the instance; from an hour before it.
     Maintenance,
+    /// Nothing, where it stands alone.
+    None,
     /// AWS sees a higher risk of a spot interruption: most such nodes go on working.
     Rebalance,
     /// AWS reclaims the spot instance, usually in two minutes.

@@ -45,7 +45,7 @@ use timer::Timer;
 /// waits as long (its `MinDrainTime`).
 const SETTLE: Duration = Duration::from_secs(5);
 /// How long it must then have been seen empty.
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_millis(500);
 /// How long an empty node waits for its volumes to be detached: the attach-detach controller itself gives up waiting
 /// for a kubelet after six minutes, but then the pods that need them elsewhere are not helped by a node that stays.
 const DETACH_VOLUMES: Duration = Duration::from_secs(120);
@@ -159,8 +159,8 @@ pub struct Drain {
     pods: Option<Vec<Pod>>,
     watching_pods: bool,
     patch: PatchState,
-    /// What the conditions last said, and since when.
-    said: Option<(String, Instant)>,
+    /// What the conditions last said of this drain, and since when.
+    said: Option<(Step, String, Instant)>,
     /// Of the intent that stands.
     course: Course,
     /// The last intent that stood.
@@ -286,6 +286,7 @@ impl Drain {
         if self.course.id != id {
             self.course.hooks.stop(&self.settings.hooks, actions);
             self.course = Course { id: id.to_owned(), ..Course::default() };
+            self.said = None;
         }
     }
 }

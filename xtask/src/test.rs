@@ -12,7 +12,7 @@ use crate::{tools, vm};
 
 /// Runs the project's tests and checks, all of them or the groups named.
 ///
-/// `lab`, `manifests`, `drain-cli`, `burst`, `scheduler` and `fidelity` bring up control planes on loopback and build
+/// `lab`, `manifests`, `drain`, `drain-chaos`, `burst`, `scheduler` and `fidelity` bring up control planes on loopback and build
 /// what those need (see `cargo xtask lab --help`); the first run on a machine takes about half an hour for that, later
 /// ones minutes. `bpf`, `deny`, `fuzz` and `imds` install tools into the cache, `vm` fetches kernels into it; `rights`,
 /// `vm`, `prometheus` and `browser` install Debian packages. Every group runs, also after one has failed; the last line
@@ -25,9 +25,12 @@ pub(crate) struct Args {
     /// How many pods `scheduler` compares
     #[arg(long, value_name = "COUNT", default_value_t = 300)]
     pods: u32,
-    /// What makes them
+    /// What makes them; the first of the seeds of `drain-chaos`
     #[arg(long, default_value_t = 1)]
     seed: u32,
+    /// How many seeds `drain-chaos` tries, eight at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 24)]
+    seeds: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -50,8 +53,10 @@ enum Group {
     Manifests,
     /// The harness itself: control plane, fake AWS, nodes; and our fake AWS beside moto's.
     Lab,
-    /// `ebb drain`, carried out by agents.
-    DrainCli,
+    /// What a drain does to what it finds, case by case; `ebb drain`; nodes that their group terminates.
+    Drain,
+    /// Drains under faults by chance, by seed: broken wires, killed agents.
+    DrainChaos,
     /// The agent on Amazon's own mock of EC2's instance metadata service.
     Imds,
     /// One burst, up and down, through real parts; and which of several groups grows.
@@ -131,7 +136,15 @@ impl Group {
                 Ok(Count { passed: rendered.passed + rights.passed, failed: rendered.failed + rights.failed })
             }
             Self::Lab => tests(&["--package", "ebb-tests", "--test", "lab", "--test", "moto"]),
-            Self::DrainCli => tests(&["--package", "ebb-tests", "--test", "drain_cli"]),
+            Self::Drain => {
+                let files = ["--test", "drain_scenarios", "--test", "drain_cli", "--test", "lifecycle"];
+                tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
+            }
+            Self::DrainChaos => run_tests(
+                cargo(&["test", "--package", "ebb-tests", "--test", "drain_chaos", "--", "--show-output"])
+                    .env("EBB_TEST_SEEDS", args.seeds.to_string())
+                    .env("EBB_TEST_SEED", args.seed.to_string()),
+            ),
             Self::Imds => tests(&["--package", "ebb-tests", "--test", "imds"]),
             // What a test prints shows what was decided, and why.
             Self::Burst => {

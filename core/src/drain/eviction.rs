@@ -13,14 +13,17 @@ use crate::time::Instant;
 /// Requests under way at once. A pod that waits for its next turn holds no slot, so a closed budget does not starve the
 /// others.
 const IN_FLIGHT: usize = 10;
-/// Between two requests for the pods of a budget that allows none: the first, doubled each time up to the longest.
+/// Between two requests for the pods of a budget that allows none: the first, so much longer each time, up to the longest.
 /// kubectl asks for each pod every 5 s, Karpenter every 0.1 to 10 s.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGER: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// After an answer that says nothing of the pod.
 const UNAVAILABLE_PAUSE: Duration = Duration::from_secs(2);
 /// What the API server asks for where it answers 429 without saying how long.
 const THROTTLED_PAUSE: Duration = Duration::from_secs(1);
+/// For the watch to show that a pod is gone.
+const GONE_PAUSE: Duration = Duration::from_secs(5);
 /// For the watch to show what the answer said; and before what is refused is tried once more.
 const LONG_PAUSE: Duration = Duration::from_secs(30);
 
@@ -158,16 +161,19 @@ impl Evictions {
         let Some(asked) = self.pods.get_mut(uid) else { return };
         let pause = match reply.outcome {
             EvictionOutcome::Accepted | EvictionOutcome::Refused => LONG_PAUSE,
-            EvictionOutcome::Gone => FIRST_PAUSE * 5,
+            EvictionOutcome::Gone => GONE_PAUSE,
             EvictionOutcome::Throttled => Duration::ZERO,
             EvictionOutcome::Unavailable => reply.retry_after.unwrap_or(UNAVAILABLE_PAUSE),
             EvictionOutcome::Blocked => {
                 let key = reply.budget.clone().unwrap_or_else(|| uid.to_owned());
                 let closed = self.budgets.entry(key).or_insert(Closed { refusals: 0, again_at: now });
-                let pause = pause(uid, closed.refusals).max(reply.retry_after.unwrap_or_default());
-                closed.refusals = closed.refusals.saturating_add(1);
-                closed.again_at = now + pause;
-                pause
+                // What was asked for at the same time is refused for the same reason, which counts once.
+                if closed.again_at <= now {
+                    let pause = pause(uid, closed.refusals).max(reply.retry_after.unwrap_or_default());
+                    closed.refusals = closed.refusals.saturating_add(1);
+                    closed.again_at = now + pause;
+                }
+                closed.again_at.since(now)
             }
         };
         asked.again_at = Some(now + pause);
@@ -196,7 +202,7 @@ impl Asked {
 /// After so many refusals before this one; between four fifths of the full pause and all of it, so that the nodes that
 /// wait for the same budget do not ask in the same instant.
 fn pause(uid: &str, refusals: u32) -> Duration {
-    let full = FIRST_PAUSE.saturating_mul(1 << refusals.min(10)).min(LONGEST_PAUSE);
+    let full = (FIRST_PAUSE + LONGER.saturating_mul(refusals)).min(LONGEST_PAUSE);
     let mut hasher = DefaultHasher::new();
     (uid, refusals).hash(&mut hasher);
     full * (800 + u32::try_from(hasher.finish() % 201).unwrap_or(0)) / 1000

@@ -228,12 +228,12 @@ impl Drain {
         let is_over = !standing.draining && (standing.drained || !standing.planned);
         let news = match &self.said {
             _ if is_over => false,
-            Some((said, _)) if *said == message => false,
-            Some((_, at)) => timer.due(*at + SAY_EVERY),
+            Some((_, said, _)) if *said == message => false,
+            Some((.., at)) => timer.due(*at + SAY_EVERY),
             None => true,
         };
         (!as_wanted || news).then(|| {
-            self.said = Some((message.clone(), timer.now));
+            self.said = Some((step, message.clone(), timer.now));
             (step, standing.change(step, &message))
         })
     }
@@ -258,9 +258,9 @@ impl Drain {
             }
         }
         let message = step.say(detail);
-        let is_said = failed.is_none() || self.said.as_ref().is_some_and(|(said, _)| *said == message);
+        let is_said = failed.is_none() || self.said.as_ref().is_some_and(|(said, ..)| *said == step);
         if Standing::of(node) != Standing::default() || !is_said {
-            self.said = Some((message.clone(), now));
+            self.said = Some((step, message.clone(), now));
             return Some((step, Standing::default().change(step, &message)));
         }
         Some((step, undo(now, node, failed)))

@@ -455,7 +455,7 @@ fn of_a_closed_budget_one_pod_is_asked_for_at_a_time_until_the_deadline_undoes_t
     world.asked();
     world.run_until(599);
     let evictions = world.asked().iter().filter(|asked| asked.starts_with("evict")).count();
-    assert!((60..=80).contains(&evictions), "{evictions}");
+    assert!((130..=180).contains(&evictions), "{evictions}");
     let left = "20 pods are left; default/pod-0, default/pod-1, default/pod-10 and 17 more: PodDisruptionBudget";
     assert!(world.message.contains(left), "{}", world.message);
     world.run_until(600);
@@ -465,6 +465,18 @@ fn of_a_closed_budget_one_pod_is_asked_for_at_a_time_until_the_deadline_undoes_t
     world.node.intent = None;
     world.show_node();
     assert_eq!(world.node, Node::default());
+}
+
+#[test]
+fn what_is_refused_at_the_same_time_counts_as_one_refusal() {
+    let mut world = wanted(vec![]);
+    world.pods = (0..20).map(|pod| workload(&pod.to_string())).collect();
+    world.budget = 0;
+    world.show_pods();
+    world.asked();
+    world.run_until(4);
+    let evictions = world.asked().iter().filter(|asked| asked.starts_with("evict")).count();
+    assert_eq!(evictions, 3, "after 1 s, 1.5 s and 2 s, less up to a fifth");
 }
 
 #[test]
