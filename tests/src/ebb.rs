@@ -26,6 +26,8 @@ pub struct Ebb {
     pub client: Client,
     pub reports_port: u16,
     pub http_port: u16,
+    /// How often agents sample.
+    pub agent_interval: &'static str,
     pub lab: Lab,
 }
 
@@ -40,6 +42,7 @@ impl Ebb {
             client,
             reports_port: free_port(),
             http_port: free_port(),
+            agent_interval: "200ms",
             lab,
         }
     }
@@ -153,6 +156,11 @@ impl Ebb {
         pods.into_iter().filter(bound).collect()
     }
 
+    /// How many agents run.
+    pub fn agents(&self) -> usize {
+        self.agents.len()
+    }
+
     /// A token as the agent's pod has it for the coordinator.
     pub async fn reports_token(&self, pod: &Pod) -> String {
         self.lab.service_account_token(NAMESPACE, "ebb-agent", REPORTS_AUDIENCE, Some(pod)).await
@@ -210,7 +218,7 @@ impl Ebb {
             .arg(self.ca_file())
             .arg("--coordinator-token-file")
             .arg(folder.join("token"))
-            .args(["--interval", "200ms", "--source"])
+            .args(["--interval", self.agent_interval, "--source"])
             .arg(format!("replay:{}", folder.join("readings").display()));
         Some(self.lab.spawn(&format!("agent-{node}"), command))
     }
