@@ -11,7 +11,7 @@ use ebb_core::intent::{INTENT_ANNOTATION, Intent, PROGRESS_ANNOTATION, Permits, 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
@@ -56,6 +56,8 @@ pub enum Who {
     Kubectl,
     /// A process for each node, several at once.
     Kubectls,
+    /// Evictions and nothing else, many at once: what the API server and the controllers take.
+    Floor,
 }
 
 /// A lab with the nodes, their pods and their agents, and a node with room for all pods.
@@ -127,13 +129,14 @@ impl Drains {
     pub async fn measure(&mut self, who: Who) -> Figures {
         self.fill().await;
         self.drains += 1;
+        let names: Vec<String> = (0..self.shape.nodes).map(node_name).collect();
         let mark = self.audit.mark();
         let began = Instant::now();
         match who {
-            Who::Ebb => self.ask().await,
+            Who::Ebb => self.ask(&names).await,
+            Who::Floor => self.evict_all(&names).await,
             Who::Kubectl => self.kubectl_drain(&["--selector=drained=true"]).await,
             Who::Kubectls => {
-                let names: Vec<String> = (0..self.shape.nodes).map(node_name).collect();
                 let drain = async |name: &String| self.kubectl_drain(&[name]).await;
                 stream::iter(&names).map(drain).buffer_unordered(KUBECTLS).collect::<Vec<()>>().await;
             }
@@ -141,17 +144,21 @@ impl Drains {
         let answered = Instant::now();
         self.wait("the nodes to be empty", |watched| watched.empty_since.is_some()).await;
         let (empty, drained) = self.see(|watched| (watched.empty_since, watched.drained.values().max().copied()));
-        let ended = if who == Who::Ebb { drained.expect("that was waited for") } else { answered };
-        let user = if who == Who::Ebb { AGENT } else { OPERATOR };
+        let empty = empty.expect("that was waited for");
+        let (ended, user) = match who {
+            Who::Ebb => (drained.expect("that was waited for"), AGENT),
+            Who::Floor => (empty, "nobody"),
+            Who::Kubectl | Who::Kubectls => (answered, OPERATOR),
+        };
         let tally = Tally::of(&self.audit.since(mark), user);
-        self.undo(who).await;
+        self.undo(who, &names).await;
 
         let over_grace = |end: Instant| (end - began).as_secs_f64() - GRACE.as_secs_f64();
         let pods = (self.shape.nodes * self.shape.pods_per_node) as f64;
         let per_pod = |count: usize| count as f64 / pods;
         BTreeMap::from([
             ("drained", over_grace(ended)),
-            ("empty", over_grace(empty.expect("that was waited for"))),
+            ("empty", over_grace(empty)),
             ("requests", per_pod(tally.all())),
             ("writes", per_pod(tally.writes)),
             ("dryRuns", per_pod(tally.dry_runs)),
@@ -187,7 +194,7 @@ impl Drains {
     }
 
     /// As a person does; ends once all nodes are called drained.
-    async fn ask(&self) {
+    async fn ask(&self, names: &[String]) {
         let now = ebb_core::time::Instant::from_millis(now_ms());
         let intent = Intent {
             id: format!("bench-{}", self.drains),
@@ -199,10 +206,20 @@ impl Drains {
             permits: Permits { force: true, delete_emptydir_data: true, delete_at_deadline: false },
         };
         let patch = json!({"metadata": {"annotations": {INTENT_ANNOTATION: encode(&intent)}}});
-        let names: Vec<String> = (0..self.shape.nodes).map(node_name).collect();
-        self.patch(&names, &patch).await;
+        self.patch(names, &patch).await;
         let nodes = self.shape.nodes;
         self.wait_for("all nodes to be drained", LONGEST_DRAIN, |watched| watched.drained.len() == nodes).await;
+    }
+
+    async fn evict_all(&self, names: &[String]) {
+        self.cordon(names, true).await;
+        let pods: Api<Pod> = Api::default_namespaced(self.ebb.client.clone());
+        let crowd = pods.list(&ListParams::default().labels("app=crowd")).await.expect("the admin may list pods");
+        let evict = async |pod: &Pod| {
+            let evicted = pods.evict(&pod.name_any(), &EvictParams::default()).await;
+            evicted.expect("no budget is in the way");
+        };
+        stream::iter(&crowd.items).map(evict).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
     }
 
     async fn kubectl_drain(&self, which: &[&str]) {
@@ -221,11 +238,10 @@ impl Drains {
         kubectl
     }
 
-    async fn undo(&self, who: Who) {
-        let names: Vec<String> = (0..self.shape.nodes).map(node_name).collect();
+    async fn undo(&self, who: Who, names: &[String]) {
         match who {
-            Who::Ebb => self.patch(&names, &json!({"metadata": {"annotations": {INTENT_ANNOTATION: null}}})).await,
-            Who::Kubectl | Who::Kubectls => self.cordon(&names, false).await,
+            Who::Ebb => self.patch(names, &json!({"metadata": {"annotations": {INTENT_ANNOTATION: null}}})).await,
+            Who::Floor | Who::Kubectl | Who::Kubectls => self.cordon(names, false).await,
         }
         self.wait("the nodes to be as before", |watched| watched.clean.values().all(|clean| *clean)).await;
     }

@@ -15,10 +15,10 @@ async fn main() {
     let numbers: Vec<usize> = std::env::args().skip(1).map(|it| it.parse().expect("numbers only")).collect();
     let [rounds, nodes] = numbers[..] else { panic!("bench-drain ROUNDS NODES") };
     let many = Shape { nodes, pods_per_node: 10, ..FULL };
-    let full = in_turn(FULL, rounds, &[Who::Ebb, Who::Kubectl], &[]).await;
+    let full = in_turn(FULL, rounds, &[Who::Ebb, Who::Kubectl, Who::Floor], &[]).await;
     let budget = in_turn(BUDGET, rounds, &[Who::Ebb, Who::Kubectl], &[]).await;
     // One call drains one node after the other: so long that it is measured once.
-    let many = in_turn(many, rounds, &[Who::Ebb, Who::Kubectls], &[Who::Kubectl]).await;
+    let many = in_turn(many, rounds, &[Who::Ebb, Who::Kubectls, Who::Floor], &[Who::Kubectl]).await;
     // While a pod waits for its place nobody else may go; the last one's is nobody's to wait for.
     let pace = READY_AFTER * u32::try_from(BUDGET.pods_per_node - 1).expect("a small number");
     println!(
@@ -28,6 +28,7 @@ async fn main() {
             "full": full,
             "budget": budget,
             "budgetsOwnPace": pace.as_secs(),
+            "nodes": nodes,
             "many": many,
         })
     );
@@ -52,6 +53,7 @@ async fn in_turn(shape: Shape, rounds: usize, all: &[Who], once: &[Who]) -> Valu
         Who::Ebb => "ebb",
         Who::Kubectl => "kubectl",
         Who::Kubectls => "kubectls",
+        Who::Floor => "floor",
     };
     figures.iter().map(|(who, figures)| (name(*who).to_owned(), median(figures))).collect::<Map<_, _>>().into()
 }
