@@ -4,7 +4,8 @@
 pub mod audit;
 mod aws;
 mod browser;
-pub mod drains;
+pub mod contest;
+
 mod ebb;
 mod http;
 mod program;

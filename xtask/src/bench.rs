@@ -17,9 +17,9 @@ use crate::process::{capture, root, run as run_command};
 /// minutes and needs prometheus-node-exporter, which it installs from Debian's packages, and cAdvisor, which it builds
 /// with Go; it makes cgroups, and for ten seconds it sets the sysctl kernel.bpf_stats_enabled. `ebpf` takes 40 seconds.
 /// `burst` brings up a lab (see `cargo xtask lab --help`) and takes about five seconds a trial; `decide` does so, too, and
-/// fills it first, which takes a minute for every 20 000 pods or so. `drain` brings up one after the other, and takes about
-/// 25 minutes. `planning` takes ten seconds, `sim` minutes. Nothing is left running. Progress goes to standard error. A busy machine makes all figures
-/// worse. Aims are printed beside the figures; nothing fails when one is missed.
+/// fills it first, which takes a minute for every 20 000 pods or so. `drain` brings up three, one after the other, and
+/// takes about 25 minutes. `planning` takes ten seconds, `sim` minutes. Nothing is left running. Progress goes to standard
+/// error. A busy machine makes all figures worse. Aims are printed beside the figures; nothing fails when one is missed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to measure; nothing: everything.

@@ -1,8 +1,8 @@
-//! Ebb's drain beside `kubectl drain`; see [`ebb_tests::drains`]. Prints one JSON document of medians.
+//! Ebb's drain beside `kubectl drain`; see [`ebb_tests::contest`]. Prints one JSON document of medians.
 
 use std::time::Duration;
 
-use ebb_tests::drains::{Drains, Figures, GRACE, Shape, Who};
+use ebb_tests::contest::{Contest, Figures, GRACE, Shape, Who};
 use serde_json::{Map, Value, json};
 
 /// How long the replacements of the budget's pods take to be ready.
@@ -37,17 +37,17 @@ async fn main() {
 /// All of these so often, in an order that alternates; then those `once`.
 async fn in_turn(shape: Shape, rounds: usize, all: &[Who], once: &[Who]) -> Value {
     eprintln!("{shape:?}");
-    let mut drains = Drains::begin(shape).await;
+    let mut contest = Contest::begin(shape).await;
     let mut figures: Vec<(Who, Vec<Figures>)> = all.iter().chain(once).map(|who| (*who, Vec::new())).collect();
     for round in 0..rounds {
         let mut turns: Vec<usize> = (0..all.len()).collect();
         turns.rotate_left(round % all.len());
         for turn in turns {
-            measure(&mut drains, &mut figures[turn]).await;
+            measure(&mut contest, &mut figures[turn]).await;
         }
     }
     for turn in &mut figures[all.len()..] {
-        measure(&mut drains, turn).await;
+        measure(&mut contest, turn).await;
     }
     let name = |who| match who {
         Who::Ebb => "ebb",
@@ -58,8 +58,8 @@ async fn in_turn(shape: Shape, rounds: usize, all: &[Who], once: &[Who]) -> Valu
     figures.iter().map(|(who, figures)| (name(*who).to_owned(), median(figures))).collect::<Map<_, _>>().into()
 }
 
-async fn measure(drains: &mut Drains, (who, figures): &mut (Who, Vec<Figures>)) {
-    let measured = drains.measure(*who).await;
+async fn measure(contest: &mut Contest, (who, figures): &mut (Who, Vec<Figures>)) {
+    let measured = contest.measure(*who).await;
     eprintln!("{who:?}: {measured:.2?}");
     figures.push(measured);
 }

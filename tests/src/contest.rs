@@ -2,25 +2,26 @@
 //! by `kubectl drain`, in turn on the same lab. Times are those of our own watch, requests those of the API server's audit
 //! log.
 
-use std::collections::{BTreeMap, HashMap};
+mod watched;
+
+use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ebb_core::intent::{INTENT_ANNOTATION, Intent, PROGRESS_ANNOTATION, Permits, Trigger, encode};
+use ebb_core::intent::{INTENT_ANNOTATION, Intent, Permits, Trigger, encode};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
-use kube::runtime::watcher::Event;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::audit::{Audit, Tally};
 use crate::trials::now_ms;
 use crate::{Ebb, Lab, LabOptions, wait_until};
+use watched::Watched;
 
 /// What the pods have for their end, and take. Few seconds, in favour of kubectl, which asks for each pod every second.
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -61,10 +62,10 @@ pub enum Who {
 }
 
 /// A lab with the nodes, their pods and their agents, and a node with room for all pods.
-pub struct Drains {
+pub struct Contest {
     shape: Shape,
     watched: Arc<Mutex<Watched>>,
-    drains: usize,
+    asked: usize,
     ebb: Ebb,
     audit: Audit,
 }
@@ -72,20 +73,7 @@ pub struct Drains {
 /// By name: times over [`GRACE`] in seconds, requests per pod.
 pub type Figures = BTreeMap<&'static str, f64>;
 
-/// Nodes and pods as our own watch shows them.
-#[derive(Default)]
-struct Watched {
-    /// By UID: whether it is on one of the nodes to drain, and whether it is ready.
-    pods: HashMap<String, (bool, bool)>,
-    /// Since when no pod is on them.
-    empty_since: Option<Instant>,
-    /// Since when each is called drained.
-    drained: BTreeMap<String, Instant>,
-    /// Which are as if they had never been drained.
-    clean: BTreeMap<String, bool>,
-}
-
-impl Drains {
+impl Contest {
     pub async fn begin(shape: Shape) -> Self {
         let audit = Audit::new(&[AGENT, OPERATOR]);
         let lab = Lab::up(LabOptions { apiserver_args: audit.apiserver_args(), ..LabOptions::default() }).await;
@@ -115,20 +103,20 @@ impl Drains {
         let token = ebb.lab.service_account_token("default", "operator", Lab::API_AUDIENCE, None).await;
         ebb.lab.write_kubeconfig("operator", &token);
         let watched = Arc::new(Mutex::new(Watched::default()));
-        tokio::spawn(watch_pods(ebb.client.clone(), Arc::clone(&watched)));
-        tokio::spawn(watch_nodes(ebb.client.clone(), Arc::clone(&watched)));
-        let drains = Self { shape, watched, drains: 0, ebb, audit };
+        tokio::spawn(watched::pods(ebb.client.clone(), Arc::clone(&watched)));
+        tokio::spawn(watched::nodes(ebb.client.clone(), Arc::clone(&watched)));
+        let contest = Self { shape, watched, asked: 0, ebb, audit };
         // What kubectl learns of the API it keeps for the next time.
-        let mut kubectl = drains.kubectl();
+        let mut kubectl = contest.kubectl();
         let status = kubectl.args(["get", "nodes,pods,daemonsets", "--all-namespaces"]).status().await;
         assert!(status.expect("kubectl starts").success(), "kubectl get");
-        drains
+        contest
     }
 
     /// One drain of all nodes, from pods on each to none, and back.
     pub async fn measure(&mut self, who: Who) -> Figures {
         self.fill().await;
-        self.drains += 1;
+        self.asked += 1;
         let names: Vec<String> = (0..self.shape.nodes).map(node_name).collect();
         let mark = self.audit.mark();
         let began = Instant::now();
@@ -176,10 +164,12 @@ impl Drains {
         let pods: Api<Pod> = Api::default_namespaced(self.ebb.client.clone());
         let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
         let crowd = ListParams::default().labels("app=crowd");
+        let old: Vec<String> = self.see(|watched| watched.pods.keys().cloned().collect());
         pods.delete_collection(&at_once, &crowd).await.expect("the admin may delete pods");
         let wanted = self.shape.nodes * self.shape.pods_per_node;
         let is_filled = |watched: &Watched| {
-            watched.pods.len() == wanted && watched.pods.values().all(|&(leaves, ready)| leaves && ready)
+            let is_new = !old.iter().any(|uid| watched.pods.contains_key(uid));
+            is_new && watched.pods.len() == wanted && watched.pods.values().all(|&(leaves, ready)| leaves && ready)
         };
         self.wait("all pods to be ready", is_filled).await;
         if self.shape.has_budget {
@@ -197,7 +187,7 @@ impl Drains {
     async fn ask(&self, names: &[String]) {
         let now = ebb_core::time::Instant::from_millis(now_ms());
         let intent = Intent {
-            id: format!("bench-{}", self.drains),
+            id: format!("bench-{}", self.asked),
             reason: "measured".into(),
             requested_at: now,
             deadline: now + LONGEST_DRAIN,
@@ -329,55 +319,4 @@ fn workload(shape: &Shape) -> Value {
     });
     let items = if shape.has_budget { vec![deployment, budget] } else { vec![deployment] };
     json!({"apiVersion": "v1", "kind": "List", "items": items})
-}
-
-/// For ever.
-async fn watch_pods(client: Client, watched: Arc<Mutex<Watched>>) {
-    let pods: Api<Pod> = Api::default_namespaced(client);
-    let crowd = watcher::Config::default().labels("app=crowd");
-    let mut events = watcher(pods, crowd).default_backoff().boxed();
-    while let Some(Ok(event)) = events.next().await {
-        let mut watched = watched.lock().expect("nobody panics while holding it");
-        match event {
-            Event::Apply(pod) | Event::InitApply(pod) => {
-                let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-                let leaves = node.is_some_and(|node| node != ROOM);
-                watched.pods.insert(pod.uid().unwrap_or_default(), (leaves, is_ready(&pod)));
-            }
-            Event::Delete(pod) => {
-                watched.pods.remove(&pod.uid().unwrap_or_default());
-            }
-            Event::Init | Event::InitDone => {}
-        }
-        let is_empty = !watched.pods.values().any(|&(leaves, _)| leaves);
-        watched.empty_since = is_empty.then(|| watched.empty_since.unwrap_or_else(Instant::now));
-    }
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
-/// For ever.
-async fn watch_nodes(client: Client, watched: Arc<Mutex<Watched>>) {
-    let nodes: Api<Node> = Api::all(client);
-    let drained = watcher::Config::default().labels("drained=true");
-    let mut events = watcher(nodes, drained).default_backoff().applied_objects().boxed();
-    while let Some(Ok(node)) = events.next().await {
-        let stands = |name: &str| {
-            let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-            conditions.any(|condition| condition.type_ == name && condition.status == "True")
-        };
-        let unschedulable = node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true));
-        let clean = !unschedulable && !node.annotations().contains_key(PROGRESS_ANNOTATION);
-        let mut watched = watched.lock().expect("nobody panics while holding it");
-        let is_drained = stands("Drained");
-        watched.clean.insert(node.name_any(), clean && !is_drained && !stands("MaintenancePlanned"));
-        if is_drained {
-            watched.drained.entry(node.name_any()).or_insert_with(Instant::now);
-        } else {
-            watched.drained.remove(&node.name_any());
-        }
-    }
 }
