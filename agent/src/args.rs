@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use ebb_core::notice;
 use ebb_core::time::{parse_duration, parse_duration_within};
 use ebb_core::xid::Policy;
 use tracing_subscriber::filter::Targets;
@@ -13,6 +14,7 @@ use crate::gpus::Settings;
 use crate::host::Roots;
 use crate::logging::{self, Format};
 use crate::metrics::HostnameLabel;
+use crate::source::imds::{Endpoint, ImdsArg};
 use crate::uplink::CoordinatorUrl;
 
 /// Watches one node: samples its CPUs, memory and GPUs, says whether it is busy or idle, serves metrics, reports to
@@ -67,7 +69,7 @@ pub struct Args {
     /// How often to read the cgroups of pods, and all others, from 1s to 1m
     #[arg(
         long, global = true, env = "EBB_POD_INTERVAL", value_name = "DURATION", default_value = "10s",
-        value_parser = parse_pod_interval
+        value_parser = parse_seconds_interval
     )]
     pub pod_interval: Duration,
     /// Where readings come from: `host`, or `replay:FILE` with lines of JSON such as
@@ -97,6 +99,17 @@ pub struct Args {
         value_parser = clap::value_parser!(u32).range(1..=65_536)
     )]
     pub max_cgroups: u32,
+
+    /// Where EC2's instance metadata service is (version 2), which tells of spot interruptions, maintenance and more: as
+    /// http://169.254.169.254, or `none` [default: that address; none
+    /// with --standalone or a recording]
+    #[arg(long, env = "EBB_IMDS_ENDPOINT", value_name = "URL")]
+    pub imds_endpoint: Option<ImdsArg>,
+    /// How often to ask it, from 1s to 1m. A spot interruption is announced two minutes ahead
+    #[arg(
+        long, env = "EBB_IMDS_INTERVAL", value_name = "DURATION", default_value = "5s", value_parser = parse_seconds_interval
+    )]
+    pub imds_interval: Duration,
 
     /// NVML's library [default: libnvidia-ml.so.1, where there is an NVIDIA GPU on the PCI bus]
     #[arg(long, env = "EBB_NVML_LIBRARY", value_name = "FILE")]
@@ -158,6 +171,45 @@ pub struct DrainArgs {
         value_parser = parse_duration
     )]
     pub leave_load_balancers: Duration,
+    /// Whose word that the node will go begins a drain; all are shown in the metrics
+    #[arg(
+        long,
+        env = "EBB_DRAIN_ON",
+        value_name = "NOTICE",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "spot-interruption,maintenance,lifecycle-hook"
+    )]
+    pub drain_on: Vec<DrainOn>,
+}
+
+/// What the agent hears of its node's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DrainOn {
+    /// A GPU must be reset, or the machine restarted for it: what works on the others goes, too.
+    GpuRecovery,
+    /// The Auto Scaling group is terminating the instance.
+    LifecycleHook,
+    /// AWS has announced an event for the instance; from an hour before it.
+    Maintenance,
+    /// AWS sees a higher risk of a spot interruption: most such nodes go on working.
+    Rebalance,
+    /// AWS reclaims the spot instance, usually in two minutes.
+    SpotInterruption,
+}
+
+impl DrainArgs {
+    pub fn notices(&self) -> notice::Policy {
+        let on = |it| self.drain_on.contains(&it);
+        notice::Policy {
+            gpu_recovery: on(DrainOn::GpuRecovery),
+            lifecycle_hook: on(DrainOn::LifecycleHook),
+            maintenance: on(DrainOn::Maintenance),
+            rebalance: on(DrainOn::Rebalance),
+            spot_interruption: on(DrainOn::SpotInterruption),
+            ..notice::Policy::default()
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, clap::Subcommand)]
@@ -202,6 +254,16 @@ impl Args {
         }
     }
 
+    /// Where to ask for instance metadata. Not by itself where nobody drains this machine, nor for a recording, which is
+    /// shown with nothing of this machine in it.
+    pub fn imds(&self) -> Option<Endpoint> {
+        match &self.imds_endpoint {
+            Some(ImdsArg::Endpoint(endpoint)) => Some(endpoint.clone()),
+            Some(ImdsArg::None) => None,
+            None => (!self.standalone && self.source == SourceArg::Host).then(Endpoint::default),
+        }
+    }
+
     pub fn gpus(&self) -> Settings {
         Settings {
             library: self.nvml_library.clone(),
@@ -216,8 +278,9 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     parse_duration_within(text, Duration::from_millis(100)..=Duration::from_secs(10), "100ms to 10s")
 }
 
-/// The kubelet reads them every 10 s, and Prometheus scrapes once or twice a minute.
-fn parse_pod_interval(text: &str) -> Result<Duration, String> {
+/// Of cgroups: the kubelet reads them every 10 s, and Prometheus scrapes once or twice a minute. Of instance metadata: AWS
+/// advises 5 s.
+fn parse_seconds_interval(text: &str) -> Result<Duration, String> {
     parse_duration_within(text, Duration::from_secs(1)..=Duration::from_secs(60), "1s to 1m")
 }
 
@@ -273,6 +336,8 @@ mod tests {
         check(&["--standalone", "--interval", "1"], "30s, 10m");
         check(&["--standalone", "--interval", "1m"], "100ms to 10s");
         check(&["--standalone", "--pod-interval", "100ms"], "1s to 1m");
+        check(&["--standalone", "--imds-endpoint", "169.254.169.254"], "http://HOST");
+        check(&["--standalone", "--imds-interval", "5m"], "1s to 1m");
         check(&["--standalone", "--source", "gpu"], "`host` or `replay:FILE`");
         check(&["--standalone", "--max-cgroups", "0"], "1..=65536");
         check(&["--standalone", "--listen", "9482"], "--listen");
@@ -289,5 +354,10 @@ mod tests {
         assert_eq!(args.listen.port(), 9482);
         assert_eq!(args.interval, Duration::from_secs(1));
         assert_eq!(args.source, SourceArg::Host);
+        assert_eq!(args.imds(), Some(Endpoint::default()));
+        let none = |args: &[&str]| assert_eq!(parse(args).unwrap().imds(), None, "{args:?}");
+        none(&["--standalone"]);
+        none(&["--node-name", "a", "--imds-endpoint", "none"]);
+        none(&["--node-name", "a", "--source", "replay:file"]);
     }
 }

@@ -12,6 +12,7 @@ use ebb_core::drain;
 use ebb_core::drain::{
     Action, Change, Drain, Event, EvictionOutcome, HookOutcome, HookPhase, Node, Pod, Settings, Step, Target,
 };
+use ebb_core::notice::Notices;
 use futures::future::{AbortHandle, BoxFuture, abortable};
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
 use k8s_openapi::api::core::v1 as api;
@@ -39,6 +40,8 @@ pub struct Edge {
     pub clock: Clock,
     pub settings: Settings,
     pub hooks: Hooks,
+    /// What is known of the node's end.
+    pub notices: watch::Receiver<Notices>,
     /// Where others learn the UID of the Node.
     pub node_uid: watch::Sender<Option<String>>,
     pub metrics: Metrics,
@@ -74,24 +77,12 @@ struct Drive {
     running: BTreeMap<(String, HookPhase), AbortHandle>,
 }
 
-impl Drive {
-    fn new(settings: &Settings) -> Self {
-        Self {
-            drain: Drain::new(settings.clone()),
-            known: None,
-            pods: None,
-            requests: FuturesUnordered::new(),
-            answers: BTreeMap::new(),
-            running: BTreeMap::new(),
-        }
-    }
-}
-
 impl Edge {
     /// Runs until `stop`. What is under way then is left: the Node tells the next agent where to go on.
     pub async fn run(self, stop: CancellationToken) {
         let mut nodes = watching::node(self.client.clone(), &self.node);
-        let mut drive = Drive::new(&self.settings);
+        let mut drive = self.begin();
+        let mut notices = self.notices.clone();
         loop {
             let wakeup = drive.drain.next_wakeup();
             let events = tokio::select! {
@@ -101,10 +92,11 @@ impl Edge {
                     NodeState::Gone => {
                         tracing::warn!(node = self.node, "node object is gone");
                         self.node_uid.send_replace(None);
-                        drive = Drive::new(&self.settings);
+                        drive = self.begin();
                         continue;
                     }
                 },
+                Ok(()) = notices.changed() => vec![Event::Notices(notices.borrow_and_update().clone())],
                 Some(pods) = next(&mut drive.pods) => vec![Event::Pods(pods)],
                 Some(reply) = drive.requests.next() => self.replied(&mut drive, reply),
                 () = self.sleep_until(wakeup) => vec![Event::Tick],
@@ -117,12 +109,26 @@ impl Edge {
         }
     }
 
+    fn begin(&self) -> Drive {
+        let mut drain = Drain::new(self.settings.clone());
+        // It asks for nothing before it has seen a node.
+        drain.handle(self.clock.now(), Event::Notices(self.notices.borrow().clone()));
+        Drive {
+            drain,
+            known: None,
+            pods: None,
+            requests: FuturesUnordered::new(),
+            answers: BTreeMap::new(),
+            running: BTreeMap::new(),
+        }
+    }
+
     /// A watch may be behind the reply to a patch: what is older than what was shown is left out.
     fn seen(&self, drive: &mut Drive, node: &api::Node) -> Vec<Event> {
         let known = Known::from(node);
         if drive.known.as_ref().is_some_and(|last| last.uid != known.uid) {
             // Another node of the same name: nothing that was asked for the old one is of use.
-            *drive = Drive::new(&self.settings);
+            *drive = self.begin();
         }
         if drive.known.as_ref().is_some_and(|last| !known.is_newer_than(last)) {
             return Vec::new();

@@ -33,26 +33,36 @@ impl Healths {
 
     /// Notes how a read went that was done elsewhere, and how long it took.
     pub fn note<T>(&mut self, source: Source, took: Duration, result: Result<T, Error>) -> Option<T> {
-        let health = self.0.entry(source).or_default();
-        health.took = took;
+        let was_up = self.record(source, took, result.as_ref().err());
         match result {
             Ok(value) => {
-                if health.down.take().is_some() {
+                if !was_up {
                     tracing::info!(source = source.name(), "source is back");
                 }
                 Some(value)
             }
             Err(error) => {
-                self.count(source, &error);
-                let why = chain(&error);
-                let health = self.0.entry(source).or_default();
-                if health.down.is_none() {
-                    tracing::warn!(source = source.name(), kind = error.kind(), error = why, "source is down");
+                if was_up {
+                    tracing::warn!(
+                        source = source.name(),
+                        kind = error.kind(),
+                        error = chain(&error),
+                        "source is down"
+                    );
                 }
-                health.down = Some(why);
                 None
             }
         }
+    }
+
+    /// As [`Self::note`], for who says more than that in the log. Whether the source was up before.
+    pub fn record(&mut self, source: Source, took: Duration, error: Option<&Error>) -> bool {
+        if let Some(error) = error {
+            self.count(source, error);
+        }
+        let health = self.0.entry(source).or_default();
+        health.took = took;
+        std::mem::replace(&mut health.down, error.map(|error| chain(error))).is_none()
     }
 
     /// Takes over how sources are doing that somebody else reads.

@@ -12,6 +12,7 @@ pub mod health;
 pub mod host;
 pub mod logging;
 pub mod metrics;
+mod notices;
 pub mod once;
 pub mod pods;
 pub mod reading;

@@ -9,6 +9,7 @@ mod dcgm;
 mod exposition;
 mod gpu;
 mod node;
+mod notice;
 mod pod;
 mod process;
 mod resource;
@@ -19,6 +20,7 @@ mod write;
 use std::fmt;
 use std::sync::Arc;
 
+use ebb_core::notice::Notices;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -32,6 +34,7 @@ pub use exposition::Exposition;
 pub use resource::ResourceMetrics;
 
 use crate::sampler::Sample;
+use crate::source::imds::Requests;
 
 /// Labels from closed sets.
 type Labelled = Family<[(&'static str, &'static str); 1], Counter>;
@@ -86,6 +89,14 @@ impl Page {
             metrics.register(&mut registry);
         }
         Self(registry)
+    }
+
+    /// And what is known of the node's end, by `requests` for instance metadata.
+    pub fn with_notices(mut self, notices: watch::Receiver<Notices>, requests: Requests) -> Self {
+        self.0.register_collector(Box::new(notice::Latest(notices)));
+        let help = "Requests to EC2's instance metadata service, by what was asked for and how that went";
+        self.0.register("ebb_imds_requests", help, requests);
+        self
     }
 
     pub fn render(&self, exposition: Exposition) -> Result<String, fmt::Error> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use ebb_core::classify::IdlePolicy;
 use ebb_core::drain;
+use ebb_core::notice::Notices;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 use tokio::net::TcpListener;
@@ -19,14 +20,15 @@ use crate::args::{Args, Command, SourceArg};
 use crate::clock::Clock;
 use crate::drain::Edge;
 use crate::drain::hooks::Hooks;
-use crate::health::chain;
+use crate::health::{Healths, chain};
 use crate::metrics::{Dcgm, Metrics, Page, ResourceMetrics};
 use crate::sampler::{Input, Sampler};
 use crate::server::Server;
+use crate::source::imds::{Imds, Requests};
 use crate::source::open;
 use crate::source::pod_resources::{self, PodResources};
 use crate::uplink::Uplink;
-use crate::{cluster, logging, once, pods, record, rights};
+use crate::{cluster, logging, notices, once, pods, record, rights};
 
 /// Less than the 30 s that Kubernetes gives a pod; no step of ours needs longer, and the Node tells where to go on.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -62,7 +64,11 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     };
     let node = args.node_name.as_deref().unwrap_or_default();
     let (hooks, known_hooks) = Hooks::load(node, args.drain.hooks_file.as_deref(), args.drain.hooks_dir.as_deref())?;
-    let drain = drain::Settings { leave_load_balancers: args.drain.leave_load_balancers, hooks: known_hooks };
+    let drain = drain::Settings {
+        leave_load_balancers: args.drain.leave_load_balancers,
+        hooks: known_hooks,
+        notices: args.drain.notices(),
+    };
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %listener.local_addr()?, "started");
 
@@ -71,17 +77,29 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let (stop_sampler, sampler_stop) = mpsc::channel();
     let (names_sender, names) = watch::channel(Arc::default());
     let (devices_sender, devices) = watch::channel(PodResources::default());
+    let (notices_sender, known_notices) = watch::channel(Notices::default());
+    let (imds_sender, imds_healths) = watch::channel(Healths::default());
     let sampler = Sampler::new(input, clock, IdlePolicy::default())
         .with_names(names)
         .with_pod_resources(devices)
+        .with_imds(imds_healths)
         .spawn(args.interval, policy, sample_sender, sampler_stop)
         .context("start the sampler's thread")?;
 
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let metrics = client.is_some().then(Metrics::default);
+    let imds = args.imds().map(|endpoint| Imds {
+        endpoint,
+        interval: args.imds_interval,
+        clock,
+        notices: notices_sender.clone(),
+        healths: imds_sender,
+        requests: Requests::default(),
+    });
+    let requests = imds.as_ref().map(|imds| imds.requests.clone()).unwrap_or_default();
     let server = Server {
-        page: Page::new(samples.clone(), metrics.as_ref()),
+        page: Page::new(samples.clone(), metrics.as_ref()).with_notices(known_notices.clone(), requests),
         samples: samples.clone(),
         dcgm: args.serve_dcgm.then(|| Dcgm { hostname_label: args.dcgm_hostname_label, hostname: hostname(&args) }),
         resource: args.serve_resource_metrics.then_some(ResourceMetrics { clock }),
@@ -91,6 +109,10 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
         started: std::time::Instant::now(),
     };
     tasks.spawn(Arc::new(server).run(listener, stop.clone()));
+    tasks.spawn(notices::follow_gpus(samples.clone(), notices_sender, stop.clone()));
+    if let Some(imds) = imds {
+        tasks.spawn(imds.run(stop.clone()));
+    }
     // A recording is shown with nothing of this machine in it.
     if args.source == SourceArg::Host {
         tasks.spawn(pod_resources::run(args.pod_resources_socket, args.pod_interval, devices_sender, stop.clone()));
@@ -104,6 +126,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
             clock,
             settings: drain,
             hooks,
+            notices: known_notices,
             node_uid: uid_sender,
             metrics: metrics.clone(),
         };

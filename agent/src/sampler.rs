@@ -79,6 +79,8 @@ pub struct Sampler {
     names: Option<watch::Receiver<Arc<PodNames>>>,
     /// `None`: nobody asks the kubelet.
     pod_resources: Option<watch::Receiver<PodResources>>,
+    /// `None`: nobody asks for instance metadata.
+    imds: Option<watch::Receiver<Healths>>,
     /// Of a replay; a host keeps its own.
     healths: Healths,
 }
@@ -86,7 +88,8 @@ pub struct Sampler {
 impl Sampler {
     pub fn new(input: Input, clock: Clock, policy: IdlePolicy) -> Self {
         let classifier = Classifier::new(policy);
-        Self { input, classifier, clock, before: None, names: None, pod_resources: None, healths: Healths::default() }
+        let (names, pod_resources, imds) = (None, None, None);
+        Self { input, classifier, clock, before: None, names, pod_resources, imds, healths: Healths::default() }
     }
 
     /// Takes the names of pods from there.
@@ -97,6 +100,11 @@ impl Sampler {
     /// Takes from there what the kubelet says.
     pub fn with_pod_resources(self, pod_resources: watch::Receiver<PodResources>) -> Self {
         Self { pod_resources: Some(pod_resources), ..self }
+    }
+
+    /// Takes from there how reading instance metadata goes.
+    pub fn with_imds(self, imds: watch::Receiver<Healths>) -> Self {
+        Self { imds: Some(imds), ..self }
     }
 
     pub fn sample(&mut self, now: Monotonic) -> Sample {
@@ -121,6 +129,9 @@ impl Sampler {
         };
         let pod_resources = self.pod_resources.as_ref().map(|answers| answers.borrow().clone()).unwrap_or_default();
         healths.extend(&pod_resources.healths);
+        if let Some(imds) = &self.imds {
+            healths.extend(&imds.borrow());
+        }
         let allocations = pod_resources.allocations;
         let at = self.clock.at(reading.at);
         let verdict = self.classifier.observe(at, utilization);

@@ -402,6 +402,11 @@ fn what_the_driver_asks_for_outranks_the_table() {
         page.one("ebb_gpu_health", &[("verdict", "drain_then_reboot")]) == Some(1.0)
     });
     assert_eq!(page.one("ebb_gpu_recovery_action", &[("action", "node_reboot")]), Some(1.0));
+    let notices = |count| move |page: &Page| page.one("ebb_notices", &[("trigger", "gpu_recovery")]) == Some(count);
+    wait_until(&serving, "a notice", notices(1.0));
+    machine.change("/devices/0/fields/230", json!(0));
+    machine.log("4,11,3,-;NVRM: Xid (PCI:0000:08:00): 154, GPU recovery action changed from 0x2 to 0x0");
+    wait_until(&serving, "no notice any more", notices(0.0));
 }
 
 #[test]

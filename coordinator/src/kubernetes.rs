@@ -40,11 +40,12 @@ impl Kubernetes {
         Self { client, identity }
     }
 
-    /// Writes the intent, if the Node has this UID and no other intent.
+    /// Writes the intent, if the Node has this UID and no other intent than an earlier form of it.
     pub async fn drain(&self, node: &str, uid: &str, intent: &Intent) -> Result<(), CallError> {
         let decide = |standing: Option<&str>| match standing.map(|text| (text, intent::decode::<Intent>(text))) {
             None => Ok(Some(json!(intent::encode(intent)))),
-            Some((_, Some(standing))) if standing.id == intent.id => Ok(None),
+            Some((_, Some(standing))) if standing == *intent => Ok(None),
+            Some((_, Some(standing))) if standing.id == intent.id => Ok(Some(json!(intent::encode(intent)))),
             // A person's words, too: their agent makes an intent of them.
             Some((other, _)) => Err(conflict(format!("node {node} has another intent: {other}"))),
         };

@@ -20,6 +20,7 @@ mod shrink;
 mod template;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;

@@ -44,6 +44,9 @@ pub struct Intent {
     /// Whose wish it is.
     #[serde(default, skip_serializing_if = "Trigger::is_coordinator")]
     pub by: Trigger,
+    /// Of many drains at once: after the cordon, the first eviction waits until the coordinator lets it begin.
+    #[serde(default, skip_serializing_if = "Not::not")]
+    pub awaits_turn: bool,
     /// What may be lost for it.
     #[serde(flatten)]
     pub permits: Permits,
@@ -87,17 +90,17 @@ impl Trigger {
         *self == Self::Coordinator
     }
 
-    /// A closed set of camelCase words, as in the annotation.
+    /// The name in labels and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Coordinator => "coordinator",
-            Self::GpuRecovery => "gpuRecovery",
-            Self::LifecycleHook => "lifecycleHook",
+            Self::GpuRecovery => "gpu_recovery",
+            Self::LifecycleHook => "lifecycle_hook",
             Self::Maintenance => "maintenance",
             Self::Person => "person",
             Self::Rebalance => "rebalance",
             Self::Shutdown => "shutdown",
-            Self::SpotInterruption => "spotInterruption",
+            Self::SpotInterruption => "spot_interruption",
         }
     }
 
@@ -213,6 +216,7 @@ mod tests {
             deadline: Instant::from_millis(60_000),
             evict: true,
             by: Trigger::Coordinator,
+            awaits_turn: false,
             permits: Permits::default(),
         };
         let text = r#"{"id":"d-1","reason":"idle","requestedAt":"1970-01-01T00:00:00.000Z","deadline":"1970-01-01T00:01:00.000Z"}"#;

@@ -426,7 +426,7 @@ pub(crate) fn evictable_daemon(pod: &api::Pod) -> bool {
     annotation(pod, ENABLE_DAEMON_EVICTION) == Some("true")
 }
 
-fn annotation<'a>(pod: &'a api::Pod, key: &str) -> Option<&'a str> {
+pub(crate) fn annotation<'a>(pod: &'a api::Pod, key: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref().and_then(|all| all.get(key)).map(String::as_str)
 }
 

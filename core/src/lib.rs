@@ -16,6 +16,7 @@ pub mod journal;
 pub mod kubernetes;
 pub mod launch;
 pub mod lease;
+pub mod notice;
 pub mod policy;
 pub mod price;
 pub mod reason;

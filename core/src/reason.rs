@@ -40,6 +40,8 @@ pub enum Reason {
     SchedulerToPlace { node: String },
     /// A node the pod fits is on its way.
     NodeComing { group: String },
+    /// The drain that somebody else asked for may begin; so many wait after it.
+    Turn { left: usize },
     /// The node ran nothing but daemons and was measured idle.
     Unneeded { idle: Duration, empty: Duration },
 }
@@ -74,6 +76,7 @@ impl Reason {
             Self::RunToCompletion { .. } => "RunToCompletion",
             Self::SchedulerToPlace { .. } => "SchedulerToPlace",
             Self::NodeComing { .. } => "NodeComing",
+            Self::Turn { .. } => "Turn",
             Self::Unneeded { .. } => "Unneeded",
         }
     }
@@ -114,6 +117,8 @@ impl fmt::Display for Reason {
             }
             Self::SchedulerToPlace { node } => write!(f, "fits node {node}, the scheduler is to place it"),
             Self::NodeComing { group } => write!(f, "a node of group {group} is on its way"),
+            Self::Turn { left: 0 } => f.write_str("its turn has come"),
+            Self::Turn { left } => write!(f, "its turn has come, {left} more wait"),
             Self::Unneeded { idle, empty } => {
                 write!(f, "measured idle for {} and without work for {}", short(idle), short(empty))
             }

@@ -7,6 +7,7 @@ mod btf;
 mod cgroup;
 mod config;
 mod gpu;
+mod notice;
 mod page;
 mod proc;
 mod recording;
@@ -26,6 +27,7 @@ const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("config", config::target),
     ("kmsg", gpu::kmsg),
     ("meminfo", proc::meminfo),
+    ("notice", notice::target),
     ("page", page::target),
     ("pressure", proc::pressure),
     ("recording", recording::target),

@@ -5,10 +5,11 @@ pub mod audit;
 mod aws;
 mod browser;
 pub mod contest;
-
+mod drains;
 mod ebb;
 mod http;
 mod program;
+mod proxy;
 pub mod scheduling;
 mod terminal;
 pub mod trials;
@@ -33,9 +34,11 @@ use tokio::process::Command;
 
 pub use aws::{AwsCall, Group, Instance};
 pub use browser::{Browser, key};
+pub use drains::{Drains, PLOT, check_requests};
 pub use ebb::{Ebb, node_of};
 pub use http::http;
 pub use program::{Program, binary, free_port};
+pub use proxy::{Fault, Proxy, Seen};
 pub use rustix::process::Signal;
 pub use terminal::Terminal;
 pub use wait::wait_until;
@@ -95,6 +98,17 @@ impl Lab {
         client(&self.kubeconfig).await
     }
 
+    /// The API as nobody: what a request says of its sender is all that the API server hears.
+    pub async fn anonymous_client(&self) -> Client {
+        let mut config = kube::Config::new(self.server.parse().expect("the lab's server has a URL"));
+        let file = Kubeconfig::read_from(&self.kubeconfig).expect("the kubeconfig is there");
+        let loader = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+        config.root_cert = loader.expect("the kubeconfig is complete").root_cert;
+        // A 429 is an answer, for whoever asks through this.
+        config.default_retry = false;
+        Client::try_from(config).expect("its certificates can be read")
+    }
+
     /// Runs kubectl as the admin and returns what it printed.
     pub async fn kubectl(&self, words: &[&str]) -> String {
         self.try_kubectl(words).await.unwrap_or_else(|error| panic!("kubectl {}: {error}", words.join(" ")))
@@ -151,13 +165,16 @@ impl Lab {
 
     /// Writes a kubeconfig for the bearer of a token.
     pub fn write_kubeconfig(&self, name: &str, token: &str) -> PathBuf {
+        self.write_kubeconfig_for(name, token, &self.server)
+    }
+
+    /// The same for one who finds the API server elsewhere.
+    pub fn write_kubeconfig_for(&self, name: &str, token: &str, server: &str) -> PathBuf {
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "lab",
-            "clusters": [{"name": "lab", "cluster": {
-                "server": self.server, "certificate-authority": self.ca_file,
-            }}],
+            "clusters": [{"name": "lab", "cluster": {"server": server, "certificate-authority": self.ca_file}}],
             "users": [{"name": name, "user": {"token": token}}],
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": name}}],
         });

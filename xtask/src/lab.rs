@@ -30,6 +30,9 @@ pub(crate) enum Command {
     ///
     /// Each process gets SIGTERM, and SIGKILL after 10 s. A process that took over a recorded id is left alone.
     Down(Down),
+    /// Print where ec2-metadata-mock is, Amazon's mock of the metadata service, which a test asks; builds it into the cache
+    #[command(hide = true)]
+    MetadataMock,
     /// Print where moto_server is, another fake of AWS, which a test holds ours against; installs it into the cache
     #[command(hide = true)]
     Moto,
@@ -128,6 +131,10 @@ pub(crate) fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Down(args) => down(&args),
+        Command::MetadataMock => {
+            println!("{}", crate::tools::ec2_metadata_mock()?.display());
+            Ok(())
+        }
         Command::Moto => {
             println!("{}", crate::tools::moto_server()?.display());
             Ok(())

@@ -12,6 +12,7 @@ use crate::process::{cache, capture, root, run};
 const CADVISOR: &str = "0.56.2";
 const CARGO_DENY: &str = "0.20.2";
 const CARGO_FUZZ: &str = "0.13.2";
+const EC2_METADATA_MOCK: &str = "1.13.0";
 const HELM: &str = "v4.3.1";
 const MOTO: &str = "5.2.5";
 
@@ -45,6 +46,22 @@ pub(crate) fn cadvisor() -> Result<PathBuf> {
         .env("GOFLAGS", "")
         .env("GOWORK", "off"))?;
     Ok(program)
+}
+
+/// The path of ec2-metadata-mock, Amazon's own mock of EC2's instance metadata service; builds it from its Go module when it
+/// is not in the cache.
+pub(crate) fn ec2_metadata_mock() -> Result<PathBuf> {
+    once(&format!("ec2-metadata-mock-{EC2_METADATA_MOCK}"), |folder| {
+        eprintln!("building ec2-metadata-mock {EC2_METADATA_MOCK} with Go");
+        let package = format!("github.com/aws/amazon-ec2-metadata-mock/cmd/ec2-metadata-mock@v{EC2_METADATA_MOCK}");
+        run(Command::new("go")
+            .args(["install", "-trimpath", "-ldflags", "-s -w", &package])
+            .env("CGO_ENABLED", "0")
+            .env("GOBIN", folder)
+            .env("GOFLAGS", "")
+            .env("GOWORK", "off"))
+    })
+    .map(|folder| folder.join("ec2-metadata-mock"))
 }
 
 /// The path of cargo-deny; builds it when it is not in the cache.

@@ -126,6 +126,7 @@ mod tests {
             deadline: Instant::from_millis(60_000),
             evict: true,
             by: Trigger::SpotInterruption,
+            awaits_turn: false,
             permits: Permits::default(),
         };
         Asked { node: "node-1".into(), phase, until: Instant::from_millis(30_000), about }
@@ -153,5 +154,25 @@ mod tests {
         assert_eq!(names, expected);
         assert_eq!(hooks.calls.len(), 3);
         assert!(Hooks::load("node", None, Some(&folder.path().join("absent"))).unwrap().1.is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_examples_do_what_they_say() {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/hooks"));
+        let (mut hooks, known) = Hooks::load("node-1", Some(&folder.join("hooks.yaml")), None).unwrap();
+        assert_eq!(known.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>(), ["training", "batch", "alarm"]);
+        let Some(Call::Exec(words)) = hooks.calls.get_mut("training") else { panic!() };
+        let told = tempfile::tempdir().unwrap();
+        assert_eq!(words[0], "/etc/ebb/hooks/training");
+        *words = vec![folder.join("training").display().to_string(), told.path().display().to_string()];
+        let spot = asked(HookPhase::PreDrain).about;
+        let planned = Intent { by: Trigger::Person, ..spot.clone() };
+        let ask = async |about: &Intent| hooks.run("training", HookPhase::PreDrain, spot.deadline, about).await;
+        assert_eq!(ask(&planned).await, HookOutcome::Done);
+        fs::write(told.path().join("checkpointing"), "").unwrap();
+        assert_eq!(ask(&spot).await, HookOutcome::Later(None));
+        fs::write(told.path().join("keep"), "epoch 7 of 8").unwrap();
+        assert_eq!(ask(&planned).await, HookOutcome::Veto("epoch 7 of 8".into()));
+        assert_eq!(ask(&spot).await, HookOutcome::Later(None));
     }
 }

@@ -4,6 +4,7 @@
 pub mod cgroup;
 pub mod ebpf;
 pub mod gpu;
+pub mod imds;
 pub mod kmsg;
 pub mod kubepods;
 pub mod pod_resources;
@@ -29,6 +30,7 @@ pub enum Source {
     CudaLaunches,
     Ebpf,
     Gpu,
+    Imds,
     Kmsg,
     Memory,
     PodResources,
@@ -45,6 +47,7 @@ impl Source {
             Self::CudaLaunches => "cuda_launches",
             Self::Ebpf => "ebpf",
             Self::Gpu => "gpu",
+            Self::Imds => "imds",
             Self::Kmsg => "kmsg",
             Self::Memory => "memory",
             Self::PodResources => "pod_resources",
@@ -70,6 +73,8 @@ pub enum Error {
     #[error("read {}: the kernel overwrote {count} times what was not read yet", path.display())]
     Overrun { path: PathBuf, count: u64 },
     #[error(transparent)]
+    Imds(#[from] imds::Error),
+    #[error(transparent)]
     PodResources(#[from] pod_resources::Error),
     #[error(transparent)]
     Replay(#[from] crate::replay::Error),
@@ -89,6 +94,7 @@ impl Error {
             Self::Ebpf(error) => error.kind(),
             Self::Gpu(error) => error.kind(),
             Self::Overrun { .. } => "overrun",
+            Self::Imds(error) => error.kind(),
             Self::PodResources(error) => error.kind(),
             Self::Replay(_) => "replay",
         }

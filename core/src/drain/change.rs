@@ -68,7 +68,9 @@ pub enum Step {
     Drained,
     /// A hook failed that must not.
     HookFailed,
-    /// It would have changed nothing but the node's own cordon.
+    /// It is known that the node will go.
+    Noticed,
+    /// It could not have succeeded.
     PreflightFailed,
     /// Hooks and their like are waited for before anything is changed.
     Preparing,
@@ -92,6 +94,7 @@ impl Step {
             Self::Detaching => "LeavingLoadBalancers",
             Self::Drained => "DrainCompleted",
             Self::HookFailed => "HookFailed",
+            Self::Noticed => "DrainNoticed",
             Self::PreflightFailed => "PreflightFailed",
             Self::Preparing => "DrainPlanned",
             Self::Requested => "DrainRequested",
@@ -109,6 +112,7 @@ impl Step {
             Self::Detaching => "load balancers are given time to forget the node",
             Self::Drained => "no pod but those of DaemonSets and of the node itself is left",
             Self::HookFailed => "a hook failed; what the drain changed was undone",
+            Self::Noticed => "the node will go",
             Self::PreflightFailed => "the drain could not succeed and was not begun",
             Self::Preparing => "the drain is being prepared",
             Self::Requested => "somebody asked for a drain",

@@ -6,14 +6,15 @@ use k8s_openapi::api::core::v1 as api;
 use serde::{Deserialize, Serialize};
 
 use crate::intent::Intent;
-use crate::kubernetes::{self, Controller, evictable_daemon, loses_data};
+use crate::kubernetes::{self, Controller, annotation, evictable_daemon, loses_data};
 use crate::reason::Pin;
 use crate::time::Instant;
 
 /// Label with what is to become of a pod. Cluster API's is read as well.
 const DRAIN_LABELS: [&str; 2] = ["ebb.dev/drain", "cluster.x-k8s.io/drain"];
-/// Label with the place of a pod in the drain's order: a whole number, 0 if absent; lower ones are gone first.
-const ORDER_LABEL: &str = "ebb.dev/drain-order";
+/// Annotation with the place of a pod in the drain's order: a whole number, 0 if absent; lower ones are gone first. No
+/// label: its value could not be below zero.
+const ORDER_ANNOTATION: &str = "ebb.dev/drain-order";
 /// The API server's default of `terminationGracePeriodSeconds`.
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// The lowest priority of what a cluster cannot do without: that of the class `system-cluster-critical`.
@@ -135,7 +136,7 @@ impl From<&api::Pod> for Pod {
             finalizers: metadata.finalizers.clone().unwrap_or_default(),
             created: metadata.creation_timestamp.as_ref().and_then(instant),
             grace,
-            order: label(ORDER_LABEL).and_then(|order| order.parse().ok()).unwrap_or(0),
+            order: annotation(pod, ORDER_ANNOTATION).and_then(|order| order.parse().ok()).unwrap_or(0),
             asks: asks.or_else(|| evictable_daemon(pod).then_some(Ask::Evict)),
             loses_data: loses_data(pod),
             ..Self::from(&kubernetes::Pod::from(pod))

@@ -3,9 +3,11 @@ use std::collections::{BTreeMap, VecDeque};
 use proptest::prelude::*;
 
 use super::*;
-use crate::intent::{CONDITION_DRAINED, CONDITION_DRAINING, CONDITION_PLANNED};
+use crate::intent::{CONDITION_DRAINED, CONDITION_DRAINING, CONDITION_PLANNED, Permits, Trigger};
 use crate::kubernetes::Controller;
+use crate::notice::{Notice, Notices};
 use crate::reason::Pin;
+use crate::time::format_duration;
 
 const BEGIN: Instant = Instant::from_millis(1_000_000);
 
@@ -21,6 +23,7 @@ fn intent(id: &str) -> Intent {
         deadline: at(600),
         evict: true,
         by: Trigger::Coordinator,
+        awaits_turn: false,
         permits: Permits::default(),
     }
 }
@@ -421,7 +424,7 @@ fn volumes_are_waited_for_but_not_for_ever() {
     let mut world = wanted(vec![workload("a")]);
     attached(&mut world, &["vol-1"]);
     world.run_until(60);
-    assert!(!world.node.drained && world.message.contains("1 volumes are attached"), "{}", world.message);
+    assert!(!world.node.drained && world.message.contains("1 volume is attached"), "{}", world.message);
     attached(&mut world, &[]);
     assert!(world.node.drained);
 
@@ -659,6 +662,68 @@ fn load_balancers_get_time_to_forget_a_node_that_has_it() {
     world.node.intent = None;
     world.show_node();
     assert_eq!(world.node, Node { excluded: true, ..Node::default() });
+}
+
+fn noticed(second: u64) -> Notices {
+    let mut notices = Notices::default();
+    let notice = Notice {
+        deadline: at(second),
+        trigger: Trigger::SpotInterruption,
+        id: format!("spot-{second}"),
+        reason: "AWS reclaims it".into(),
+    };
+    notices.learn(Trigger::SpotInterruption, Some(vec![notice]));
+    notices
+}
+
+#[test]
+fn a_node_that_will_be_lost_is_drained_and_given_back_when_that_is_called_off() {
+    let mut world = World::new(Node::default(), vec![workload("a")]);
+    world.show_node();
+    world.tell(Event::Notices(noticed(120)));
+    let intent = world.node.intent.clone().unwrap();
+    assert_eq!((intent.id.as_str(), intent.by), ("spot-120", Trigger::SpotInterruption));
+    world.run_until(30);
+    assert!(world.node.drained);
+    // That nothing can be read now does not mean that nothing is announced.
+    world.tell(Event::Notices(Notices::default()));
+    assert!(world.node.drained);
+    let mut none = Notices::default();
+    none.learn(Trigger::SpotInterruption, Some(Vec::new()));
+    world.tell(Event::Notices(none));
+    assert_eq!(world.node, Node::default());
+}
+
+#[test]
+fn a_planned_drain_becomes_one_that_nothing_stops() {
+    let mut world = wanted(vec![]);
+    world.pods = vec![workload("a")];
+    world.budget = 0;
+    world.show_pods();
+    world.tell(Event::Notices(noticed(120)));
+    assert_eq!(world.node.intent.as_ref().unwrap().id, "spot-120");
+    assert!(world.node.unschedulable && world.node.draining);
+    let Progress { id, cordoned_by_us, .. } = world.node.progress.clone().unwrap();
+    assert_eq!((id.as_str(), cordoned_by_us), ("spot-120", true));
+}
+
+#[test]
+fn one_of_many_is_cordoned_at_once_and_evicts_when_it_is_let_or_nobody_does_in_half_its_time() {
+    for let_begin in [true, false] {
+        let mut world =
+            wanted_by(Intent { by: Trigger::Person, awaits_turn: true, ..intent("d") }, vec![workload("a")]);
+        assert!(world.node.unschedulable && world.node.draining);
+        assert!(world.message.contains("its turn is awaited"), "{}", world.message);
+        world.run_until(299);
+        assert_eq!(world.pods.len(), 1);
+        if let_begin {
+            world.node.intent = Some(Intent { by: Trigger::Person, ..intent("d") });
+            world.show_node();
+            assert_eq!(world.pods, []);
+        }
+        world.run_until(310);
+        assert!(world.node.drained);
+    }
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub enum Action {
         groups: Vec<String>,
         at: Instant,
     },
-    /// Write this intent on the Node, if it has this UID and no other intent.
+    /// Write this intent on the Node, if it has this UID and no other intent; one with this id is brought up to this.
     Drain {
         node: String,
         uid: String,
@@ -107,6 +107,7 @@ impl Action {
         match self {
             Self::CancelDrain { node, .. } => format!("calls off the drain of {node}"),
             Self::Describe { groups, .. } => format!("looks at {}", groups.join(", ")),
+            Self::Drain { node, because: Reason::Turn { .. }, .. } => format!("lets the drain of {node} begin"),
             Self::Drain { node, .. } => format!("asks {node} to drain"),
             Self::Explain { namespace, pod, .. } => format!("leaves pod {namespace}/{pod} waiting"),
             Self::Launch { group, zone, from, to, .. } => {

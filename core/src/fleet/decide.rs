@@ -60,6 +60,7 @@ impl Fleet {
         let placement = self.placement(now, &census, due, &reserves);
         let mut actions = self.grow(&mut agenda, &census, &placement);
         actions.extend(self.finish_drains(&mut agenda, &census, &placement));
+        actions.extend(self.turns(&mut agenda, &census));
         let Shrinking { drains, stays, consolidated } = self.shrink(&mut agenda, &census, &waiting, &reserves);
         actions.extend(drains);
         if self.is_settled() {

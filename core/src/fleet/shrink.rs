@@ -451,6 +451,7 @@ fn drain(now: Instant, deadline: Instant, candidate: &Candidate) -> Action {
             deadline,
             evict: candidate.why != Disruption::Completed,
             by: Trigger::Coordinator,
+            awaits_turn: false,
             permits: Permits::default(),
         },
         because,

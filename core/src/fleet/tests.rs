@@ -216,11 +216,12 @@ impl World {
     fn check_drains(&self, action: &Action, node: &str) {
         // The node itself may have an intent: the reply to an earlier request was lost, and this one will be refused.
         // One past its deadline is over, even if its object is still there.
-        let drains = |other: &&Node| {
-            other.name != node && other.intent.as_ref().is_some_and(|intent| self.now < intent.deadline)
-        };
+        let ours = |intent: &Intent| intent.by == Trigger::Coordinator && self.now < intent.deadline;
+        let drains = |other: &&Node| other.name != node && other.intent.as_ref().is_some_and(ours);
         let draining: Vec<_> = self.nodes.values().filter(drains).collect();
         let why = match action.because() {
+            // Another's drain.
+            Some(Reason::Turn { .. }) => return,
             Some(Reason::Unneeded { .. }) => Disruption::Empty,
             Some(Reason::RunToCompletion { .. }) => Disruption::Completed,
             _ => Disruption::Consolidated,
@@ -301,7 +302,9 @@ impl World {
                 asg.desired -= 1;
                 asg.instances.retain(|i| i.id != *instance);
             }
-            Action::Drain { node, .. } if self.nodes[node].intent.is_some() => {
+            Action::Drain { node, intent, .. }
+                if self.nodes[node].intent.as_ref().is_some_and(|standing| standing.id != intent.id) =>
+            {
                 return Event::Failed { action, failure: Failure::Conflict };
             }
             Action::Drain { node, intent, because, .. } => {
@@ -865,6 +868,7 @@ fn what_somebody_else_drains_is_not_ours_to_end_and_takes_no_turn() {
             deadline: world.now + seconds(60),
             evict: true,
             by,
+            awaits_turn: false,
             permits: Permits::default(),
         });
         world.run(120);
@@ -874,6 +878,50 @@ fn what_somebody_else_drains_is_not_ours_to_end_and_takes_no_turn() {
         assert!(world.nodes["cpu-1"].drained);
         let stay = world.fleet.outline(world.now).nodes.into_iter().find(|node| node.name == "cpu-1").unwrap().stays;
         assert_eq!(stay, Some(Stay::DrainedFor { by, why: "theirs".into() }));
+    }
+}
+
+#[test]
+fn of_many_drains_at_once_one_zone_begins_when_all_are_cordoned() {
+    let mut policy = flow();
+    policy.scale_down.max_parallel_drains = 2;
+    let mut world = World::new(policy);
+    world.asgs.get_mut("cpu").unwrap().desired = 6;
+    world.run(60);
+    world.log.clear();
+    world.responsive = false;
+    let names: Vec<String> = world.nodes.keys().filter(|name| name.starts_with("cpu")).cloned().collect();
+    for (index, name) in names.iter().enumerate() {
+        let zone = if index % 2 == 0 { "a" } else { "b" };
+        let node = world.nodes.get_mut(name).unwrap();
+        node.labels.insert("topology.kubernetes.io/zone".into(), zone.into());
+        node.intent = Some(Intent {
+            id: "theirs".into(),
+            reason: "theirs".into(),
+            requested_at: world.now,
+            deadline: world.now + seconds(3600),
+            evict: true,
+            by: Trigger::Person,
+            awaits_turn: true,
+            permits: Permits::default(),
+        });
+    }
+    // All but one are cordoned: the others wait for that.
+    names[1..].iter().for_each(|name| agent(world.nodes.get_mut(name).unwrap()));
+    world.run(5);
+    assert_eq!(world.log(), [""; 0]);
+    agent(world.nodes.get_mut(&names[0]).unwrap());
+    world.run(5);
+    let begun = |world: &mut World| {
+        let begun = world.log().into_iter().filter_map(|line| Some(line.strip_prefix("drain ")?[..5].to_owned()));
+        begun.collect::<Vec<_>>()
+    };
+    assert_eq!(begun(&mut world), ["cpu-1", "cpu-3"]);
+    // Whoever is done makes room, for another of the zone; the next zone begins when this one is done.
+    for (done, next) in [("cpu-1", vec!["cpu-5"]), ("cpu-3", vec![]), ("cpu-5", vec!["cpu-2", "cpu-4"])] {
+        agent(world.nodes.get_mut(done).unwrap());
+        world.run(5);
+        assert_eq!(begun(&mut world), next);
     }
 }
 

@@ -165,7 +165,9 @@ impl World<'_> {
             Action::SetDesired { group, from, to, because } => self.set_desired(group, *from, *to, because),
             Action::Terminate { group, instance, node, .. } => self.terminate(group, instance, node),
             Action::Drain { node, uid, intent, because } => match self.nodes.get_mut(node) {
-                Some(state) if state.node.uid == *uid && state.node.intent.is_none() => {
+                Some(state)
+                    if state.node.uid == *uid && state.node.intent.as_ref().is_none_or(|it| it.id == intent.id) =>
+                {
                     state.node.intent = Some(intent.clone());
                     let group = state.group;
                     self.node_changed(node);

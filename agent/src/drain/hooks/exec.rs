@@ -111,7 +111,7 @@ mod tests {
             "EBB_DRAIN_PHASE=pre-drain",
             "EBB_DRAIN_PLANNED=false",
             "EBB_DRAIN_REASON=reclaimed",
-            "EBB_DRAIN_TRIGGER=spotInterruption",
+            "EBB_DRAIN_TRIGGER=spot_interruption",
             "EBB_DRAIN_UNTIL=1970-01-01T00:00:30.000Z",
         ];
         assert_eq!(ours, expected);

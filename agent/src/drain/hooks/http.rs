@@ -115,7 +115,7 @@ mod tests {
         let (head, body) = request.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("POST /ebb HTTP/1.1\r\n") && head.contains("idempotency-key: d/post-drain"), "{head}");
         let facts: Value = serde_json::from_str(body).unwrap();
-        assert_eq!((&facts["node"], &facts["trigger"]), (&"node-1".into(), &"spotInterruption".into()));
+        assert_eq!((&facts["node"], &facts["trigger"]), (&"node-1".into(), &"spot_interruption".into()));
     }
 
     #[tokio::test]
