@@ -192,6 +192,7 @@ impl Contest {
             requested_at: now,
             deadline: now + LONGEST_DRAIN,
             evict: true,
+            awaits_turn: false,
             by: Trigger::Person,
             permits: Permits { force: true, delete_emptydir_data: true, delete_at_deadline: false },
         };
