@@ -30,7 +30,8 @@ pub(crate) struct Args {
     /// How long `agent` measures, idle and under load.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(5..=3600))]
     seconds: u64,
-    /// How often `drain` measures one node; one call of kubectl for many nodes, which takes minutes, is measured once.
+    /// How often `drain` measures. One call of kubectl for many nodes takes minutes: it is measured once, and for more than
+    /// 100 nodes not at all.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// How many nodes `drain` drains at once; each has an agent of 16 MiB.
