@@ -165,19 +165,21 @@ mod tests {
     fn each_request_is_counted_once_and_a_429_by_its_cause() {
         let budget = json!({"code": 429, "details": {"causes": [{"reason": "DisruptionBudget"}]}});
         let requests: Vec<_> = [
+            event("ResponseStarted", "watch", "/api/v1/nodes?watch=true", json!({"code": 200})),
             event("ResponseStarted", "watch", "/api/v1/pods?watch=true", json!({"code": 200})),
             event("ResponseComplete", "watch", "/api/v1/pods?watch=true", json!({"code": 200})),
             event("ResponseComplete", "list", "/api/v1/pods", json!({"code": 200})),
             event("ResponseComplete", "create", "/api/v1/pods/p/eviction?dryRun=All", json!({"code": 201})),
-            event("ResponseComplete", "create", "/api/v1/pods/p/eviction?", budget),
+            event("ResponseComplete", "create", "/api/v1/pods/p/eviction?", budget.clone()),
+            event("ResponseComplete", "create", "/api/v1/pods/q/eviction?", budget),
             event("ResponseComplete", "create", "/api/v1/pods/p/eviction?", json!({"code": 429})),
         ]
         .into_iter()
         .flatten()
         .collect();
-        let expected = Tally { gets: 0, lists: 1, watches: 1, writes: 3, dry_runs: 1, closed_budgets: 1, throttled: 1 };
+        let expected = Tally { gets: 0, lists: 1, watches: 2, writes: 4, dry_runs: 1, closed_budgets: 2, throttled: 1 };
         assert_eq!(Tally::of(&requests, USER), expected);
-        assert_eq!(Tally::of(&requests, USER).all(), 5);
+        assert_eq!(Tally::of(&requests, USER).all(), 7);
         assert_eq!(Tally::of(&requests, "admin"), Tally::default());
     }
 }
