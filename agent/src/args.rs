@@ -10,6 +10,7 @@ use ebb_core::time::{parse_duration, parse_duration_within};
 use ebb_core::xid::Policy;
 use tracing_subscriber::filter::Targets;
 
+use crate::cluster::Rights;
 use crate::gpus::Settings;
 use crate::host::Roots;
 use crate::logging::{self, Format};
@@ -46,6 +47,9 @@ pub struct Args {
     /// How to reach the API server [default: as a pod in the cluster]
     #[arg(long, env = "EBB_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+    /// What holds the agent to its own node, which is what it acts as at the API server
+    #[arg(long, env = "EBB_RIGHTS", value_name = "HOW", value_enum, default_value = "impersonation")]
+    pub rights: Rights,
 
     /// Where to report
     #[arg(long, env = "EBB_COORDINATOR", value_name = "URL", default_value = "https://ebb-coordinator.ebb.svc:9483")]

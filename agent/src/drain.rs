@@ -1,7 +1,6 @@
 //! Carries out the drain of the own node: shows the core's `Drain` what the API server says, and does what it asks.
 //! No rules here: what to do, and when, is the core's.
 
-mod eviction;
 pub mod hooks;
 mod patch;
 
@@ -13,12 +12,12 @@ use ebb_core::drain::{
     Action, Change, Drain, Event, EvictionOutcome, HookOutcome, HookPhase, Node, Pod, Settings, Step, Target,
 };
 use ebb_core::notice::Notices;
+use ebb_kubernetes::eviction;
 use futures::future::{AbortHandle, BoxFuture, abortable};
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
 use k8s_openapi::api::core::v1 as api;
 use kube::Client;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use serde::de::IgnoredAny;
+use kube::api::{Api, Patch, PatchParams};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -30,8 +29,6 @@ use crate::watching::{self, NodeState};
 use hooks::Hooks;
 use patch::Known;
 
-/// Longer than the API server tries to write a PodDisruptionBudget: 20 times every 500 ms.
-const EVICTION_TIMEOUT: Duration = Duration::from_secs(30);
 const PATCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Edge {
@@ -179,8 +176,8 @@ impl Edge {
                 let known = drive.known.as_ref().expect("a drain patches only a node that it was shown");
                 drive.requests.push(self.patch(known, &change, because));
             }
-            Action::Check(pod) => drive.requests.push(self.evict(pod, None, true)),
-            Action::Evict { pod, grace } => drive.requests.push(self.evict(pod, grace, false)),
+            Action::Check(pod) => drive.requests.push(self.check(pod)),
+            Action::Evict { pod, grace } => drive.requests.push(self.evict(pod, grace)),
             Action::Delete { pod, grace } => drive.requests.push(self.delete(pod, grace)),
             Action::RunHook { hook, phase, until, about } => {
                 tracing::info!(hook, phase = phase.name(), drain = about.id, "hook asked");
@@ -234,42 +231,32 @@ impl Edge {
         })
     }
 
-    /// `is_check`: as a dry run.
-    fn evict(&self, pod: Target, grace: Option<Duration>, is_check: bool) -> BoxFuture<'static, Reply> {
-        let pods: Api<api::Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let metrics = self.metrics.clone();
+    fn check(&self, pod: Target) -> BoxFuture<'static, Reply> {
+        let client = self.client.clone();
         Box::pin(async move {
-            let body = eviction::body(&pod, grace);
-            let parameters = PostParams { dry_run: is_check, ..PostParams::default() };
-            let request = pods.create_subresource::<_, IgnoredAny>("eviction", &pod.name, &parameters, &body);
-            let result = tokio::time::timeout(EVICTION_TIMEOUT, request).await;
-            let reply = eviction::reply(&pod.namespace, result.as_ref().ok());
-            if !is_check {
-                metrics.evicted(eviction::label(reply.outcome));
-            }
-            Reply::Answered { pod, is_check, reply }
+            // Who may not evict will be told so again, and that is then an answer.
+            let refused =
+                |error: kube::Error| drain::Reply { reason: chain(&error), ..EvictionOutcome::Refused.into() };
+            let reply = eviction::dry_run(&client, &pod).await.unwrap_or_else(refused);
+            Reply::Answered { pod, is_check: true, reply }
+        })
+    }
+
+    fn evict(&self, pod: Target, grace: Option<Duration>) -> BoxFuture<'static, Reply> {
+        let (client, metrics) = (self.client.clone(), self.metrics.clone());
+        Box::pin(async move {
+            let reply = eviction::evict(&client, &pod, grace).await;
+            metrics.evicted(reply.outcome.name());
+            Reply::Answered { pod, is_check: false, reply }
         })
     }
 
     fn delete(&self, pod: Target, grace: Duration) -> BoxFuture<'static, Reply> {
-        let pods: Api<api::Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let metrics = self.metrics.clone();
+        let (client, metrics) = (self.client.clone(), self.metrics.clone());
         Box::pin(async move {
-            let preconditions = Preconditions { uid: Some(pod.uid.clone()), ..Preconditions::default() };
-            let parameters = DeleteParams {
-                grace_period_seconds: u32::try_from(grace.as_secs()).ok(),
-                preconditions: Some(preconditions),
-                ..DeleteParams::default()
-            };
-            let result = tokio::time::timeout(EVICTION_TIMEOUT, pods.delete(&pod.name, &parameters)).await;
-            let reply = eviction::reply(&pod.namespace, result.as_ref().ok());
-            tracing::warn!(
-                pod = pod.name,
-                namespace = pod.namespace,
-                uid = pod.uid,
-                ?grace,
-                "pod deleted past its budget"
-            );
+            let Target { namespace, name, uid } = &pod;
+            tracing::warn!(namespace, pod = name, uid, ?grace, "pod deleted past its budget");
+            let reply = eviction::delete(&client, &pod, grace).await;
             metrics.evicted("forced");
             Reply::Answered { pod, is_check: false, reply }
         })
@@ -284,7 +271,7 @@ impl Edge {
 }
 
 fn log(pod: &str, uid: &str, is_check: bool, reply: &drain::Reply) {
-    let (outcome, reason) = (eviction::label(reply.outcome), &reply.reason);
+    let (outcome, reason) = (reply.outcome.name(), &reply.reason);
     match reply.outcome {
         EvictionOutcome::Refused => tracing::warn!(pod, uid, is_check, reason, "eviction refused"),
         _ => tracing::info!(pod, uid, is_check, outcome, reason, "eviction answered"),

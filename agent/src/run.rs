@@ -59,7 +59,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let input = Input::open(&args, clock)?;
     give_up_rights(&input);
     let client = match args.node_name.clone().filter(|_| !args.standalone) {
-        Some(node) => Some((cluster::client(args.kubeconfig.as_deref(), &node).await?, node)),
+        Some(node) => Some((cluster::client(args.kubeconfig.as_deref(), &node, args.rights).await?, node)),
         None => None,
     };
     let node = args.node_name.as_deref().unwrap_or_default();

@@ -95,7 +95,8 @@ impl World {
 
     fn group(&self, name: &str) -> GroupState {
         let ids = self.instances.iter().filter(|_| name == "cpu-workers");
-        let instances: Vec<_> = ids.map(|id| Instance { id: id.clone(), live: true, zone: None }).collect();
+        let instances: Vec<_> =
+            ids.map(|id| Instance { id: id.clone(), live: true, waits: false, zone: None }).collect();
         GroupState { name: name.into(), max: 5, desired: instances.len() as u32, instances, ..GroupState::default() }
     }
 

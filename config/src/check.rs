@@ -258,6 +258,7 @@ impl Check {
                 .or_else(|| price::per_hour(&file.instance_type.value)),
             budgets: file.budgets.iter().filter_map(|budget| self.budget(budget)).collect(),
             run_to_completion: self.read(file.run_to_completion.as_ref(), scale_down.run_to_completion, flag),
+            lifecycle_hook: file.lifecycle_hook.clone(),
         }
     }
 

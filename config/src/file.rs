@@ -53,6 +53,7 @@ pub(super) struct Group {
     #[serde(default)]
     pub(super) budgets: Vec<Budget>,
     pub(super) run_to_completion: Option<Text>,
+    pub(super) lifecycle_hook: Option<String>,
 }
 
 #[derive(Deserialize)]

@@ -6,6 +6,7 @@ use ebb_core::fleet::Action;
 pub fn about(action: &Action) -> String {
     match action {
         Action::CancelDrain { node, .. } | Action::Drain { node, .. } => node.clone(),
+        Action::CompleteLifecycle { instance, .. } | Action::Heartbeat { instance, .. } => instance.clone(),
         Action::Describe { groups, .. } => groups.join(","),
         Action::Explain { namespace, pod, .. } => format!("{namespace}/{pod}"),
         Action::ShowBuffer { namespace, name, .. } => format!("{namespace}/{name}"),
@@ -36,7 +37,10 @@ pub fn log(taken: &Action) {
             tracing::info!(action, %node, drain = intent.id, deadline = %intent.deadline, %because, "decided");
         }
         Action::CancelDrain { node, id, .. } => tracing::info!(action, %node, drain = id, %because, "decided"),
-        Action::Explain { .. } | Action::Describe { .. } | Action::ShowBuffer { .. } => {
+        Action::CompleteLifecycle { group, instance, hook, node, .. } => {
+            tracing::info!(action, %group, %instance, %hook, %node, %because, "decided");
+        }
+        Action::Explain { .. } | Action::Describe { .. } | Action::Heartbeat { .. } | Action::ShowBuffer { .. } => {
             tracing::info!(action, pod = about(taken), %because, "decided");
         }
     }

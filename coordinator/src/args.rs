@@ -34,6 +34,11 @@ pub struct Args {
     #[arg(long, env = "EBB_LISTEN_REPORTS", value_name = "ADDR", default_value = "0.0.0.0:9483")]
     pub listen_reports: SocketAddr,
 
+    /// Where to answer the API server about agents' evictions (HTTPS), where agents act as themselves: the webhook of
+    /// the chart's value `agent.rights: admission`
+    #[arg(long, env = "EBB_LISTEN_ADMISSION", value_name = "ADDR")]
+    pub listen_admission: Option<SocketAddr>,
+
     /// A kubeconfig, where the coordinator does not run in the cluster
     #[arg(long, env = "EBB_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! The Auto Scaling API: six calls, and what their errors mean to the core.
+//! The Auto Scaling API: eight calls, and what their errors mean to the core.
 
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -134,6 +134,22 @@ impl AutoScaling {
         Ok(())
     }
 
+    /// Keeps a lifecycle hook waiting for as long again as it does without.
+    pub async fn heartbeat(&self, group: &str, instance: &str, hook: &str) -> Result<(), CallError> {
+        let call = self.client.record_lifecycle_action_heartbeat().auto_scaling_group_name(group);
+        let call = call.lifecycle_hook_name(hook).instance_id(instance);
+        self.call("RecordLifecycleActionHeartbeat", call.send()).await?;
+        Ok(())
+    }
+
+    /// Lets a lifecycle hook go.
+    pub async fn complete(&self, group: &str, instance: &str, hook: &str) -> Result<(), CallError> {
+        let call = self.client.complete_lifecycle_action().auto_scaling_group_name(group);
+        let call = call.lifecycle_hook_name(hook).instance_id(instance).lifecycle_action_result("CONTINUE");
+        self.call("CompleteLifecycleAction", call.send()).await?;
+        Ok(())
+    }
+
     /// Terminates exactly this instance, and lets no other take its place.
     pub async fn terminate(&self, instance: &str) -> Result<(), CallError> {
         let call = self.client.terminate_instance_in_auto_scaling_group().instance_id(instance);
@@ -166,6 +182,7 @@ fn state(group: &AutoScalingGroup) -> GroupState {
         let state = instance.lifecycle_state().map_or("", |state| state.as_str());
         fleet::Instance {
             id: instance.instance_id().unwrap_or_default().to_owned(),
+            waits: state == "Terminating:Wait",
             live: state == "InService" || state.starts_with("Pending"),
             zone: instance.availability_zone().map(str::to_owned),
         }
@@ -255,12 +272,13 @@ mod tests {
     #[test]
     fn only_what_serves_or_is_about_to_is_live() {
         let check = |state: &str, live| {
+            let waits = state == "Terminating:Wait";
             let instance =
                 aws_sdk_autoscaling::types::Instance::builder().instance_id("i").lifecycle_state(state.into());
             let group = AutoScalingGroup::builder().desired_capacity(1).instances(instance.build()).build();
             assert_eq!(
                 super::state(&group).instances,
-                [fleet::Instance { id: "i".into(), live, zone: None }],
+                [fleet::Instance { id: "i".into(), live, waits, zone: None }],
                 "{state}"
             );
         };

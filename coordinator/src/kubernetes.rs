@@ -3,24 +3,21 @@
 
 use ebb_core::buffer;
 use ebb_core::fleet::Failure;
-use ebb_core::intent::{self, INTENT_ANNOTATION, Intent};
+use ebb_core::intent::{Intent, decode};
 use ebb_core::reason::Reason;
-use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use ebb_kubernetes::intent::{self, Change};
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client, ResourceExt};
-use serde_json::json;
+use kube::api::PostParams;
+use kube::{Api, Client};
 
 use crate::buffers;
 use crate::effects::CallError;
 
 /// Who we are, in Events and in `managedFields`.
 pub const CONTROLLER: &str = "ebb-coordinator";
-/// A Node changes under us when its kubelet or agent writes it; then we look again. More than this many times in a row
-/// is no accident.
-const ATTEMPTS: usize = 3;
 /// What the API server takes in an Event's note.
 const NOTE_CHARS: usize = 1000;
 /// An object's name has at most 253 characters; an Event's is its object's and a time.
@@ -42,61 +39,24 @@ impl Kubernetes {
 
     /// Writes the intent, if the Node has this UID and no other intent than an earlier form of it.
     pub async fn drain(&self, node: &str, uid: &str, intent: &Intent) -> Result<(), CallError> {
-        let decide = |standing: Option<&str>| match standing.map(|text| (text, intent::decode::<Intent>(text))) {
-            None => Ok(Some(json!(intent::encode(intent)))),
+        let decide = |standing: Option<&str>| match standing.map(|text| (text, decode::<Intent>(text))) {
+            None => Ok(Some(Change::Put(intent.clone()))),
             Some((_, Some(standing))) if standing == *intent => Ok(None),
-            Some((_, Some(standing))) if standing.id == intent.id => Ok(Some(json!(intent::encode(intent)))),
+            Some((_, Some(standing))) if standing.id == intent.id => Ok(Some(Change::Put(intent.clone()))),
             // A person's words, too: their agent makes an intent of them.
             Some((other, _)) => Err(conflict(format!("node {node} has another intent: {other}"))),
         };
-        self.annotate(node, uid, decide).await
+        intent::change(&self.client, CONTROLLER, (node, uid), decide).await
     }
 
     /// Removes the intent, if it is still this one.
     pub async fn cancel_drain(&self, node: &str, uid: &str, id: &str) -> Result<(), CallError> {
-        let decide = |standing: Option<&str>| match standing.and_then(intent::decode::<Intent>) {
-            Some(standing) if standing.id == id => Ok(Some(serde_json::Value::Null)),
+        let decide = |standing: Option<&str>| match standing.and_then(decode::<Intent>) {
+            Some(standing) if standing.id == id => Ok(Some(Change::Remove)),
             // Gone, or another's: there is nothing of ours to remove.
             _ => Ok(None),
         };
-        self.annotate(node, uid, decide).await
-    }
-
-    /// Changes the annotation as `decide` says from what stands there; the resource version makes that one step.
-    async fn annotate(
-        &self,
-        name: &str,
-        uid: &str,
-        decide: impl Fn(Option<&str>) -> Result<Option<serde_json::Value>, CallError>,
-    ) -> Result<(), CallError> {
-        let api = Api::<Node>::all(self.client.clone());
-        let mut refused = None;
-        for _ in 0..ATTEMPTS {
-            let node = api.get_metadata(name).await.map_err(|error| call_error(&error))?;
-            if node.uid().as_deref() != Some(uid) {
-                let detail = format!("node {name} is not {uid} any more");
-                return Err(CallError { failure: Failure::NotFound, detail });
-            }
-            let standing = node.annotations().get(INTENT_ANNOTATION);
-            let Some(value) = decide(standing.map(String::as_str))? else { return Ok(()) };
-            let patch = json!({"metadata": {
-                "uid": uid,
-                "resourceVersion": node.resource_version(),
-                "annotations": {INTENT_ANNOTATION: value},
-            }});
-            let params = PatchParams { field_manager: Some(CONTROLLER.into()), ..PatchParams::default() };
-            match api.patch_metadata(name, &params, &Patch::Merge(patch)).await {
-                Ok(_) => return Ok(()),
-                Err(error) => {
-                    let error = call_error(&error);
-                    if error.failure != Failure::Conflict {
-                        return Err(error);
-                    }
-                    refused = Some(error);
-                }
-            }
-        }
-        Err(refused.unwrap_or_else(|| conflict(format!("node {name} kept changing"))))
+        intent::change(&self.client, CONTROLLER, (node, uid), decide).await
     }
 
     /// Writes the status of a buffer.
@@ -168,6 +128,19 @@ impl Kubernetes {
 
 fn conflict(detail: String) -> CallError {
     CallError { failure: Failure::Conflict, detail }
+}
+
+impl From<intent::Error> for CallError {
+    fn from(error: intent::Error) -> Self {
+        let detail = error.to_string();
+        match error {
+            intent::Error::Api { source, .. } => call_error(&source),
+            intent::Error::KeptChanging { source, .. } => {
+                Self { detail: format!("{detail}: {source}"), ..call_error(&source) }
+            }
+            intent::Error::Replaced { .. } => Self { failure: Failure::NotFound, detail },
+        }
+    }
 }
 
 pub(crate) fn call_error(error: &kube::Error) -> CallError {

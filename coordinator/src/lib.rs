@@ -10,6 +10,7 @@ mod config_map;
 pub mod decisions;
 pub mod driver;
 pub mod effects;
+mod evictions;
 pub mod http;
 pub mod kubernetes;
 pub mod lease;
@@ -21,6 +22,7 @@ pub mod reports;
 pub mod standing;
 pub mod status;
 pub mod tls;
+mod webhook;
 
 mod args;
 pub mod logging;

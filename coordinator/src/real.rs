@@ -16,11 +16,15 @@ impl Outside for Real {
     async fn call(&self, action: &Action) -> Result<Outcome, CallError> {
         match action {
             Action::CancelDrain { node, uid, id, .. } => self.kubernetes.cancel_drain(node, uid, id).await?,
+            Action::CompleteLifecycle { group, instance, hook, .. } => {
+                self.autoscaling.complete(group, instance, hook).await?;
+            }
             Action::Describe { groups, .. } => return self.autoscaling.describe(groups).await.map(Outcome::Groups),
             Action::Drain { node, uid, intent, .. } => self.kubernetes.drain(node, uid, intent).await?,
             Action::Explain { namespace, pod, uid, because } => {
                 self.kubernetes.explain(namespace, pod, uid, because).await?;
             }
+            Action::Heartbeat { group, instance, hook } => self.autoscaling.heartbeat(group, instance, hook).await?,
             Action::Launch { group, zone, from, to, token, .. } => {
                 return self.autoscaling.launch(group, zone, *from, *to, token).await;
             }
@@ -35,6 +39,7 @@ impl Outside for Real {
             Action::CancelDrain { node, uid, because, .. } | Action::Drain { node, uid, because, .. } => {
                 tell(node, Some(uid.as_str()), because);
             }
+            Action::CompleteLifecycle { node, because, .. } if !node.is_empty() => tell(node, None, because),
             Action::Terminate { node, because, .. } => tell(node, None, because),
             _ => {}
         }

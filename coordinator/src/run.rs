@@ -26,6 +26,7 @@ use crate::cluster::{self, Nodes};
 use crate::decisions::Decisions;
 use crate::driver::{Driver, INBOX};
 use crate::effects;
+use crate::evictions;
 use crate::http::{self, Shown};
 use crate::kubernetes::Kubernetes;
 use crate::lease::Leadership;
@@ -38,6 +39,7 @@ use crate::reports::{self, ClusterReview, Gate, Tokens};
 use crate::standing::Standing;
 use crate::status::Status;
 use crate::tls::Certificates;
+use crate::webhook;
 
 /// For calls under way and for letting go of the Lease; well below the kubelet's 30 s.
 const SHUTDOWN: Duration = Duration::from_secs(12);
@@ -130,6 +132,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (certificate, certificates) = watch::channel(None);
     let keep = Certificates::new(client.clone(), &namespace, &args.tls_san).keep(certificate);
     intake.spawn(stop.clone().run_until_cancelled_owned(keep));
+    let admission = args.listen_admission.map(|address| {
+        intake.spawn(stop.clone().run_until_cancelled_owned(webhook::keep(client.clone(), certificates.clone())));
+        let account = format!("system:serviceaccount:{namespace}:{}", args.agent_service_account);
+        evictions::serve(address, client.clone(), account, certificates.clone(), stop.clone())
+    });
+    let admission = async {
+        match admission {
+            Some(admission) => admission.await,
+            None => std::future::pending().await,
+        }
+    };
     let tokens = Tokens::new(ClusterReview(client.clone()), &namespace, &args.agent_service_account);
     let gate = Gate { nodes, standing: standing.clone(), inbox: inbox.clone(), metrics: metrics.clone() };
     let reports = reports::serve(
@@ -157,6 +170,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         result = reports => {
             result.context("serve reports")?;
             Some("reports")
+        }
+        result = admission => {
+            result.context("answer about evictions")?;
+            Some("admission")
         }
         result = http::serve(listener, shown, let_go.clone()) => {
             result.context("serve HTTP")?;

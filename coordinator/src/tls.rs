@@ -41,6 +41,8 @@ const NAMES: &str = "ebb.dev/names";
 pub struct Certificate {
     pub chain: String,
     pub key: String,
+    /// Whose it is; `None`: somebody else's, who did not say.
+    pub ca: Option<String>,
 }
 
 pub struct Certificates {
@@ -98,9 +100,10 @@ impl Certificates {
         let certificate = Certificate {
             chain: text("tls.crt").context("the Secret has no tls.crt")?,
             key: text("tls.key").context("the Secret has no tls.key")?,
+            ca: text(CA_KEY),
         };
-        if let Some(ca) = text(CA_KEY) {
-            self.publish(ca).await.context("publish the CA")?;
+        if let Some(ca) = &certificate.ca {
+            self.publish(ca.clone()).await.context("publish the CA")?;
         }
         Ok(certificate)
     }

@@ -45,22 +45,27 @@ impl Decision {
     /// Whether it changes the group, or one of these nodes of it.
     pub fn changes_group(&self, group: &str, nodes: &[&str]) -> bool {
         match &self.action {
-            Action::Launch { group: changed, .. }
+            Action::CompleteLifecycle { group: changed, .. }
+            | Action::Launch { group: changed, .. }
             | Action::SetDesired { group: changed, .. }
             | Action::Terminate { group: changed, .. } => changed == group,
             Action::CancelDrain { node, .. } | Action::Drain { node, .. } => nodes.contains(&node.as_str()),
-            Action::Describe { .. } | Action::Explain { .. } | Action::ShowBuffer { .. } => false,
+            Action::Describe { .. } | Action::Explain { .. } | Action::Heartbeat { .. } | Action::ShowBuffer { .. } => {
+                false
+            }
         }
     }
 
     pub fn is_about_node(&self, name: &str) -> bool {
         match &self.action {
-            Action::CancelDrain { node, .. } | Action::Drain { node, .. } | Action::Terminate { node, .. } => {
-                node == name
-            }
+            Action::CancelDrain { node, .. }
+            | Action::CompleteLifecycle { node, .. }
+            | Action::Drain { node, .. }
+            | Action::Terminate { node, .. } => node == name,
             Action::Explain { because: Reason::SchedulerToPlace { node }, .. } => node == name,
             Action::Describe { .. }
             | Action::Explain { .. }
+            | Action::Heartbeat { .. }
             | Action::Launch { .. }
             | Action::SetDesired { .. }
             | Action::ShowBuffer { .. } => false,

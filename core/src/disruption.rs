@@ -79,6 +79,15 @@ impl PodDisruptionBudgets {
         }
     }
 
+    /// How many of these pods each is about, where that is any: what they take of it if they all go.
+    pub fn needed_by<'a>(&'a self, pods: impl Iterator<Item = &'a Pod>) -> Vec<(&'a PodDisruptionBudget, u32)> {
+        let mut needed = BTreeMap::<_, (&PodDisruptionBudget, u32)>::new();
+        for budget in pods.flat_map(|pod| self.over(pod)) {
+            needed.entry((&budget.namespace, &budget.name)).or_insert((budget, 0)).1 += 1;
+        }
+        needed.into_values().collect()
+    }
+
     /// Those that a pod is under.
     fn over<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a PodDisruptionBudget> {
         let budgets = self.0.get(&pod.namespace).into_iter().flat_map(BTreeMap::values);

@@ -37,7 +37,7 @@ pub use eviction::{EvictionOutcome, Reply};
 use hook::{Ask, Hooks, Verdict};
 pub use hook::{Hook, HookOutcome, HookPhase, OnFailure, When};
 pub use node::{Blocker, Node};
-pub use pod::{Pod, Tier};
+pub use pod::{Pod, Tier, Treatment};
 use preflight::Preflight;
 use timer::Timer;
 

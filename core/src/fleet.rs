@@ -12,6 +12,7 @@ mod census;
 mod choice;
 mod decide;
 mod event;
+mod lifecycle;
 mod memory;
 mod picture;
 mod place;
@@ -127,6 +128,9 @@ struct Group {
     decided: Option<Decided>,
     /// When each instance was first described to us; those that are still described, and no others.
     first_seen: BTreeMap<String, Instant>,
+    /// Instances that a lifecycle hook of ours holds.
+    #[serde(default)]
+    held: BTreeMap<String, lifecycle::Held>,
     /// Instances whose termination was accepted and that are still described.
     terminated: BTreeSet<String>,
 }
@@ -152,6 +156,7 @@ impl Group {
             asked_at: None,
             decided: None,
             first_seen: BTreeMap::new(),
+            held: BTreeMap::new(),
             terminated: BTreeSet::new(),
         }
     }

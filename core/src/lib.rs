@@ -3,6 +3,7 @@
 //! Everything here is told the time and does no I/O. The coordinator, the agent's drain and the simulator drive
 //! the same code: one way in (`handle`), a list of actions out, and `next_wakeup` to say when to call again.
 
+pub mod admission;
 pub mod buffer;
 pub mod classify;
 pub mod cron;
@@ -18,6 +19,7 @@ pub mod launch;
 pub mod lease;
 pub mod notice;
 pub mod policy;
+pub mod preflight;
 pub mod price;
 pub mod reason;
 pub mod recording;

@@ -51,6 +51,9 @@ pub struct Group {
     /// Whether its idle nodes with pods that end by themselves are closed to others, and go when the last has ended.
     #[serde(default)]
     pub run_to_completion: bool,
+    /// A lifecycle hook on its terminations that waits for nobody but us.
+    #[serde(default)]
+    pub lifecycle_hook: Option<String>,
 }
 
 /// When nodes are added.

@@ -28,10 +28,14 @@ pub enum Reason {
     DrainGivenUp,
     /// The agent has drained the node and nothing came back to it.
     Drained { took: Duration },
+    /// The Auto Scaling group terminates the instance.
+    GroupTerminates { group: String },
     /// The group would fall below its minimum.
     MinimumReached { min: u32 },
     /// No group can make a node for the pod; one entry per group.
     NoGroupFits { groups: Vec<(String, Obstacle)> },
+    /// The instance has no node (any more).
+    NodeGone,
     /// Pods wait for a node.
     PodsPending { count: usize, first: String, longest: Duration },
     /// The node was measured idle, little of it is asked for, and its pods end by themselves.
@@ -70,8 +74,10 @@ impl Reason {
             Self::Consolidated { .. } => "Consolidated",
             Self::DrainGivenUp => "DrainGivenUp",
             Self::Drained { .. } => "Drained",
+            Self::GroupTerminates { .. } => "GroupTerminates",
             Self::MinimumReached { .. } => "MinimumReached",
             Self::NoGroupFits { .. } => "NoGroupFits",
+            Self::NodeGone => "NodeGone",
             Self::PodsPending { .. } => "PodsPending",
             Self::RunToCompletion { .. } => "RunToCompletion",
             Self::SchedulerToPlace { .. } => "SchedulerToPlace",
@@ -96,6 +102,8 @@ impl fmt::Display for Reason {
             }
             Self::DrainGivenUp => f.write_str("the drain was given up"),
             Self::Drained { took } => write!(f, "drained in {}", short(took)),
+            Self::GroupTerminates { group } => write!(f, "group {group} terminates its instance"),
+            Self::NodeGone => f.write_str("it has no node"),
             Self::MinimumReached { min } => write!(f, "the group is at its minimum of {min}"),
             Self::NoGroupFits { groups } if groups.is_empty() => f.write_str("no group is configured"),
             Self::NoGroupFits { groups } => {

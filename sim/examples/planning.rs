@@ -83,7 +83,12 @@ fn decide(work: Work) -> Decided {
             .nodes
             .iter()
             .filter(|_| name == "there")
-            .map(|node| Instance { id: node.instance.clone().expect("all have one"), live: true, zone: None })
+            .map(|node| Instance {
+                id: node.instance.clone().expect("all have one"),
+                live: true,
+                waits: false,
+                zone: None,
+            })
             .collect(),
         ..GroupState::default()
     };

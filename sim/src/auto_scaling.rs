@@ -145,6 +145,7 @@ impl AutoScalingGroup {
     pub(crate) fn state(&self) -> fleet::GroupState {
         let instance = |instance: &Instance| fleet::Instance {
             id: instance.id.clone(),
+            waits: false,
             live: instance.lifecycle != Lifecycle::Terminating,
             zone: Some(instance.zone.clone()),
         };

@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use aws_sdk_autoscaling::Client;
+use aws_sdk_autoscaling::config::retry::RetryConfig;
+use aws_sdk_autoscaling::config::{BehaviorVersion, Credentials, Region};
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -49,6 +53,19 @@ pub struct Instance {
 }
 
 impl Lab {
+    /// The AWS SDK, for the lab's Auto Scaling API.
+    pub fn autoscaling(&self) -> Client {
+        let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring));
+        let config = aws_sdk_autoscaling::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .credentials_provider(Credentials::new("lab", "lab", None, None, "lab"))
+            .endpoint_url(&self.aws_endpoint)
+            .http_client(http.build_https())
+            .region(Region::new(self.region.clone()))
+            .retry_config(RetryConfig::disabled());
+        Client::from_conf(config.build())
+    }
+
     /// The calls of one action so far, in the order of their answers.
     pub fn aws_calls(&self, action: &str) -> Vec<AwsCall> {
         let log = std::fs::read_to_string(&self.aws_log).expect("the fake AWS has a log");

@@ -17,12 +17,31 @@ const NAMESPACE: &str = "ebb";
 /// The audience of the tokens that agents show to the coordinator, as in the manifests.
 const REPORTS_AUDIENCE: &str = "ebb-coordinator";
 
+/// What holds agents to their own node: the chart's value `agent.rights`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    Admission,
+    Impersonation,
+}
+
+impl Rights {
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Admission => "admission",
+            Self::Impersonation => "impersonation",
+        }
+    }
+}
+
 /// Ebb, installed from `deploy/manifests`.
 pub struct Ebb {
     // Before `lab`: stopped first.
     coordinator: Option<Program>,
     /// By the UID of their pod.
     agents: BTreeMap<String, Program>,
+    rights: Rights,
+    /// Where the API server asks about evictions, with [`Rights::Admission`].
+    admission_port: u16,
     pub client: Client,
     pub reports_port: u16,
     pub http_port: u16,
@@ -34,9 +53,20 @@ pub struct Ebb {
 impl Ebb {
     /// Applies the manifests. Starts neither coordinator nor agents.
     pub async fn install(lab: Lab) -> Self {
-        lab.apply_file(root().join("deploy/manifests/ebb.yaml")).await;
+        Self::install_with(lab, Rights::Impersonation).await
+    }
+
+    /// The same with the manifests for these rights.
+    pub async fn install_with(lab: Lab, rights: Rights) -> Self {
+        let manifests = match rights {
+            Rights::Admission => "ebb-admission.yaml",
+            Rights::Impersonation => "ebb.yaml",
+        };
+        lab.apply_file(root().join("deploy/manifests").join(manifests)).await;
         let client = lab.client().await;
         Self {
+            rights,
+            admission_port: free_port(),
             coordinator: None,
             agents: BTreeMap::new(),
             client,
@@ -69,6 +99,16 @@ impl Ebb {
             .args(["--listen", &format!("127.0.0.1:{}", self.http_port)])
             .args(["--listen-reports", &format!("127.0.0.1:{}", self.reports_port)])
             .args(flags);
+        if self.rights == Rights::Admission {
+            // No Service leads anywhere in a lab, so the webhook is asked by its address.
+            let url = format!("https://127.0.0.1:{}/evictions", self.admission_port);
+            command.args(["--listen-admission", &format!("127.0.0.1:{}", self.admission_port)]);
+            command.args(["--tls-san", "127.0.0.1"]);
+            let config =
+                format!(r#"[{{"op": "add", "path": "/webhooks/0/clientConfig", "value": {{"url": "{url}"}}}}]"#);
+            let words = ["patch", "validatingwebhookconfiguration", "ebb-agent", "--type=json", "--patch", &config];
+            self.lab.kubectl(&words).await;
+        }
         self.coordinator = Some(self.lab.spawn("coordinator", command));
     }
 
@@ -218,7 +258,7 @@ impl Ebb {
             .arg(self.ca_file())
             .arg("--coordinator-token-file")
             .arg(folder.join("token"))
-            .args(["--interval", self.agent_interval, "--source"])
+            .args(["--rights", self.rights.flag(), "--interval", self.agent_interval, "--source"])
             .arg(format!("replay:{}", folder.join("readings").display()));
         Some(self.lab.spawn(&format!("agent-{node}"), command))
     }

@@ -4,10 +4,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use aws_sdk_autoscaling::config::retry::RetryConfig;
-use aws_sdk_autoscaling::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_autoscaling::error::ProvideErrorMetadata;
-use aws_smithy_http_client::tls;
 use ebb_tests::{Lab, LabOptions};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -72,7 +69,7 @@ async fn launched_instance_becomes_a_node_that_the_scheduler_uses() {
 #[tokio::test]
 async fn aws_answers_as_the_sdk_expects() {
     let lab = Lab::up(groups(&["name=cpu,min=1,max=2"])).await;
-    let aws = sdk(&lab);
+    let aws = lab.autoscaling();
     let set = async |desired| {
         let reply = aws.set_desired_capacity().auto_scaling_group_name("cpu").desired_capacity(desired).send().await;
         reply.map_err(|error| error.code().unwrap_or("no code").to_owned()).err()
@@ -106,7 +103,7 @@ async fn aws_answers_as_the_sdk_expects() {
 #[tokio::test]
 async fn launch_without_capacity_is_told_and_tried_again() {
     let lab = Lab::up(groups(&["name=gpu"])).await;
-    let aws = sdk(&lab);
+    let aws = lab.autoscaling();
     lab.set_faults(&json!([{"action": "Launch", "group": "gpu", "code": "InsufficientInstanceCapacity"}])).await;
     lab.set_desired("gpu", 1).await;
 
@@ -151,7 +148,7 @@ async fn lost_instance_is_replaced_where_there_is_capacity_by_one_that_may_never
 #[tokio::test]
 async fn termination_hook_holds_an_instance_until_it_is_completed() {
     let lab = Lab::up(groups(&["name=cpu,desired=1"])).await;
-    let aws = sdk(&lab);
+    let aws = lab.autoscaling();
     let hook = aws.put_lifecycle_hook().auto_scaling_group_name("cpu").lifecycle_hook_name("drain");
     hook.lifecycle_transition("autoscaling:EC2_INSTANCE_TERMINATING").heartbeat_timeout(60).send().await.unwrap();
     let id = lab.group("cpu").await.instances.remove(0).id;
@@ -172,7 +169,7 @@ async fn termination_hook_holds_an_instance_until_it_is_completed() {
 #[tokio::test]
 async fn synchronous_launch_says_what_it_got() {
     let lab = Lab::up(groups(&["name=gpu"])).await;
-    let aws = sdk(&lab);
+    let aws = lab.autoscaling();
     let short = json!({"action": "Launch", "code": "InsufficientInstanceCapacity", "times": 1});
     lab.set_faults(&json!([short])).await;
     let launch = aws.launch_instances().auto_scaling_group_name("gpu").requested_capacity(3).client_token("one");
@@ -276,16 +273,4 @@ fn processes_of(dir: &std::path::Path) -> usize {
     let folder = dir.to_str().unwrap();
     let processes = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path().join("cmdline"));
     processes.filter_map(|path| std::fs::read_to_string(path).ok()).filter(|line| line.contains(folder)).count()
-}
-
-fn sdk(lab: &Lab) -> aws_sdk_autoscaling::Client {
-    let tls = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
-    let config = aws_sdk_autoscaling::Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .credentials_provider(Credentials::new("lab", "lab", None, None, "lab"))
-        .endpoint_url(&lab.aws_endpoint)
-        .http_client(aws_smithy_http_client::Builder::new().tls_provider(tls).build_https())
-        .region(Region::new(lab.region.clone()))
-        .retry_config(RetryConfig::disabled());
-    aws_sdk_autoscaling::Client::from_conf(config.build())
 }

@@ -1,10 +1,13 @@
 //! The committed manifests on a real API server: it takes them without a warning, and the rights in them are enough and
-//! no more. What matters most: an agent's token is worth one node, a coordinator's one annotation.
+//! no more for the coordinator, whose token is worth one annotation; what an agent's is worth is in `rights.rs`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ebb_tests::rights::{
+    Answers, Installed, NO_WARNINGS, SERVER_SIDE, STRICT, assert_answers, code, delete_pod, evict, lab_with_namespace,
+    watch,
+};
 use ebb_tests::{Lab, LabOptions, binary};
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -12,11 +15,7 @@ use k8s_openapi::api::authentication::v1::TokenReview;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Node, Pod, PodTemplateSpec, Secret};
 use k8s_openapi::api::events::v1::Event;
-use kube::api::{
-    Api, DeleteParams, EvictParams, GetParams, ListParams, Patch, PatchParams, PostParams, Request, ResourceExt,
-    WatchParams,
-};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::api::{Api, DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Request, ResourceExt};
 use kube::{Client, Error};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -25,7 +24,13 @@ const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn manifests_are_taken_without_a_warning_and_make_their_pods() {
-    let (lab, file) = lab_with_namespace().await;
+    for manifests in ["ebb.yaml", "ebb-admission.yaml"] {
+        are_taken_without_a_warning_and_make_their_pods(manifests).await;
+    }
+}
+
+async fn are_taken_without_a_warning_and_make_their_pods(manifests: &str) {
+    let (lab, file) = lab_with_namespace(LabOptions::default(), manifests).await;
     lab.kubectl(&["apply", "--dry-run=server", SERVER_SIDE, STRICT, NO_WARNINGS, "--filename", &file]).await;
     lab.kubectl(&["apply", SERVER_SIDE, STRICT, NO_WARNINGS, "--filename", &file]).await;
 
@@ -39,20 +44,21 @@ async fn manifests_are_taken_without_a_warning_and_make_their_pods() {
     })
     .await;
 
-    // The API server's own reading of the policy's expressions against the type of a Node.
+    // The API server's own reading of the policies' expressions against the types of their objects.
     let policies = Api::<ValidatingAdmissionPolicy>::all(client);
-    lab.wait_until("the admission policy to be checked", SOON, async || {
-        let status = policies.get("ebb-coordinator").await.unwrap().status.unwrap_or_default();
-        let Some(checking) = status.type_checking else { return false };
-        assert_eq!(checking.expression_warnings, None);
-        true
+    lab.wait_until("the admission policies to be checked", SOON, async || {
+        policies.list(&ListParams::default()).await.unwrap().into_iter().all(|policy| {
+            let Some(checking) = policy.status.unwrap_or_default().type_checking else { return false };
+            assert_eq!(checking.expression_warnings, None, "{:?}", policy.metadata.name);
+            true
+        })
     })
     .await;
 }
 
 #[tokio::test]
 async fn binaries_take_the_flags_and_the_configuration_that_the_manifests_give_them() {
-    let (lab, file) = lab_with_namespace().await;
+    let (lab, file) = lab_with_namespace(LabOptions::default(), "ebb.yaml").await;
     lab.kubectl(&["apply", SERVER_SIDE, "--filename", &file]).await;
     let client = lab.client().await;
     let container = |template: PodTemplateSpec| template.spec.unwrap().containers.remove(0);
@@ -80,7 +86,7 @@ async fn binaries_take_the_flags_and_the_configuration_that_the_manifests_give_t
 
 #[tokio::test]
 async fn coordinator_is_restricted_and_the_agent_needs_the_label_of_its_namespace() {
-    let (lab, file) = lab_with_namespace().await;
+    let (lab, file) = lab_with_namespace(LabOptions::default(), "ebb.yaml").await;
     lab.kubectl(&["apply", SERVER_SIDE, "--filename", &file]).await;
     for level in ["restricted", "privileged"] {
         lab.kubectl(&["create", "namespace", level]).await;
@@ -109,32 +115,9 @@ async fn coordinator_is_restricted_and_the_agent_needs_the_label_of_its_namespac
 }
 
 #[tokio::test]
-async fn agents_token_is_worth_its_own_node_and_nothing_else() {
-    let installed = Installed::up().await;
-    let Installed { lab, nodes: [own, other], work: [own_work, other_work], .. } = &installed;
-    let agent = installed.agent_on(own).await;
-    let token = lab.service_account_token("ebb", "ebb-agent", Lab::API_AUDIENCE, Some(&agent)).await;
-    let plain = lab.write_kubeconfig("agent", &token);
-    let as_itself = ebb_tests::client(&plain).await;
-    let as_own = impersonating(&plain, own).await;
-    let as_other = impersonating(&plain, other).await;
-
-    assert_answers("own node", all_on(&as_own, own, own_work).await, |code| code == 200);
-    assert_answers("another node", all_on(&as_own, other, other_work).await, |code| code == 403);
-    assert_answers("its own node as itself", all_on(&as_itself, own, own_work).await, |code| code == 403);
-    assert_answers("another node as that one", all_on(&as_other, other, other_work).await, |code| code == 403);
-    assert_answers("own node as another", all_on(&as_other, own, own_work).await, |code| code == 403);
-    assert_answers("beyond a drain", beyond_a_drain(&as_own, own, own_work).await, |code| code == 403);
-
-    // Not bound to a pod, it is bound to no node.
-    let token = lab.service_account_token("ebb", "ebb-agent", Lab::API_AUDIENCE, None).await;
-    let unbound = impersonating(&lab.write_kubeconfig("unbound", &token), own).await;
-    assert_answers("a token of no pod", all_on(&unbound, own, own_work).await, |code| code == 403);
-}
-
-#[tokio::test]
 async fn coordinators_token_may_change_one_annotation_of_nodes() {
-    let installed = Installed::up().await;
+    let (lab, file) = lab_with_namespace(LabOptions::default(), "ebb.yaml").await;
+    let installed = Installed::on(lab, &file).await;
     let Installed { lab, nodes: [node, _], work: [work, _], .. } = &installed;
     let token = lab.service_account_token("ebb", "ebb-coordinator", Lab::API_AUDIENCE, None).await;
     let client = ebb_tests::client(&lab.write_kubeconfig("coordinator", &token)).await;
@@ -176,136 +159,9 @@ async fn coordinators_token_may_change_one_annotation_of_nodes() {
             answer => panic!("{change} was not refused by the admission policy: {answer:?}"),
         }
     }
-    assert_answers("its work", coordinators_work(&client).await, |code| code == 200);
-    assert_answers("what is not there", coordinators_look_at_buffers(&client).await, |code| code == 404);
-    assert_answers("beyond its work", beyond_coordinators_work(&client, node, work).await, |code| code == 403);
-}
-
-const SERVER_SIDE: &str = "--server-side";
-const STRICT: &str = "--validate=strict";
-const NO_WARNINGS: &str = "--warnings-as-errors";
-
-type Answers = Vec<(&'static str, u16)>;
-
-/// A lab with two nodes, the manifests, and a pod of somebody else's on each node.
-struct Installed {
-    lab: Lab,
-    nodes: [String; 2],
-    /// Names of pods in `default`, one on each of the nodes.
-    work: [String; 2],
-}
-
-impl Installed {
-    async fn up() -> Self {
-        let (lab, file) = lab_with_namespace().await;
-        lab.kubectl(&["apply", SERVER_SIDE, "--filename", &file]).await;
-        let nodes = lab.group("cpu-workers").await.instances.into_iter().map(|instance| instance.node);
-        let nodes: [String; 2] = nodes.collect::<Vec<_>>().try_into().expect("two instances");
-        let work = ["work-0".to_owned(), "work-1".to_owned()];
-        for (node, name) in nodes.iter().zip(&work) {
-            let pod = json!({
-                "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
-                "spec": {"nodeName": node, "containers": [{"name": "work", "image": "work"}]},
-            });
-            lab.apply(&pod.to_string()).await;
-        }
-        let agents = Api::<DaemonSet>::namespaced(lab.client().await, "ebb");
-        lab.wait_until("an agent on both nodes", SOON, async || {
-            agents.get("ebb-agent").await.unwrap().status.unwrap().number_ready == 2
-        })
-        .await;
-        Self { lab, nodes, work }
-    }
-
-    async fn agent_on(&self, node: &str) -> Pod {
-        let pods = Api::<Pod>::namespaced(self.lab.client().await, "ebb");
-        let on_node =
-            ListParams::default().fields(&format!("spec.nodeName={node}")).labels("app.kubernetes.io/component=agent");
-        pods.list(&on_node).await.unwrap().items.pop().expect("an agent on the node")
-    }
-}
-
-/// Also the path of the manifests, whose namespace is there: what is in it can only be tried in one that exists.
-async fn lab_with_namespace() -> (Lab, String) {
-    let group = "name=cpu-workers,min=2,max=10".to_owned();
-    let lab = Lab::up(LabOptions { groups: vec![group], ..Default::default() }).await;
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/ebb.yaml");
-    let manifests = std::fs::read_to_string(&file).unwrap();
-    let namespace = manifests.split("\n---\n").find(|document| document.contains("\nkind: Namespace\n"));
-    let path = lab.dir.join("conf/namespace.yaml");
-    std::fs::write(&path, namespace.expect("the manifests bring their namespace")).unwrap();
-    lab.kubectl(&["apply", SERVER_SIDE, STRICT, NO_WARNINGS, "--filename", path.to_str().unwrap()]).await;
-    lab.wait_until("both nodes", SOON, async || {
-        Api::<Node>::all(lab.client().await).list(&ListParams::default()).await.unwrap().items.len() == 2
-    })
-    .await;
-    (lab, file.to_string_lossy().into_owned())
-}
-
-/// The bearer of a kubeconfig, in the name of a node.
-async fn impersonating(kubeconfig: &Path, node: &str) -> Client {
-    let mut file = Kubeconfig::read_from(kubeconfig).unwrap();
-    let user = file.auth_infos[0].auth_info.as_mut().unwrap();
-    user.impersonate = Some(format!("system:node:{node}"));
-    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
-    Client::try_from(config).unwrap()
-}
-
-/// All that the agent does with a node and the pods on it.
-async fn all_on(client: &Client, node: &str, pod: &str) -> Answers {
-    let nodes = Api::<Node>::all(client.clone());
-    let pods = Api::<Pod>::all(client.clone());
-    let merge = async |change: Value| code(nodes.patch(node, &PatchParams::default(), &Patch::Merge(change)).await);
-    let name = format!("metadata.name={node}");
-    let on_node = format!("spec.nodeName={node}");
-    let condition =
-        json!({"status": {"conditions": [{"type": "DrainInProgress", "status": "True", "reason": "Test"}]}});
-    let dry_run = PostParams { dry_run: true, ..Default::default() };
-    vec![
-        ("get the node", code(nodes.get(node).await)),
-        ("list the node", code(nodes.list(&ListParams::default().fields(&name)).await)),
-        ("watch the node", watch(client, "/api/v1/nodes", &name).await),
-        ("annotate", merge(json!({"metadata": {"annotations": {"ebb.dev/drain-progress": "x"}}})).await),
-        (
-            "take the annotation off",
-            merge(json!({"metadata": {"annotations": {"ebb.dev/drain-progress": null}}})).await,
-        ),
-        ("cordon", merge(json!({"spec": {"unschedulable": true}})).await),
-        ("uncordon", merge(json!({"spec": {"unschedulable": null}})).await),
-        ("set a condition", {
-            let strategic = Patch::Strategic(condition);
-            code(nodes.patch_status(node, &PatchParams::default(), &strategic).await)
-        }),
-        ("list its pods", code(pods.list(&ListParams::default().fields(&on_node)).await)),
-        ("watch its pods", watch(client, "/api/v1/pods", &on_node).await),
-        ("evict a pod", {
-            let pods = Api::<Pod>::namespaced(client.clone(), "default");
-            code(pods.evict(pod, &EvictParams { post_options: dry_run, ..Default::default() }).await)
-        }),
-    ]
-}
-
-/// What a node may do and an agent may not, or neither.
-async fn beyond_a_drain(client: &Client, node: &str, pod: &str) -> Answers {
-    let nodes = Api::<Node>::all(client.clone());
-    let pods = Api::<Pod>::namespaced(client.clone(), "default");
-    let taint = json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}});
-    vec![
-        ("taint", code(nodes.patch(node, &PatchParams::default(), &Patch::Merge(taint)).await)),
-        ("delete the node", code(nodes.delete(node, &dry_delete()).await)),
-        ("delete a pod", code(pods.delete(pod, &dry_delete()).await)),
-        ("read a pod", code(pods.get(pod).await)),
-        ("list all pods", code(Api::<Pod>::all(client.clone()).list(&ListParams::default()).await)),
-        ("list all nodes", code(nodes.list(&ListParams::default()).await)),
-        ("read the coordinator's configuration", {
-            code(Api::<ConfigMap>::namespaced(client.clone(), "ebb").get("ebb-coordinator").await)
-        }),
-        ("list secrets", code(Api::<Secret>::all(client.clone()).list(&ListParams::default()).await)),
-        ("patch its pod's status", {
-            let status = json!({"status": {"message": "x"}});
-            code(pods.patch_status(pod, &PatchParams::default(), &Patch::Merge(status)).await)
-        }),
-    ]
+    assert_answers("its work", &coordinators_work(&client).await, |code| code == 200);
+    assert_answers("what is not there", &coordinators_look_at_buffers(&client).await, |code| code == 404);
+    assert_answers("beyond its work", &beyond_coordinators_work(&client, node, work).await, |code| code == 403);
 }
 
 async fn coordinators_work(client: &Client) -> Answers {
@@ -359,19 +215,17 @@ async fn coordinators_look_at_buffers(client: &Client) -> Answers {
     ]
 }
 
-async fn beyond_coordinators_work(client: &Client, node: &str, pod: &str) -> Answers {
+async fn beyond_coordinators_work(client: &Client, node: &str, pod: &Pod) -> Answers {
     let nodes = Api::<Node>::all(client.clone());
-    let pods = Api::<Pod>::namespaced(client.clone(), "default");
-    let dry_run = PostParams { dry_run: true, ..Default::default() };
     let status = json!({"status": {"conditions": []}});
     vec![
-        ("delete a node", code(nodes.delete(node, &dry_delete()).await)),
+        ("delete a node", code(nodes.delete(node, &DeleteParams::default()).await)),
         ("create a node", create(nodes.clone(), json!({"metadata": {"name": "x"}})).await),
         ("patch a node's status", {
             code(nodes.patch_status(node, &PatchParams::default(), &Patch::Merge(status)).await)
         }),
-        ("delete a pod", code(pods.delete(pod, &dry_delete()).await)),
-        ("evict a pod", code(pods.evict(pod, &EvictParams { post_options: dry_run, ..Default::default() }).await)),
+        ("delete a pod", delete_pod(client, pod).await),
+        ("evict a pod", evict(client, pod, pod.uid().as_deref()).await),
         ("list deployments", code(Api::<Deployment>::all(client.clone()).list(&ListParams::default()).await)),
         ("change a buffer", {
             let buffers = Request::new("/apis/autoscaling.x-k8s.io/v1beta1/namespaces/default/capacitybuffers");
@@ -412,28 +266,4 @@ where
     K: Clone + std::fmt::Debug + DeserializeOwned + serde::Serialize,
 {
     code(api.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await)
-}
-
-/// The answer to a watch of a second.
-async fn watch(client: &Client, path: &str, fields: &str) -> u16 {
-    let params = WatchParams::default().fields(fields).timeout(1);
-    code(client.request_text(Request::new(path).watch(&params, "0").unwrap()).await)
-}
-
-fn dry_delete() -> DeleteParams {
-    DeleteParams { dry_run: true, ..Default::default() }
-}
-
-fn code<T>(answer: kube::Result<T>) -> u16 {
-    match answer {
-        Ok(_) => 200,
-        Err(Error::Api(status)) => status.code,
-        Err(error) => panic!("no answer: {error}"),
-    }
-}
-
-/// All at once, so that a failure shows which rights differ.
-fn assert_answers(subject: &str, answers: Answers, expected: fn(u16) -> bool) {
-    let wrong: Vec<_> = answers.iter().filter(|(_, code)| !expected(*code)).collect();
-    assert!(wrong.is_empty(), "{subject}: {wrong:?}, of {} asked", answers.len());
 }

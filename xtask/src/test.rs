@@ -12,10 +12,11 @@ use crate::{tools, vm};
 
 /// Runs the project's tests and checks, all of them or the groups named.
 ///
-/// `lab`, `manifests`, `burst`, `scheduler` and `fidelity` bring up control planes on loopback and build what those need (see `cargo
-/// xtask lab --help`); the first run on a machine takes about half an hour for that, later ones minutes. `bpf`,
-/// `deny`, `fuzz` and `imds` install tools into the cache, `vm` fetches kernels into it; `rights`, `vm`, `prometheus` and
-/// `browser` install Debian packages. Every group runs, also after one has failed; the last line counts.
+/// `lab`, `manifests`, `drain-cli`, `burst`, `scheduler` and `fidelity` bring up control planes on loopback and build
+/// what those need (see `cargo xtask lab --help`); the first run on a machine takes about half an hour for that, later
+/// ones minutes. `bpf`, `deny`, `fuzz` and `imds` install tools into the cache, `vm` fetches kernels into it; `rights`,
+/// `vm`, `prometheus` and `browser` install Debian packages. Every group runs, also after one has failed; the last line
+/// counts.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to run; nothing: everything, in this order.
@@ -49,6 +50,8 @@ enum Group {
     Manifests,
     /// The harness itself: control plane, fake AWS, nodes; and our fake AWS beside moto's.
     Lab,
+    /// `ebb drain`, carried out by agents.
+    DrainCli,
     /// The agent on Amazon's own mock of EC2's instance metadata service.
     Imds,
     /// One burst, up and down, through real parts; and which of several groups grows.
@@ -124,10 +127,11 @@ impl Group {
             }
             Self::Manifests => {
                 let rendered = check(&mut xtask(&["manifests", "--check"]))?;
-                let rights = tests(&["--package", "ebb-tests", "--test", "manifests"])?;
+                let rights = tests(&["--package", "ebb-tests", "--test", "manifests", "--test", "rights"])?;
                 Ok(Count { passed: rendered.passed + rights.passed, failed: rendered.failed + rights.failed })
             }
             Self::Lab => tests(&["--package", "ebb-tests", "--test", "lab", "--test", "moto"]),
+            Self::DrainCli => tests(&["--package", "ebb-tests", "--test", "drain_cli"]),
             Self::Imds => tests(&["--package", "ebb-tests", "--test", "imds"]),
             // What a test prints shows what was decided, and why.
             Self::Burst => {

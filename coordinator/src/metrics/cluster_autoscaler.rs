@@ -118,7 +118,12 @@ impl ClusterAutoscaler {
         if failure.is_some() {
             let aws = matches!(
                 called,
-                Action::Describe { .. } | Action::Launch { .. } | Action::SetDesired { .. } | Action::Terminate { .. }
+                Action::CompleteLifecycle { .. }
+                    | Action::Describe { .. }
+                    | Action::Heartbeat { .. }
+                    | Action::Launch { .. }
+                    | Action::SetDesired { .. }
+                    | Action::Terminate { .. }
             );
             self.errors.get_or_create(&[("type", if aws { "cloudProviderError" } else { "apiCallError" })]).inc();
         }

@@ -6,6 +6,7 @@ use std::hash::BuildHasher;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use ebb_core::admission::{NODE_NAME_CLAIM as NODE_NAME, NODE_UID_CLAIM as NODE_UID};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::api::PostParams;
 use kube::{Api, Client};
@@ -20,10 +21,6 @@ const ANSWERS: usize = 8192;
 /// Questions asked of the API server at once, for when all agents come back after a restart of ours.
 const REVIEWS: usize = 16;
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Filled in by the API server for a token bound to a pod (KEP-4193; from Kubernetes 1.30).
-const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
-const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
 
 /// The node that an agent speaks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

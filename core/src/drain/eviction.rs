@@ -42,6 +42,20 @@ pub enum EvictionOutcome {
     Unavailable,
 }
 
+impl EvictionOutcome {
+    /// A closed set of words, for metrics' labels and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Blocked => "blocked",
+            Self::Gone => "gone",
+            Self::Refused => "refused",
+            Self::Throttled => "throttled",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
 /// An answer, with what it said besides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -57,7 +57,7 @@ pub enum Ask {
 
 /// What becomes of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Treatment {
+pub enum Treatment {
     /// It neither goes nor keeps the node.
     Stay,
     Evict,
@@ -87,7 +87,7 @@ impl Pod {
     }
 
     /// `began`: when the node was cordoned, if it was.
-    pub(super) fn treatment(&self, intent: &Intent, began: Option<Instant>) -> Treatment {
+    pub fn treatment(&self, intent: &Intent, began: Option<Instant>) -> Treatment {
         if self.finished || self.asks == Some(Ask::Skip) {
             return Treatment::Stay;
         }

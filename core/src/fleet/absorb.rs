@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::lifecycle::Held;
 use super::{
     Action, Decided, Event, Failure, Fleet, GroupState, Heard, Instance, Member, Target, Written, buffers, census,
 };
@@ -122,6 +123,12 @@ impl Fleet {
                     member.spared_until = Some(now + SPARED);
                 }
             }
+            Action::Heartbeat { group, instance, .. } => {
+                self.groups.get_mut(&group)?.held.get_mut(&instance)?.has_heartbeat(now);
+            }
+            Action::CompleteLifecycle { group, instance, .. } => {
+                self.groups.get_mut(&group)?.held.get_mut(&instance)?.is_completed();
+            }
             Action::Describe { .. } | Action::Launch { .. } => {}
             Action::Explain { .. } => return None,
             Action::ShowBuffer { namespace, name, uid, status } => {
@@ -207,7 +214,7 @@ impl Fleet {
         if let Some(observed) = &mut group.observed {
             for id in instances {
                 group.first_seen.entry(id.clone()).or_insert(now);
-                observed.instances.push(Instance { id, live: true, zone: Some(zone.clone()) });
+                observed.instances.push(Instance { id, live: true, waits: false, zone: Some(zone.clone()) });
             }
         }
         Some(Soon::Now)
@@ -234,6 +241,10 @@ impl Fleet {
                 came |= !group.first_seen.contains_key(&instance.id);
                 group.first_seen.entry(instance.id.clone()).or_insert(now);
             }
+            let waits = state.iter().flat_map(|state| &state.instances).filter(|instance| instance.waits);
+            let waits: BTreeSet<_> = waits.map(|instance| instance.id.clone()).collect();
+            group.held.retain(|id, _| waits.contains(id));
+            waits.into_iter().for_each(|id| _ = group.held.entry(id).or_insert(Held::new(now)));
             group.observed = state;
             group.asked_at = Some(*at);
             group.unanswered.take_if(|call| !call.may_be_unseen_in(group.observed.as_ref()));

@@ -22,6 +22,15 @@ pub enum Action {
         id: String,
         because: Reason,
     },
+    /// Let a lifecycle hook go: the group may terminate its instance.
+    CompleteLifecycle {
+        group: String,
+        instance: String,
+        hook: String,
+        /// Empty: it has none (any more).
+        node: String,
+        because: Reason,
+    },
     /// Ask the Auto Scaling API for the state of these groups.
     Describe {
         groups: Vec<String>,
@@ -40,6 +49,12 @@ pub enum Action {
         pod: String,
         uid: String,
         because: Reason,
+    },
+    /// Keep a lifecycle hook waiting.
+    Heartbeat {
+        group: String,
+        instance: String,
+        hook: String,
     },
     /// Launch the instances from one desired capacity to the other in this zone, if that still is what it was, and say
     /// what came of it.
@@ -79,9 +94,11 @@ impl Action {
     pub fn name(&self) -> &'static str {
         match self {
             Self::CancelDrain { .. } => "cancel_drain",
+            Self::CompleteLifecycle { .. } => "complete_lifecycle",
             Self::Describe { .. } => "describe",
             Self::Drain { .. } => "drain",
             Self::Explain { .. } => "explain",
+            Self::Heartbeat { .. } => "heartbeat",
             Self::Launch { .. } => "launch",
             Self::SetDesired { .. } => "set_desired",
             Self::ShowBuffer { .. } => "show_buffer",
@@ -93,12 +110,13 @@ impl Action {
     pub fn because(&self) -> Option<&Reason> {
         match self {
             Self::CancelDrain { because, .. }
+            | Self::CompleteLifecycle { because, .. }
             | Self::Drain { because, .. }
             | Self::Explain { because, .. }
             | Self::Launch { because, .. }
             | Self::SetDesired { because, .. }
             | Self::Terminate { because, .. } => Some(because),
-            Self::Describe { .. } | Self::ShowBuffer { .. } => None,
+            Self::Describe { .. } | Self::Heartbeat { .. } | Self::ShowBuffer { .. } => None,
         }
     }
 
@@ -106,10 +124,14 @@ impl Action {
     pub fn describe(&self) -> String {
         match self {
             Self::CancelDrain { node, .. } => format!("calls off the drain of {node}"),
+            Self::CompleteLifecycle { group, instance, .. } => {
+                format!("lets {group} terminate {instance}")
+            }
             Self::Describe { groups, .. } => format!("looks at {}", groups.join(", ")),
             Self::Drain { node, because: Reason::Turn { .. }, .. } => format!("lets the drain of {node} begin"),
             Self::Drain { node, .. } => format!("asks {node} to drain"),
             Self::Explain { namespace, pod, .. } => format!("leaves pod {namespace}/{pod} waiting"),
+            Self::Heartbeat { group, instance, .. } => format!("keeps {group} waiting to terminate {instance}"),
             Self::Launch { group, zone, from, to, .. } => {
                 format!("launches {} of {group} in {zone}, from {from} to {to} instances", to - from)
             }
@@ -129,6 +151,9 @@ impl Action {
     pub(super) fn targets(&self) -> Vec<Target> {
         match self {
             Self::CancelDrain { node, .. } | Self::Drain { node, .. } => vec![Target::Node(node.clone())],
+            Self::CompleteLifecycle { instance, .. } | Self::Heartbeat { instance, .. } => {
+                vec![Target::Instance(instance.clone())]
+            }
             Self::Describe { .. } => vec![Target::Describe],
             Self::Explain { .. } => Vec::new(),
             Self::ShowBuffer { namespace, name, .. } => vec![Target::Buffer((namespace.clone(), name.clone()))],
@@ -164,5 +189,6 @@ pub(super) enum Target {
     Buffer(buffers::Key),
     Describe,
     Group(String),
+    Instance(String),
     Node(String),
 }

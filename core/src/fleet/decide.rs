@@ -61,6 +61,7 @@ impl Fleet {
         let mut actions = self.grow(&mut agenda, &census, &placement);
         actions.extend(self.finish_drains(&mut agenda, &census, &placement));
         actions.extend(self.turns(&mut agenda, &census));
+        actions.extend(self.hold_hooks(&mut agenda));
         let Shrinking { drains, stays, consolidated } = self.shrink(&mut agenda, &census, &waiting, &reserves);
         actions.extend(drains);
         if self.is_settled() {
@@ -83,7 +84,7 @@ impl Fleet {
         let settled = |name: &str| {
             // One that waits for its pods to end does so for hours.
             let leaves = |group: &Census| group.leaving.iter().any(|(_, intent, _)| intent.evict);
-            census.iter().any(|group| group.name == name && group.coming == 0 && !leaves(group))
+            census.iter().any(|group| group.name == name && group.coming == 0 && !leaves(group) && !self.holds(name))
                 || self.groups.get(name).is_some_and(|group| group.observed.is_none())
         };
         let newcomers = self.nodes.values().any(|member| self.is_newcomer(member));

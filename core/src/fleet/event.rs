@@ -99,6 +99,9 @@ pub struct Instance {
     pub id: String,
     /// Whether its lifecycle state is one on the way to or in service (`Pending*`, `InService`).
     pub live: bool,
+    /// Whether a lifecycle hook holds its termination (`Terminating:Wait`).
+    #[serde(default)]
+    pub waits: bool,
     /// Its availability zone.
     #[serde(default)]
     pub zone: Option<String>,

@@ -169,6 +169,11 @@ impl World {
                 assert!(*to <= policy.max.min(asg.max), "invariant_desired_within_bounds: {action:?}");
                 assert!(to > from, "invariant_capacity_is_never_lowered_by_setting_it: {action:?}");
             }
+            // Another's drain, that would be anyway.
+            Action::Drain { intent, .. } if intent.by != Trigger::Coordinator => {}
+            Action::CompleteLifecycle { node, because: Reason::Drained { .. }, .. } => {
+                assert!(!self.held(node), "invariant_no_hook_is_let_go_while_there_is_work: {action:?}");
+            }
             Action::Drain { node, intent, because, .. } => {
                 // The last word of an agent that fell silent holds until the report timeout.
                 let silent = self.now.since(self.said_since[node]);
@@ -206,8 +211,10 @@ impl World {
                 assert!(self.asgs[group].desired > min, "invariant_never_below_minimum: {action:?}");
             }
             Action::CancelDrain { .. }
+            | Action::CompleteLifecycle { .. }
             | Action::Describe { .. }
             | Action::Explain { .. }
+            | Action::Heartbeat { .. }
             | Action::ShowBuffer { .. } => {}
         }
     }
@@ -220,8 +227,6 @@ impl World {
         let drains = |other: &&Node| other.name != node && other.intent.as_ref().is_some_and(ours);
         let draining: Vec<_> = self.nodes.values().filter(drains).collect();
         let why = match action.because() {
-            // Another's drain.
-            Some(Reason::Turn { .. }) => return,
             Some(Reason::Unneeded { .. }) => Disruption::Empty,
             Some(Reason::RunToCompletion { .. }) => Disruption::Completed,
             _ => Disruption::Consolidated,
@@ -315,6 +320,13 @@ impl World {
                 self.log.push(format!("cancel {node}: {because}"));
                 self.nodes.get_mut(node).unwrap().intent = None;
             }
+            Action::Heartbeat { instance, .. } => self.log.push(format!("heartbeat {instance}")),
+            Action::CompleteLifecycle { node, instance, because, .. } => {
+                self.log.push(format!("complete {node}: {because}"));
+                for asg in self.asgs.values_mut() {
+                    asg.instances.retain(|it| it.id != *instance);
+                }
+            }
             Action::Explain { pod, because, .. } => self.log.push(format!("{pod}: {because}")),
             Action::ShowBuffer { name, status, .. } => {
                 self.shown.entry(name.clone()).or_default().push(status.clone());
@@ -326,7 +338,8 @@ impl World {
     /// A new instance, whose node comes later.
     fn instance(&mut self, group: &str, zone: Option<&str>) -> String {
         self.instances += 1;
-        let instance = Instance { id: format!("i-{}", self.instances), live: true, zone: zone.map(str::to_owned) };
+        let instance =
+            Instance { id: format!("i-{}", self.instances), live: true, waits: false, zone: zone.map(str::to_owned) };
         self.asgs.get_mut(group).unwrap().instances.push(instance.clone());
         self.joining.push((group.to_owned(), instance.clone()));
         instance.id
@@ -630,7 +643,12 @@ fn an_instance_that_never_joins_is_replaced_after_the_timeout() {
     world.gpu_pod("train");
     world.run(31);
     assert_eq!(world.desired("gpu"), 1);
-    world.asgs.get_mut("gpu").unwrap().instances.push(Instance { id: "i-dead".into(), live: true, zone: None });
+    world.asgs.get_mut("gpu").unwrap().instances.push(Instance {
+        id: "i-dead".into(),
+        live: true,
+        waits: false,
+        zone: None,
+    });
     world.run(14 * 60);
     assert_eq!(world.desired("gpu"), 1);
     world.run(3 * 60);
@@ -879,6 +897,39 @@ fn what_somebody_else_drains_is_not_ours_to_end_and_takes_no_turn() {
         let stay = world.fleet.outline(world.now).nodes.into_iter().find(|node| node.name == "cpu-1").unwrap().stays;
         assert_eq!(stay, Some(Stay::DrainedFor { by, why: "theirs".into() }));
     }
+}
+
+#[test]
+fn a_node_whose_group_terminates_it_is_drained_while_the_hook_is_kept_waiting() {
+    let holding = |drained_by: u64| {
+        let mut policy = flow();
+        policy.groups.get_mut("cpu").unwrap().lifecycle_hook = Some("ebb".into());
+        let mut world = World::new(policy);
+        world.run(60);
+        world.log.clear();
+        world.responsive = drained_by == 0;
+        let instance = world.nodes["cpu-1"].instance.clone().unwrap();
+        let asg = world.asgs.get_mut("cpu").unwrap();
+        let held = asg.instances.iter_mut().find(|it| it.id == instance).unwrap();
+        (held.live, held.waits) = (false, true);
+        world.run(100);
+        let node = world.nodes.get("cpu-1").cloned().unwrap_or_default();
+        (world.log(), node, world)
+    };
+    let (log, node, mut world) = holding(1);
+    let intent = node.intent.unwrap();
+    assert_eq!((intent.by, intent.reason.as_str()), (Trigger::LifecycleHook, "group cpu terminates its instance"));
+    let beats = log.iter().filter(|line| line.starts_with("heartbeat")).count();
+    assert!((3..=7).contains(&beats), "{log:?}");
+    assert!(!log.iter().any(|line| line.starts_with("complete")), "{log:?}");
+    // Not for ever: at the deadline the group gets its way.
+    world.run(1000);
+    let log = world.log();
+    assert_eq!(log.last().unwrap(), "complete cpu-1: the drain was given up");
+
+    let (log, ..) = holding(0);
+    let completed = log.iter().position(|line| line.starts_with("complete cpu-1: drained in")).unwrap();
+    assert!(!log[completed..].iter().any(|line| line.starts_with("heartbeat") || line.contains("complete cpu-2")));
 }
 
 #[test]
@@ -1284,7 +1335,7 @@ fn a_group_whose_instances_never_become_nodes_is_left_for_another() {
     world.pod("a", &[("cpu", "4"), ("pods", "1")]);
     world.run(31);
     let asg = world.asgs.get_mut("first").unwrap();
-    asg.instances.push(Instance { id: "i-mute".into(), live: true, zone: None });
+    asg.instances.push(Instance { id: "i-mute".into(), live: true, waits: false, zone: None });
     world.run(14 * 60);
     assert_eq!((world.desired("first"), world.desired("second")), (1, 0));
     world.run(2 * 60);

@@ -108,7 +108,11 @@ impl World<'_> {
         for action in actions {
             self.check_decision(&action);
             let takes = match action {
-                Action::Describe { .. } | Action::SetDesired { .. } | Action::Terminate { .. } => AWS_CALL,
+                Action::CompleteLifecycle { .. }
+                | Action::Heartbeat { .. }
+                | Action::Describe { .. }
+                | Action::SetDesired { .. }
+                | Action::Terminate { .. } => AWS_CALL,
                 Action::Launch { .. } => LAUNCH_CALL,
                 Action::CancelDrain { .. }
                 | Action::Drain { .. }
@@ -186,7 +190,8 @@ impl World<'_> {
                 }
                 _ => Some(Failure::NotFound),
             },
-            // No scenario has buffers.
+            // No scenario has buffers, or lifecycle hooks.
+            Action::CompleteLifecycle { .. } | Action::Heartbeat { .. } => Some(Failure::NotFound),
             Action::Explain { .. } | Action::ShowBuffer { .. } => None,
         };
         match failure {

@@ -1,4 +1,4 @@
-//! An eviction's request and what its answers mean. Pure.
+//! An eviction's request and what its answers mean.
 //!
 //! The body is our own: kube's `evict` writes `delete_options`, which the API server does not know and drops, and with
 //! it the UID that keeps a pod of the same name from being evicted in place of the one that was meant.
@@ -6,10 +6,17 @@
 use std::time::Duration;
 
 use ebb_core::drain::{EvictionOutcome, Reply, Target};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::core::Status;
+use kube::{Client, Error};
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-pub(super) fn body(pod: &Target, grace: Option<Duration>) -> Value {
+/// Longer than the API server tries to write a PodDisruptionBudget: 20 times every 500 ms.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+pub fn body(pod: &Target, grace: Option<Duration>) -> Value {
     json!({
         "apiVersion": "policy/v1",
         "kind": "Eviction",
@@ -19,7 +26,7 @@ pub(super) fn body(pod: &Target, grace: Option<Duration>) -> Value {
 }
 
 /// `None`: no reply in time.
-pub(super) fn reply<T>(namespace: &str, result: Option<&Result<T, kube::Error>>) -> Reply {
+fn reply<T>(namespace: &str, result: Option<&Result<T, kube::Error>>) -> Reply {
     match result {
         Some(Ok(_)) => EvictionOutcome::Accepted.into(),
         Some(Err(kube::Error::Api(status))) => Reply {
@@ -28,7 +35,7 @@ pub(super) fn reply<T>(namespace: &str, result: Option<&Result<T, kube::Error>>)
             budget: budget(status).map(|budget| format!("{namespace}/{budget}")),
             retry_after: retry_after(status),
         },
-        Some(Err(error)) => Reply { reason: crate::health::chain(error), ..EvictionOutcome::Unavailable.into() },
+        Some(Err(error)) => Reply { reason: chain(error), ..EvictionOutcome::Unavailable.into() },
         None => Reply { reason: "no reply in time".into(), ..EvictionOutcome::Unavailable.into() },
     }
 }
@@ -71,16 +78,56 @@ fn retry_after(status: &Status) -> Option<Duration> {
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))
 }
 
-/// A closed set, for metrics and logs.
-pub(super) fn label(outcome: EvictionOutcome) -> &'static str {
-    match outcome {
-        EvictionOutcome::Accepted => "accepted",
-        EvictionOutcome::Blocked => "blocked",
-        EvictionOutcome::Gone => "gone",
-        EvictionOutcome::Refused => "refused",
-        EvictionOutcome::Throttled => "throttled",
-        EvictionOutcome::Unavailable => "unavailable",
+/// Evicts a pod. `grace`: less than its own.
+pub async fn evict(client: &Client, pod: &Target, grace: Option<Duration>) -> Reply {
+    reply(&pod.namespace, ask(client, pod, grace, false).await.as_ref())
+}
+
+/// What the API server would say to an eviction now. Nothing is evicted, and no budget spent.
+///
+/// # Errors
+/// Where whoever asks may not: that says nothing of the pod.
+pub async fn dry_run(client: &Client, pod: &Target) -> Result<Reply, Error> {
+    match ask(client, pod, None, true).await {
+        Some(Err(Error::Api(status))) if is_rbac(&status) => Err(Error::Api(status)),
+        result => Ok(reply(&pod.namespace, result.as_ref())),
     }
+}
+
+/// Deletes a pod past its budget.
+pub async fn delete(client: &Client, pod: &Target, grace: Duration) -> Reply {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    let params = DeleteParams {
+        grace_period_seconds: u32::try_from(grace.as_secs()).ok(),
+        preconditions: Some(Preconditions { uid: Some(pod.uid.clone()), ..Preconditions::default() }),
+        ..DeleteParams::default()
+    };
+    let result = tokio::time::timeout(TIMEOUT, pods.delete(&pod.name, &params)).await;
+    reply(&pod.namespace, result.as_ref().ok())
+}
+
+async fn ask(
+    client: &Client,
+    pod: &Target,
+    grace: Option<Duration>,
+    dry_run: bool,
+) -> Option<Result<IgnoredAny, Error>> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    let params = PostParams { dry_run, ..PostParams::default() };
+    let body = body(pod, grace);
+    let request = pods.create_subresource("eviction", &pod.name, &params, &body);
+    tokio::time::timeout(TIMEOUT, request).await.ok()
+}
+
+/// Whether the asker was refused, and not the eviction: admission comes later, and words it otherwise.
+fn is_rbac(status: &Status) -> bool {
+    status.code == 401 || status.code == 403 && status.message.contains(" cannot create resource ")
+}
+
+/// An error with all that caused it.
+fn chain(error: &Error) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]
@@ -140,5 +187,17 @@ mod tests {
         let Reply { budget, retry_after, .. } =
             read(&json!({"code": 429, "message": "no", "details": {"retryAfterSeconds": 1}}));
         assert_eq!((budget, retry_after), (None, Some(Duration::from_secs(1))));
+    }
+
+    #[test]
+    fn who_may_not_ask_is_told_from_what_may_not_be_evicted() {
+        let check = |code: u16, message: &str, expected| {
+            let status: Status = serde_json::from_value(json!({"code": code, "message": message})).unwrap();
+            assert_eq!(is_rbac(&status), expected, "{message}");
+        };
+        let rbac = r#"pods "a" is forbidden: User "jane" cannot create resource "pods/eviction" in API group "" in the namespace "ml""#;
+        check(403, rbac, true);
+        check(403, r#"pods "a" is forbidden: node "x" can only evict pods with spec.nodeName set to itself"#, false);
+        check(401, "Unauthorized", true);
     }
 }
