@@ -45,6 +45,8 @@ pub struct Ebb {
     pub client: Client,
     pub reports_port: u16,
     pub http_port: u16,
+    /// How often agents sample.
+    pub agent_interval: &'static str,
     pub lab: Lab,
 }
 
@@ -70,6 +72,7 @@ impl Ebb {
             client,
             reports_port: free_port(),
             http_port: free_port(),
+            agent_interval: "200ms",
             lab,
         }
     }
@@ -193,6 +196,11 @@ impl Ebb {
         pods.into_iter().filter(bound).collect()
     }
 
+    /// How many agents run.
+    pub fn agents(&self) -> usize {
+        self.agents.len()
+    }
+
     /// A token as the agent's pod has it for the coordinator.
     pub async fn reports_token(&self, pod: &Pod) -> String {
         self.lab.service_account_token(NAMESPACE, "ebb-agent", REPORTS_AUDIENCE, Some(pod)).await
@@ -250,7 +258,7 @@ impl Ebb {
             .arg(self.ca_file())
             .arg("--coordinator-token-file")
             .arg(folder.join("token"))
-            .args(["--rights", self.rights.flag(), "--interval", "200ms", "--source"])
+            .args(["--rights", self.rights.flag(), "--interval", self.agent_interval, "--source"])
             .arg(format!("replay:{}", folder.join("readings").display()));
         Some(self.lab.spawn(&format!("agent-{node}"), command))
     }

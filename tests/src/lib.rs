@@ -1,8 +1,10 @@
 //! What the end-to-end tests stand on: a lab of their own (see `cargo xtask lab`), our binaries run in it, and waiting.
 //! Everything here panics rather than returning errors: in a test, a broken lab is a failed test.
 
+pub mod audit;
 mod aws;
 mod browser;
+pub mod contest;
 mod drains;
 mod ebb;
 mod http;

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::os::unix::process::ExitStatusExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_sdk_autoscaling::error::ProvideErrorMetadata;
 use ebb_tests::{Lab, LabOptions};
@@ -226,6 +226,24 @@ async fn spawned_program_has_the_labs_environment_and_ends_with_its_handle() {
     assert!(process.exists());
     drop(program);
     assert!(!process.exists());
+}
+
+#[tokio::test]
+async fn pod_takes_the_time_that_its_annotations_name() {
+    let lab = Lab::up(groups(&["name=cpu,desired=1"])).await;
+    let slow = r#"name: work, namespace: default, annotations: {
+  pod-ready.stage.kwok.x-k8s.io/delay: 2s, pod-delete.stage.kwok.x-k8s.io/delay: 3s}"#;
+    let pod = POD.replace("name: work, namespace: default", slow);
+    let pods: Api<Pod> = Api::namespaced(lab.client().await, "default");
+    let began = Instant::now();
+    lab.apply(&pod.replace("terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 30")).await;
+    wait_for_work(&lab).await;
+    assert!(began.elapsed() >= Duration::from_secs(2));
+
+    let began = Instant::now();
+    pods.delete("work", &Default::default()).await.unwrap();
+    lab.wait_until("the pod to go", SOON, async || pods.get_opt("work").await.unwrap().is_none()).await;
+    assert!((3..30).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures, each beside a peer or a limit on the same machine in the same run.
 
 pub(crate) mod agent;
+mod lab;
 
 use std::process::Command;
 
@@ -16,8 +17,9 @@ use crate::process::{capture, root, run as run_command};
 /// minutes and needs prometheus-node-exporter, which it installs from Debian's packages, and cAdvisor, which it builds
 /// with Go; it makes cgroups, and for ten seconds it sets the sysctl kernel.bpf_stats_enabled. `ebpf` takes 40 seconds.
 /// `burst` brings up a lab (see `cargo xtask lab --help`) and takes about five seconds a trial; `decide` does so, too, and
-/// fills it first, which takes a minute for every 20 000 pods or so. `planning` takes ten seconds, `sim` minutes. Nothing is left running. Progress goes to standard error. A busy machine makes all figures
-/// worse. Aims are printed beside the figures; nothing fails when one is missed.
+/// fills it first, which takes a minute for every 20 000 pods or so. `drain` brings up three, one after the other, and
+/// takes about 25 minutes. `planning` takes ten seconds, `sim` minutes. Nothing is left running. Progress goes to standard
+/// error. A busy machine makes all figures worse. Aims are printed beside the figures; nothing fails when one is missed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to measure; nothing: everything.
@@ -28,6 +30,13 @@ pub(crate) struct Args {
     /// How long `agent` measures, idle and under load.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(5..=3600))]
     seconds: u64,
+    /// How often `drain` measures. One call of kubectl for many nodes takes minutes: it is measured once, and for more than
+    /// 100 nodes not at all.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// How many nodes `drain` drains at once; each has an agent of 16 MiB.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
+    drained_nodes: u32,
     /// How often `burst` and `decide` measure.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=90))]
     trials: u32,
@@ -50,6 +59,9 @@ enum Group {
     /// The coordinator in a cluster of size: memory, CPU, from a pod that finds no node to `SetDesiredCapacity`, and what it
     /// makes of 1000 pods at once.
     Decide,
+    /// The agents' drain beside `kubectl drain`: one node with 110 pods, one with a PodDisruptionBudget, many at once; time
+    /// over the pods' grace, requests by the API server's audit log.
+    Drain,
     /// How long the rules take to find room for a burst, as it grows, and for pods that mean something for each other.
     Planning,
     /// Virtual time a second of the simulator, as clusters grow.
@@ -80,8 +92,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let (name, rows) = match group {
             Group::Agent => ("agent", agent::measure(args.seconds)?),
             Group::Ebpf => ("ebpf", ebpf()?),
-            Group::Burst => ("burst", burst(args.trials)?),
-            Group::Decide => ("decide", decide(args)?),
+            Group::Burst => ("burst", lab::burst(args.trials)?),
+            Group::Decide => ("decide", lab::decide(args)?),
+            Group::Drain => ("drain", lab::drain(args)?),
             Group::Planning => ("planning", planning()?),
             Group::Sim => ("sim", sim()?),
         };
@@ -287,108 +300,4 @@ fn sim() -> Result<Vec<Row>> {
     let what = "growth of time with nodes, 1000 to 5000";
     rows.push(Row { what, unit: "exponent", ours: exponent, theirs: Some((1.0, "in proportion")), aim: "" });
     Ok(rows)
-}
-
-/// Runs one of the benchmarks that need a lab; what it found.
-fn in_a_lab(bin: &str, numbers: &[u32]) -> Result<Value> {
-    build(&["ebb-coordinator"])?;
-    let mut cargo = Command::new("cargo");
-    cargo.args(["run", "--quiet", "--package", "ebb-tests", "--bin", bin, "--"]);
-    cargo.args(numbers.iter().map(u32::to_string));
-    // Its warnings and progress are for the one who waits.
-    cargo.env("EBB_BUILD_PROFILE", "release").stderr(std::process::Stdio::inherit()).current_dir(root());
-    serde_json::from_str(&capture(&mut cargo)?).context("read the figures")
-}
-
-fn burst(trials: u32) -> Result<Vec<Row>> {
-    let document = in_a_lab("bench-burst", &[trials])?;
-    let row = |what, from: &str, percentile: &str, aim| {
-        let figure = |who: &str| document[who][from][percentile].as_f64().with_context(|| format!("find {percentile}"));
-        anyhow::Ok(Row {
-            what,
-            unit: "ms",
-            ours: figure("ebb")?,
-            theirs: Some((figure("floor")?, "watch and call, nothing else")),
-            aim,
-        })
-    };
-    Ok(vec![
-        row("unschedulable to SetDesired, p50", "fromUnschedulableMs", "p50", "below 300 ms")?,
-        row("unschedulable to SetDesired, p90", "fromUnschedulableMs", "p90", "")?,
-        row("unschedulable to SetDesired, max", "fromUnschedulableMs", "max", "")?,
-        row("pod created to SetDesired, p50", "fromCreationMs", "p50", "")?,
-        row("pod created to SetDesired, p90", "fromCreationMs", "p90", "")?,
-        row("pod created to SetDesired, max", "fromCreationMs", "max", "")?,
-    ])
-}
-
-fn decide(args: &Args) -> Result<Vec<Row>> {
-    let document = in_a_lab("bench-decide", &[args.trials, args.nodes, args.pods])?;
-    eprintln!("the cluster: {} nodes, {} pods, made in {} s", args.nodes, args.pods, document["fillSeconds"]);
-    let figure = |path: &str| document.pointer(path).and_then(Value::as_f64).with_context(|| format!("find {path}"));
-    let row = |what, unit, ours: &str, theirs: Option<(&str, &'static str)>, aim| {
-        let theirs = theirs.map(|(path, who)| anyhow::Ok((figure(path)?, who))).transpose()?;
-        anyhow::Ok(Row { what, unit, ours: figure(ours)?, theirs, aim })
-    };
-    let scheduler = |path| Some((path, "kube-scheduler"));
-    let floor = |path| Some((path, "watch and call, nothing else"));
-    Ok(vec![
-        row("from its start to a whole picture", "s", "/syncedSeconds", None, "")?,
-        row(
-            "resident memory, idle",
-            "MiB",
-            "/idle/ebb/rssMib",
-            scheduler("/idle/scheduler/rssMib"),
-            "below 200 MiB at 5000 nodes, 150 000 pods",
-        )?,
-        row("its peak so far", "MiB", "/idle/ebb/peakMib", scheduler("/idle/scheduler/peakMib"), "")?,
-        row(
-            "CPU in an idle minute, no reports",
-            "s",
-            "/idle/ebb/cpuSeconds",
-            scheduler("/idle/scheduler/cpuSeconds"),
-            "",
-        )?,
-        row(
-            "unschedulable to SetDesired, p50",
-            "ms",
-            "/trials/ebb/fromUnschedulableMs/p50",
-            floor("/trials/floor/fromUnschedulableMs/p50"),
-            "",
-        )?,
-        row(
-            "unschedulable to SetDesired, p99",
-            "ms",
-            "/trials/ebb/fromUnschedulableMs/p99",
-            floor("/trials/floor/fromUnschedulableMs/p99"),
-            "below 1 s",
-        )?,
-        row(
-            "pod created to SetDesired, p50",
-            "ms",
-            "/trials/ebb/fromCreationMs/p50",
-            floor("/trials/floor/fromCreationMs/p50"),
-            "",
-        )?,
-        row(
-            "pod created to SetDesired, p99",
-            "ms",
-            "/trials/ebb/fromCreationMs/p99",
-            floor("/trials/floor/fromCreationMs/p99"),
-            "",
-        )?,
-        row("the rules, over one such pod's trial", "ms", "/trials/rulesMs", None, "")?,
-        row("1000 pods, first to last created", "ms", "/burst/createdMs", None, "")?,
-        row(
-            "last created to last SetDesired",
-            "ms",
-            "/burst/askedMs",
-            Some(("/burst/refusedMs", "the scheduler's last refusal")),
-            "within 2 s",
-        )?,
-        row("calls of SetDesired", "", "/burst/calls", Some(("/burst/groups", "groups that grow")), "one each")?,
-        row("nodes asked for", "", "/burst/nodes", Some(("/burst/nodesNeeded", "nodes needed")), "")?,
-        row("the rules, over the whole burst", "ms", "/burst/rulesMs", None, "")?,
-        row("resident memory, after the burst", "MiB", "/after/rssMib", None, "")?,
-    ])
 }

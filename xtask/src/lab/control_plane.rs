@@ -156,9 +156,12 @@ fn start_controllers(lab: &Lab, ports: &Ports, more: &[String]) -> Result<()> {
 }
 
 fn start_kwok(lab: &Lab, ports: &Ports) -> Result<()> {
+    let more = lab.dir.join("conf/kwok.yaml");
+    fs::write(&more, include_str!("kwok.yaml")).context("write KWOK's configuration")?;
     let mut kwok = Command::new(lab.bin.join("kwok"));
     kwok.arg(format!("--kubeconfig={}", component_kubeconfig(lab, "kwok")))
         .arg(format!("--config={}", build::kwok_stages()?.display()))
+        .arg(format!("--config={}", more.display()))
         .arg("--manage-all-nodes=false")
         .arg("--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake")
         .args(["--cidr=10.0.0.1/16", "--node-ip=192.0.2.2", "--node-lease-duration-seconds=40"])
