@@ -58,7 +58,13 @@ async fn are_taken_without_a_warning_and_make_their_pods(manifests: &str) {
 
 #[tokio::test]
 async fn binaries_take_the_flags_and_the_configuration_that_the_manifests_give_them() {
-    let (lab, file) = lab_with_namespace(LabOptions::default(), "ebb.yaml").await;
+    for manifests in ["ebb.yaml", "ebb-admission.yaml"] {
+        binaries_take_what_these_give_them(manifests).await;
+    }
+}
+
+async fn binaries_take_what_these_give_them(manifests: &str) {
+    let (lab, file) = lab_with_namespace(LabOptions::default(), manifests).await;
     lab.kubectl(&["apply", SERVER_SIDE, "--filename", &file]).await;
     let client = lab.client().await;
     let container = |template: PodTemplateSpec| template.spec.unwrap().containers.remove(0);
