@@ -26,6 +26,8 @@ pub enum Fate<'a> {
     /// It is terminating already.
     Ending,
     Evicted,
+    /// Its budget allows it not now; shortly before the deadline it is deleted all the same.
+    Forced,
     /// It is over: nothing of it is left to evict.
     Finished,
     /// Of a DaemonSet, or of the node itself, or it asks to be left alone.
@@ -68,6 +70,11 @@ pub fn fate<'a>(
     }
     // By the numbers that the budgets' controller last counted.
     let counted = Allowance::new(budgets).covers(std::iter::once(pod));
+    let is_blocked =
+        matches!((answer, &counted), (Answer::Blocked(_), _) | (Answer::Unknown, Err((_, Blocked::Spent(_)))));
+    if is_blocked && intent.permits.delete_at_deadline {
+        return Fate::Forced;
+    }
     match (answer, counted) {
         (Answer::Allowed, _) | (Answer::Unknown, Ok(())) => Fate::Evicted,
         (Answer::Unknown, Err((_, blocked))) => Fate::Stopped(Obstacle::Budget(blocked, None)),
@@ -190,5 +197,17 @@ mod tests {
         // A budget that is new to us.
         check(&[], blocked(), "has 2");
         check(&[("a", 1)], Answer::Refused("webhook".into()), "webhook");
+    }
+
+    #[test]
+    fn a_budget_is_no_obstacle_to_a_drain_that_may_delete_in_the_end() {
+        let permits = Permits { delete_at_deadline: true, ..Permits::default() };
+        let fate_under = |all: &[(&str, u32)], answer| {
+            fate(&Candidate::from(pod()), &intent(permits), &budgets(all), &answer) == Fate::Forced
+        };
+        assert!(fate_under(&[("a", 0)], Answer::Unknown));
+        assert!(fate_under(&[("a", 0)], Answer::Blocked("has 2".into())));
+        assert!(!fate_under(&[("a", 1)], Answer::Allowed));
+        assert!(!fate_under(&[("a", 1), ("b", 1)], Answer::Refused("more than one".into())));
     }
 }

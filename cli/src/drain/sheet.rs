@@ -63,6 +63,7 @@ fn becomes(fate: &Fate<'_>, pod: &Pod, preview: &Preview) -> &'static str {
         Fate::Evicted if pod.pin == Some(Pin::LocalStorage) => "evicted, and what is in its local volumes is lost",
         Fate::Evicted if shares(pod, preview) => "evicted, in turn with others of its budget",
         Fate::Evicted => "evicted",
+        Fate::Forced => "deleted shortly before the deadline, if its budget holds it for so long",
         Fate::Finished => "is over",
         Fate::Stays => "stays",
         Fate::Stopped(_) => "stops it",
@@ -82,7 +83,7 @@ fn leaving(preview: &Preview) -> Vec<(&PodDisruptionBudget, u32)> {
     let pods = preview.nodes.iter().flat_map(|node| &node.pods);
     let goes = |(pod, answer): &&(Candidate, _)| {
         let fate = fate(pod, &preview.intent, &preview.budgets, answer);
-        matches!(fate, Fate::Evicted | Fate::Stopped(Obstacle::Budget(..)))
+        matches!(fate, Fate::Evicted | Fate::Forced | Fate::Stopped(Obstacle::Budget(..)))
     };
     preview.budgets.needed_by(pods.filter(goes).map(|(candidate, _)| &candidate.pod))
 }

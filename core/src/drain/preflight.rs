@@ -50,9 +50,12 @@ impl Preflight {
         let asked = self.checks.take(timer, open.iter().copied());
         actions.extend(asked.into_iter().map(|pod| Action::Check(pod.into())));
         for pod in &evicted {
-            if let Some(reply) = self.checks.reply(pod)
-                && matches!(reply.outcome, EvictionOutcome::Blocked | EvictionOutcome::Refused)
-            {
+            let is_stopped = |outcome| match outcome {
+                // It will go in the end, whatever its budget says.
+                EvictionOutcome::Blocked => !intent.permits.delete_at_deadline,
+                outcome => outcome == EvictionOutcome::Refused,
+            };
+            if let Some(reply) = self.checks.reply(pod).filter(|reply| is_stopped(reply.outcome)) {
                 causes.add(pod, cause(reply));
             }
         }
