@@ -11,8 +11,9 @@ use super::timer::Timer;
 use crate::time::Instant;
 
 /// Requests under way at once. A pod that waits for its next turn holds no slot, so a closed budget does not starve the
-/// others.
-const IN_FLIGHT: usize = 10;
+/// others. API servers queue 300 of one node before they refuse any (`system-nodes` of API Priority and Fairness: six
+/// queues of 50).
+pub(super) const IN_FLIGHT: usize = 20;
 /// Between two requests for the pods of a budget that allows none: the first, so much longer each time, up to the longest.
 /// kubectl asks for each pod every 5 s, Karpenter every 0.1 to 10 s.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);

@@ -505,14 +505,14 @@ fn an_api_server_that_has_too_much_to_do_is_left_in_peace() {
     drain.handle(at(0), Event::Node(Box::new(node)));
     let pods: Vec<_> = (0..30).map(|pod| workload(&pod.to_string())).collect();
     let checks = drain.handle(at(0), Event::Pods(pods));
-    assert_eq!(checks.len(), 10);
+    assert_eq!(checks.len(), eviction::IN_FLIGHT);
     let busy = Reply { retry_after: Some(Duration::from_secs(7)), ..EvictionOutcome::Throttled.into() };
     for check in checks {
         let Action::Check(Target { uid, .. }) = check else { panic!("{check:?}") };
         assert_eq!(drain.handle(at(1), Event::Checked { uid, reply: busy.clone() }), []);
     }
     assert_eq!(drain.next_wakeup(), Some(at(8)));
-    assert_eq!(drain.handle(at(8), Event::Tick).len(), 10);
+    assert_eq!(drain.handle(at(8), Event::Tick).len(), eviction::IN_FLIGHT);
 }
 
 #[test]
