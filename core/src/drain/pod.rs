@@ -116,8 +116,9 @@ impl Pod {
         }
     }
 
+    /// Kubernetes keeps the second in which it was made, not the moment.
     fn is_older_than(&self, began: Option<Instant>) -> bool {
-        began.zip(self.created).is_none_or(|(began, created)| created < began)
+        began.zip(self.created).is_none_or(|(began, created)| created + Duration::from_secs(1) <= began)
     }
 }
 

@@ -348,7 +348,7 @@ fn tiers_go_one_after_the_other_and_daemons_last_and_by_choice() {
     assert_eq!(evictions, ["evict pod-first", "evict pod-a", "evict pod-critical", "evict pod-chosen"]);
     // Its controller makes it anew; it is not evicted again, and does not keep the node.
     let reborn = Pod { controller: Controller::DaemonSet, asks: Some(pod::Ask::Evict), ..workload("reborn") };
-    world.pods.push(Pod { created: Some(at(2)), ..reborn });
+    world.pods.push(Pod { created: Some(at(1)), ..reborn });
     world.show_pods();
     world.run_until(60);
     assert!(world.node.drained);
