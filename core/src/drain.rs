@@ -20,7 +20,6 @@ mod pod;
 mod preflight;
 #[cfg(test)]
 mod tests;
-mod timer;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -31,6 +30,7 @@ use crate::intent::{Intent, Phase, Progress};
 use crate::notice::{self, Notices};
 use crate::time::Instant;
 
+use crate::agenda::Agenda;
 pub use change::{Change, Condition, Edit, NodeChange, Step};
 use eviction::Evictions;
 pub use eviction::{EvictionOutcome, Reply};
@@ -39,7 +39,6 @@ pub use hook::{Hook, HookOutcome, HookPhase, OnFailure, When};
 pub use node::{Blocker, Node};
 pub use pod::{Pod, Tier, Treatment};
 use preflight::Preflight;
-use timer::Timer;
 
 /// How long after its cordon a node must have been watched: the scheduler may have bound a pod just before. Karpenter
 /// waits as long (its `MinDrainTime`).
@@ -226,9 +225,9 @@ impl Drain {
             }
             Event::Tick => {}
         }
-        let mut timer = Timer::new(now);
-        let actions = self.step(&mut timer);
-        self.next = timer.next;
+        let mut agenda = Agenda::new(now);
+        let actions = self.step(&mut agenda);
+        self.next = agenda.next;
         actions
     }
 
@@ -237,18 +236,18 @@ impl Drain {
         self.next
     }
 
-    fn step(&mut self, timer: &mut Timer) -> Vec<Action> {
+    fn step(&mut self, agenda: &mut Agenda) -> Vec<Action> {
         let mut actions = Vec::new();
         let Some(node) = self.node.clone() else { return actions };
         self.follow(&node, &mut actions);
         let may_patch = match self.patch {
             PatchState::InFlight => false,
-            PatchState::RetryAt(at) => timer.due(at),
+            PatchState::RetryAt(at) => agenda.due(at),
             PatchState::Ready => true,
         };
         if may_patch {
             self.patch = PatchState::Ready;
-            if let Some((because, change)) = self.plan(timer, &node, &mut actions) {
+            if let Some((because, change)) = self.plan(agenda, &node, &mut actions) {
                 self.patch = PatchState::InFlight;
                 actions.push(Action::Patch { change, because });
             }
@@ -257,7 +256,7 @@ impl Drain {
             && let Some(intent) = &self.last
         {
             let ask = Ask { hooks: &self.settings.hooks, intent, until: Instant::from_millis(u64::MAX) };
-            let verdict = hooks.advance(timer, ask, (phase, None), &mut actions);
+            let verdict = hooks.advance(agenda, ask, (phase, None), &mut actions);
             self.aftermath = matches!(verdict, Verdict::Waits(_)).then_some((phase, hooks));
         }
         let under_way = under_way(&node);
@@ -272,7 +271,7 @@ impl Drain {
             && progress.phase == Phase::Draining
             && node.unschedulable
         {
-            self.evict(timer, intent, progress, &mut actions);
+            self.evict(agenda, intent, progress, &mut actions);
         }
         actions
     }

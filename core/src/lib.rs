@@ -4,6 +4,7 @@
 //! the same code: one way in (`handle`), a list of actions out, and `next_wakeup` to say when to call again.
 
 pub mod admission;
+mod agenda;
 pub mod buffer;
 pub mod classify;
 pub mod cron;

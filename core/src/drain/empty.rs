@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::causes::{Causes, cause};
 use super::eviction::EvictionOutcome;
 use super::pod::{Pod, Treatment};
-use super::timer::Timer;
 use super::{Action, Course, DETACH_VOLUMES, Drain, MARGIN, Node, QUIET, SETTLE, STUCK};
+use crate::agenda::Agenda;
 use crate::intent::{Intent, Progress};
 use crate::time::{Instant, format_duration};
 
@@ -18,17 +18,17 @@ impl Drain {
     }
 
     /// Whether the node has been watched long enough to know that it is empty, and its volumes are elsewhere.
-    pub(super) fn is_empty(&mut self, timer: &mut Timer, node: &Node, intent: &Intent, progress: &Progress) -> bool {
+    pub(super) fn is_empty(&mut self, agenda: &mut Agenda, node: &Node, intent: &Intent, progress: &Progress) -> bool {
         if self.pods.is_none() || self.holding(intent, progress).next().is_some() {
             self.course.empty_since = None;
             return false;
         }
-        let since = *self.course.empty_since.get_or_insert(timer.now);
-        let cordoned_at = self.course.cordoned_at.unwrap_or(timer.now);
-        if !(timer.due(cordoned_at + SETTLE) & timer.due(since + QUIET)) {
+        let since = *self.course.empty_since.get_or_insert(agenda.now);
+        let cordoned_at = self.course.cordoned_at.unwrap_or(agenda.now);
+        if !(agenda.due(cordoned_at + SETTLE) & agenda.due(since + QUIET)) {
             return false;
         }
-        self.attached(node).next().is_none() || timer.due(since + DETACH_VOLUMES)
+        self.attached(node).next().is_none() || agenda.due(since + DETACH_VOLUMES)
     }
 
     /// Volumes of pods that have gone. Where one that stays has volumes, too, only those count that the kubelet has
@@ -38,7 +38,13 @@ impl Drain {
         node.attached.iter().filter(move |volume| !stays || !node.in_use.contains(*volume))
     }
 
-    pub(super) fn evict(&mut self, timer: &mut Timer, intent: &Intent, progress: &Progress, actions: &mut Vec<Action>) {
+    pub(super) fn evict(
+        &mut self,
+        agenda: &mut Agenda,
+        intent: &Intent,
+        progress: &Progress,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(pods) = &self.pods else { return };
         let Course { evictions, forced, open, .. } = &mut self.course;
         let forces = intent.permits.delete_at_deadline;
@@ -46,7 +52,7 @@ impl Drain {
         for pod in pods {
             // While there is just time for its grace, order and patience end.
             let waits_longer = intent.is_planned() && !forces;
-            let in_time = waits_longer || !timer.due(intent.deadline.before(pod.grace + MARGIN));
+            let in_time = waits_longer || !agenda.due(intent.deadline.before(pod.grace + MARGIN));
             let goes = match pod.treatment(intent, Some(progress.since)) {
                 Treatment::Evict => !in_time || open.is_some_and(|open| pod.tier() <= open),
                 Treatment::Await => !in_time && !intent.is_planned(),
@@ -57,15 +63,15 @@ impl Drain {
             let is_blocked = evictions.reply(pod).is_some_and(|it| it.outcome == EvictionOutcome::Blocked);
             let is_forced = goes && forces && !in_time && (is_late || is_blocked);
             if is_forced && forced.insert(pod.uid.clone()) {
-                let grace = left(timer.now, intent).min(pod.grace);
+                let grace = left(agenda.now, intent).min(pod.grace);
                 actions.push(Action::Delete { pod: pod.into(), grace });
             } else if goes && pod.deletion.is_none() {
                 chosen.push(pod);
             }
         }
         chosen.sort_by_key(|pod| pod.tier());
-        for pod in evictions.take(timer, chosen.into_iter()) {
-            let left = left(timer.now, intent);
+        for pod in evictions.take(agenda, chosen.into_iter()) {
+            let left = left(agenda.now, intent);
             actions.push(if forced.contains(&pod.uid) {
                 Action::Delete { pod: pod.into(), grace: left.min(pod.grace) }
             } else {
@@ -77,7 +83,7 @@ impl Drain {
     }
 
     /// What is left to do, in words.
-    pub(super) fn left(&self, timer: &mut Timer, intent: &Intent, progress: Option<&Progress>) -> String {
+    pub(super) fn left(&self, agenda: &mut Agenda, intent: &Intent, progress: Option<&Progress>) -> String {
         let Some(progress) = progress else { return String::new() };
         let mut causes = Causes::default();
         let mut count = 0;
@@ -85,7 +91,7 @@ impl Drain {
             count += 1;
             let reply = self.course.evictions.reply(pod);
             match (pod.deletion, pod.treatment(intent, Some(progress.since)), reply) {
-                (Some(deletion), ..) if timer.due(deletion + STUCK) => causes.add(pod, stuck(pod)),
+                (Some(deletion), ..) if agenda.due(deletion + STUCK) => causes.add(pod, stuck(pod)),
                 (Some(_), ..) => {}
                 (None, Treatment::Keep(pin), _) => causes.add(pod, pin.to_string()),
                 (None, Treatment::Await, _) => causes.add(pod, "its end is awaited"),

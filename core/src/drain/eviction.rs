@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::pod::Pod;
-use super::timer::Timer;
+use crate::agenda::Agenda;
 use crate::time::Instant;
 
 /// Requests under way at once. A pod that waits for its next turn holds no slot, so a closed budget does not starve the
@@ -110,10 +110,10 @@ impl Evictions {
     }
 
     /// Which of these may be asked for now, in their order; each then counts as being asked for.
-    pub(super) fn take<'a>(&mut self, timer: &mut Timer, pods: impl Iterator<Item = &'a Pod>) -> Vec<&'a Pod> {
+    pub(super) fn take<'a>(&mut self, agenda: &mut Agenda, pods: impl Iterator<Item = &'a Pod>) -> Vec<&'a Pod> {
         let mut slots = IN_FLIGHT.saturating_sub(self.pods.values().filter(|asked| asked.again_at.is_none()).count());
         // With all slots taken nothing can be asked: the answer that frees one is the next event.
-        if slots == 0 || self.throttled_until.is_some_and(|at| !timer.due(at)) {
+        if slots == 0 || self.throttled_until.is_some_and(|at| !agenda.due(at)) {
             return Vec::new();
         }
         let mut taken = Vec::new();
@@ -130,14 +130,14 @@ impl Evictions {
                     }
                     continue;
                 }
-                Some(Asked { again_at: Some(at), .. }) if slots > 0 && timer.due(*at) => taken.push(pod),
+                Some(Asked { again_at: Some(at), .. }) if slots > 0 && agenda.due(*at) => taken.push(pod),
                 _ => continue,
             }
             slots -= 1;
         }
         for (budget, (_, pod)) in longest {
             let is_asked = self.pods.values().any(|asked| asked.again_at.is_none() && asked.is_about(&budget));
-            let due = self.budgets.get(&budget).is_none_or(|closed| timer.due(closed.again_at));
+            let due = self.budgets.get(&budget).is_none_or(|closed| agenda.due(closed.again_at));
             if !is_asked && due && slots > 0 {
                 slots -= 1;
                 taken.push(pod);
@@ -145,8 +145,8 @@ impl Evictions {
         }
         for pod in &taken {
             let asked = self.pods.entry(pod.uid.clone());
-            let asked = asked.or_insert(Asked { again_at: None, at: timer.now, reply: None });
-            (asked.again_at, asked.at) = (None, timer.now);
+            let asked = asked.or_insert(Asked { again_at: None, at: agenda.now, reply: None });
+            (asked.again_at, asked.at) = (None, agenda.now);
         }
         taken
     }

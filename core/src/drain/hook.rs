@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::pod::Tier;
-use super::timer::Timer;
 use super::{Action, Step};
+use crate::agenda::Agenda;
 use crate::intent::Intent;
 use crate::time::{Instant, format_duration};
 
@@ -144,7 +144,13 @@ pub(super) struct Ask<'a> {
 
 impl Hooks {
     /// Goes on with the hooks of a point, and says how far they are.
-    pub(super) fn advance(&mut self, timer: &mut Timer, ask: Ask, point: Point, actions: &mut Vec<Action>) -> Verdict {
+    pub(super) fn advance(
+        &mut self,
+        agenda: &mut Agenda,
+        ask: Ask,
+        point: Point,
+        actions: &mut Vec<Action>,
+    ) -> Verdict {
         if self.done.contains(&point) {
             return Verdict::Done;
         }
@@ -156,16 +162,16 @@ impl Hooks {
         };
         let mut next = match self.current.take() {
             Some(current) => Some(current),
-            None => first(0).map(|hook| Current::new(timer.now, point, hook)),
+            None => first(0).map(|hook| Current::new(agenda.now, point, hook)),
         };
         while let Some(mut current) = next {
             let hook = &ask.hooks[current.hook];
-            let verdict = current.go_on(timer, hook, ask, actions);
+            let verdict = current.go_on(agenda, hook, ask, actions);
             if verdict != Verdict::Done {
                 self.current = Some(current);
                 return verdict;
             }
-            next = first(current.hook + 1).map(|hook| Current::new(timer.now, point, hook));
+            next = first(current.hook + 1).map(|hook| Current::new(agenda.now, point, hook));
         }
         self.done.insert(point);
         Verdict::Done
@@ -193,13 +199,13 @@ impl Current {
         Self { point, hook, began: now, state: State::AskAt(now) }
     }
 
-    fn go_on(&mut self, timer: &mut Timer, hook: &Hook, ask: Ask, actions: &mut Vec<Action>) -> Verdict {
+    fn go_on(&mut self, agenda: &mut Agenda, hook: &Hook, ask: Ask, actions: &mut Vec<Action>) -> Verdict {
         let (phase, planned) = (self.point.0, ask.intent.is_planned());
         let limit = (self.began + hook.timeout).min(ask.until);
         if let State::Ended(HookOutcome::Later(after)) = self.state {
-            self.state = State::AskAt(timer.now + after.unwrap_or(ASK_AGAIN));
+            self.state = State::AskAt(agenda.now + after.unwrap_or(ASK_AGAIN));
         }
-        if !matches!(self.state, State::Ended(_)) && timer.due(limit) {
+        if !matches!(self.state, State::Ended(_)) && agenda.due(limit) {
             if self.state == State::Asked {
                 actions.push(Action::StopHook { hook: hook.name.clone(), phase });
             }
@@ -207,7 +213,7 @@ impl Current {
             self.state = State::Ended(HookOutcome::Failed(format!("it did not end in {took}")));
         }
         match &self.state {
-            State::AskAt(at) if timer.due(*at) => {
+            State::AskAt(at) if agenda.due(*at) => {
                 actions.push(Action::RunHook {
                     hook: hook.name.clone(),
                     phase,

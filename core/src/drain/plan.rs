@@ -6,8 +6,8 @@ use super::change::{Change, Edit, NodeChange, Standing, Step, cordon, undo};
 use super::hook::{self, Ask, HookPhase, Hooks, Verdict};
 use super::pod::Pod;
 use super::preflight::Outlook;
-use super::timer::Timer;
 use super::{Action, DEFAULT_DEADLINE, Drain, MARGIN, Node, SAY_EVERY};
+use crate::agenda::Agenda;
 use crate::intent::{self, Intent, Permits, Phase, Progress, Trigger};
 use crate::notice::Wish;
 use crate::time::Instant;
@@ -15,17 +15,20 @@ use crate::time::Instant;
 /// What is to be changed on the Node.
 pub(super) type Plan = Option<(Step, Change)>;
 
+/// What is waited for, if anything is; or why the drain must end.
+type Awaited = Result<Option<String>, (Step, String)>;
+
 impl Drain {
     /// What has to change on the Node next, if anything.
-    pub(super) fn plan(&mut self, timer: &mut Timer, node: &Node, actions: &mut Vec<Action>) -> Plan {
-        let now = timer.now;
-        if let Some(plan) = self.heed(timer, node) {
+    pub(super) fn plan(&mut self, agenda: &mut Agenda, node: &Node, actions: &mut Vec<Action>) -> Plan {
+        let now = agenda.now;
+        if let Some(plan) = self.heed(agenda, node) {
             return Some(plan);
         }
         let Some(intent) = &node.intent else {
             return match (&node.progress, &node.request) {
                 (None, Some(reason)) => Some(requested(now, reason)),
-                (None, None) => self.show(timer, node, Standing::default(), Step::Cancelled, ""),
+                (None, None) => self.show(agenda, node, Standing::default(), Step::Cancelled, ""),
                 (Some(progress), _) => self.end(node, now, Step::Cancelled, "", None, progress.phase),
             };
         };
@@ -40,34 +43,34 @@ impl Drain {
         };
         let phase = progress.map(|progress| progress.phase);
         if phase == Some(Phase::Failed) {
-            return self.show(timer, node, Standing::default(), Step::DeadlineExceeded, "");
+            return self.show(agenda, node, Standing::default(), Step::DeadlineExceeded, "");
         }
-        if ends_at_deadline(intent, phase) && timer.due(intent.deadline) {
+        if ends_at_deadline(intent, phase) && agenda.due(intent.deadline) {
             let reached = phase.unwrap_or(Phase::Failed);
-            let left = self.left(timer, intent, progress);
+            let left = self.left(agenda, intent, progress);
             return self.end(node, now, Step::DeadlineExceeded, &left, Some(id), reached);
         }
-        let Some(progress) = progress else { return self.begin(timer, node, intent, actions) };
+        let Some(progress) = progress else { return self.begin(agenda, node, intent, actions) };
         match progress.phase {
-            Phase::Preparing | Phase::Detaching => self.prepare(timer, node, intent, progress, actions),
-            Phase::Draining => self.drain(timer, node, intent, progress, actions),
-            Phase::Drained => self.show(timer, node, Standing::at(Phase::Drained), Step::Drained, ""),
+            Phase::Preparing | Phase::Detaching => self.prepare(agenda, node, intent, progress, actions),
+            Phase::Draining => self.drain(agenda, node, intent, progress, actions),
+            Phase::Drained => self.show(agenda, node, Standing::at(Phase::Drained), Step::Drained, ""),
             Phase::Failed => None,
         }
     }
 
     /// What the node's end, or that it is called off, makes of its intent.
-    fn heed(&self, timer: &mut Timer, node: &Node) -> Plan {
+    fn heed(&self, agenda: &mut Agenda, node: &Node) -> Plan {
         // A person's words come first: they are an intent in a moment.
         let standing = node.intent.as_ref();
         if node.request.is_some() {
             return None;
         }
         let policy = &self.settings.notices;
-        if let Some(at) = self.notices.next_wakeup(timer.now, policy, standing) {
-            timer.due(at);
+        if let Some(at) = self.notices.next_wakeup(agenda.now, policy, standing) {
+            agenda.due(at);
         }
-        let (step, intent) = match self.notices.intent(timer.now, policy, standing) {
+        let (step, intent) = match self.notices.intent(agenda.now, policy, standing) {
             Wish::Keep => return None,
             Wish::Set(intent) => (Step::Noticed, Edit::Set(intent)),
             Wish::Remove => (Step::Cancelled, Edit::Remove),
@@ -76,34 +79,34 @@ impl Drain {
     }
 
     /// Nothing is changed yet.
-    fn begin(&mut self, timer: &mut Timer, node: &Node, intent: &Intent, actions: &mut Vec<Action>) -> Plan {
+    fn begin(&mut self, agenda: &mut Agenda, node: &Node, intent: &Intent, actions: &mut Vec<Action>) -> Plan {
         if !intent.is_planned() {
-            return Some((Step::Started, cordon(timer.now, node, &intent.id)));
+            return Some((Step::Started, cordon(agenda.now, node, &intent.id)));
         }
         let pods = self.pods.as_deref()?;
-        match self.course.preflight.look(timer, intent, pods, actions) {
+        match self.course.preflight.look(agenda, intent, pods, actions) {
             Outlook::Open => None,
             Outlook::Bad(why) => {
-                self.end(node, timer.now, Step::PreflightFailed, &why, Some(&intent.id), Phase::Failed)
+                self.end(node, agenda.now, Step::PreflightFailed, &why, Some(&intent.id), Phase::Failed)
             }
-            Outlook::Good if self.is_awaited(timer, node) => {
-                let progress = Progress::new(&intent.id, Phase::Preparing, timer.now);
+            Outlook::Good if self.is_awaited(agenda, node) => {
+                let progress = Progress::new(&intent.id, Phase::Preparing, agenda.now);
                 Some((Step::Preparing, set(progress)))
             }
-            Outlook::Good => Some((started(intent), cordon(timer.now, node, &intent.id))),
+            Outlook::Good => Some((started(intent), cordon(agenda.now, node, &intent.id))),
         }
     }
 
     /// Whether anything is to happen before the cordon.
-    fn is_awaited(&self, timer: &mut Timer, node: &Node) -> bool {
+    fn is_awaited(&self, agenda: &mut Agenda, node: &Node) -> bool {
         !self.settings.leave_load_balancers.is_zero()
             || self.settings.hooks.iter().any(|hook| hook.phases.contains(&HookPhase::PreCordon))
-            || blocker(timer, node, HookPhase::PreCordon).is_some()
+            || blocker(agenda, node, HookPhase::PreCordon).is_some()
     }
 
     fn prepare(
         &mut self,
-        timer: &mut Timer,
+        agenda: &mut Agenda,
         node: &Node,
         intent: &Intent,
         progress: &Progress,
@@ -111,40 +114,35 @@ impl Drain {
     ) -> Plan {
         let standing = Standing::at(progress.phase);
         if !intent.is_planned() {
-            return Some((Step::Started, cordon(timer.now, node, &intent.id)));
+            return Some((Step::Started, cordon(agenda.now, node, &intent.id)));
         }
         if progress.phase == Phase::Preparing {
-            match self.hooks(timer, intent, (HookPhase::PreCordon, None), actions) {
-                Verdict::Done => {}
-                Verdict::Waits(hook) => {
-                    return self.show(timer, node, standing, Step::Preparing, &format!("hook {hook} is awaited"));
-                }
-                Verdict::Stop(step, why) => {
-                    return self.end(node, timer.now, step, &why, Some(&intent.id), progress.phase);
-                }
-            }
-            if let Some(blocked) = blocker(timer, node, HookPhase::PreCordon) {
-                return self.show(timer, node, standing, Step::Preparing, &blocked);
+            let awaited = match self.hooks(agenda, intent, (HookPhase::PreCordon, None), actions) {
+                Ok(awaited) => awaited.or_else(|| blocker(agenda, node, HookPhase::PreCordon)),
+                Err((step, why)) => return self.end(node, agenda.now, step, &why, Some(&intent.id), progress.phase),
+            };
+            if let Some(awaited) = awaited {
+                return self.show(agenda, node, standing, Step::Preparing, &awaited);
             }
             if !self.settings.leave_load_balancers.is_zero() {
                 let excluded = NodeChange { excluded: (!node.excluded).then_some(true), ..NodeChange::default() };
                 let progress = Progress {
                     excluded_by_us: !node.excluded,
-                    ..Progress::new(&intent.id, Phase::Detaching, timer.now)
+                    ..Progress::new(&intent.id, Phase::Detaching, agenda.now)
                 };
                 let change = NodeChange { progress: Edit::Set(progress), ..excluded };
                 return Some((Step::Detaching, Change::Node(change)));
             }
-        } else if !timer.due(progress.since + self.settings.leave_load_balancers) {
-            return self.show(timer, node, standing, Step::Detaching, "");
+        } else if !agenda.due(progress.since + self.settings.leave_load_balancers) {
+            return self.show(agenda, node, standing, Step::Detaching, "");
         }
-        Some((started(intent), cordon(timer.now, node, &intent.id)))
+        Some((started(intent), cordon(agenda.now, node, &intent.id)))
     }
 
     /// The node is cordoned, and to be emptied.
     fn drain(
         &mut self,
-        timer: &mut Timer,
+        agenda: &mut Agenda,
         node: &Node,
         intent: &Intent,
         progress: &Progress,
@@ -152,43 +150,40 @@ impl Drain {
     ) -> Plan {
         // The cordon came with the progress, in one request: if it is gone, somebody took it off.
         if !node.unschedulable {
-            return self.end(node, timer.now, Step::Uncordoned, "", Some(&intent.id), progress.phase);
+            return self.end(node, agenda.now, Step::Uncordoned, "", Some(&intent.id), progress.phase);
         }
-        self.course.cordoned_at.get_or_insert(timer.now);
-        let mut awaited = match self.gate(timer, node, intent, progress, actions) {
+        self.course.cordoned_at.get_or_insert(agenda.now);
+        let mut awaited = match self.gate(agenda, node, intent, progress, actions) {
             Ok(awaited) => awaited,
-            Err((step, why)) => return self.end(node, timer.now, step, &why, Some(&intent.id), progress.phase),
+            Err((step, why)) => return self.end(node, agenda.now, step, &why, Some(&intent.id), progress.phase),
         };
-        if awaited.is_none() && self.is_empty(timer, node, intent, progress) {
-            match self.hooks(timer, intent, (HookPhase::PostDrain, None), actions) {
-                Verdict::Done => awaited = blocker(timer, node, HookPhase::PostDrain),
-                Verdict::Waits(hook) => awaited = Some(format!("hook {hook} is awaited")),
-                Verdict::Stop(step, why) => {
-                    return self.end(node, timer.now, step, &why, Some(&intent.id), progress.phase);
-                }
-            }
+        if awaited.is_none() && self.is_empty(agenda, node, intent, progress) {
+            awaited = match self.hooks(agenda, intent, (HookPhase::PostDrain, None), actions) {
+                Ok(awaited) => awaited.or_else(|| blocker(agenda, node, HookPhase::PostDrain)),
+                Err((step, why)) => return self.end(node, agenda.now, step, &why, Some(&intent.id), progress.phase),
+            };
             if awaited.is_none() {
-                let progress = Progress { phase: Phase::Drained, since: timer.now, ..progress.clone() };
+                let progress = Progress { phase: Phase::Drained, since: agenda.now, ..progress.clone() };
                 return Some((Step::Drained, set(progress)));
             }
         }
-        let left = awaited.unwrap_or_else(|| self.left(timer, intent, Some(progress)));
-        self.show(timer, node, Standing::at(Phase::Draining), started(intent), &left)
+        let left = awaited.unwrap_or_else(|| self.left(agenda, intent, Some(progress)));
+        self.show(agenda, node, Standing::at(Phase::Draining), started(intent), &left)
     }
 
     /// Opens tier after tier, as hooks and blockers let it. Says what is waited for, or why the drain must end.
     fn gate(
         &mut self,
-        timer: &mut Timer,
+        agenda: &mut Agenda,
         node: &Node,
         intent: &Intent,
         progress: &Progress,
         actions: &mut Vec<Action>,
-    ) -> Result<Option<String>, (Step, String)> {
+    ) -> Awaited {
         let tier = self.holding(intent, progress).map(Pod::tier).min();
         // Where nobody gives turns away, it takes its own while there is time left for it.
         let half = intent.requested_at + intent.deadline.since(intent.requested_at) / 2;
-        if intent.awaits_turn && intent.is_planned() && tier.is_some() && !timer.due(half) {
+        if intent.awaits_turn && intent.is_planned() && tier.is_some() && !agenda.due(half) {
             return Ok(Some("its turn is awaited".into()));
         }
         let points = [
@@ -197,14 +192,12 @@ impl Drain {
             tier.map(|tier| (HookPhase::PreTier, Some(tier))),
         ];
         for point in points.into_iter().flatten() {
-            match self.hooks(timer, intent, point, actions) {
-                Verdict::Done => {}
-                Verdict::Waits(hook) => return Ok(Some(format!("hook {hook} is awaited"))),
-                Verdict::Stop(step, why) => return Err((step, why)),
+            if let Some(awaited) = self.hooks(agenda, intent, point, actions)? {
+                return Ok(Some(awaited));
             }
             if point.0 == HookPhase::PreDrain
                 && intent.is_planned()
-                && let Some(blocked) = blocker(timer, node, HookPhase::PreDrain)
+                && let Some(blocked) = blocker(agenda, node, HookPhase::PreDrain)
             {
                 return Ok(Some(blocked));
             }
@@ -213,15 +206,26 @@ impl Drain {
         Ok(None)
     }
 
-    fn hooks(&mut self, timer: &mut Timer, intent: &Intent, point: hook::Point, actions: &mut Vec<Action>) -> Verdict {
+    /// Goes on with the hooks of a point.
+    fn hooks(
+        &mut self,
+        agenda: &mut Agenda,
+        intent: &Intent,
+        point: hook::Point,
+        actions: &mut Vec<Action>,
+    ) -> Awaited {
         let grace = self.pods.iter().flatten().map(|pod| pod.grace).max().unwrap_or_default();
         let until = if intent.is_planned() { intent.deadline } else { intent.deadline.before(grace + MARGIN) };
         let ask = Ask { hooks: &self.settings.hooks, intent, until };
-        self.course.hooks.advance(timer, ask, point, actions)
+        match self.course.hooks.advance(agenda, ask, point, actions) {
+            Verdict::Done => Ok(None),
+            Verdict::Waits(hook) => Ok(Some(format!("hook {hook} is awaited"))),
+            Verdict::Stop(step, why) => Err((step, why)),
+        }
     }
 
     /// Sets the conditions, if they are not as they should be or say something else.
-    fn show(&mut self, timer: &mut Timer, node: &Node, standing: Standing, step: Step, detail: &str) -> Plan {
+    fn show(&mut self, agenda: &mut Agenda, node: &Node, standing: Standing, step: Step, detail: &str) -> Plan {
         let message = step.say(detail);
         let as_wanted = Standing::of(node) == standing;
         // What stands there of a drain that is over is for good.
@@ -229,11 +233,11 @@ impl Drain {
         let news = match &self.said {
             _ if is_over => false,
             Some((_, said, _)) if *said == message => false,
-            Some((.., at)) => timer.due(*at + SAY_EVERY),
+            Some((.., at)) => agenda.due(*at + SAY_EVERY),
             None => true,
         };
         (!as_wanted || news).then(|| {
-            self.said = Some((step, message.clone(), timer.now));
+            self.said = Some((step, message.clone(), agenda.now));
             (step, standing.change(step, &message))
         })
     }
@@ -316,9 +320,9 @@ fn requested(now: Instant, words: &str) -> (Step, Change) {
 }
 
 /// Who blocks a phase, in words.
-fn blocker(timer: &mut Timer, node: &Node, phase: HookPhase) -> Option<String> {
+fn blocker(agenda: &mut Agenda, node: &Node, phase: HookPhase) -> Option<String> {
     let blockers = node.blockers.iter().filter(|it| it.phase == phase);
-    let blocker = blockers.filter(|it| it.until.is_some_and(|until| !timer.due(until))).last()?;
+    let blocker = blockers.filter(|it| it.until.is_some_and(|until| !agenda.due(until))).last()?;
     let until = blocker.until.map(|until| format!(" until {until}")).unwrap_or_default();
     Some(format!("annotation {}.ebb.dev/{} asks to wait{until}", phase.name(), blocker.owner))
 }

@@ -7,7 +7,7 @@ use super::Action;
 use super::causes::{Causes, cause};
 use super::eviction::{EvictionOutcome, Evictions, Reply};
 use super::pod::{Pod, Treatment};
-use super::timer::Timer;
+use crate::agenda::Agenda;
 use crate::intent::Intent;
 use crate::time::Instant;
 
@@ -28,7 +28,7 @@ pub(super) enum Outlook {
 impl Preflight {
     pub(super) fn look(
         &mut self,
-        timer: &mut Timer,
+        agenda: &mut Agenda,
         intent: &Intent,
         pods: &[Pod],
         actions: &mut Vec<Action>,
@@ -47,7 +47,7 @@ impl Preflight {
         }
         let is_open = |checks: &Evictions, pod: &Pod| checks.reply(pod).is_none_or(|reply| !is_answer(reply));
         let open: Vec<_> = evicted.iter().copied().filter(|pod| is_open(&self.checks, pod)).collect();
-        let asked = self.checks.take(timer, open.iter().copied());
+        let asked = self.checks.take(agenda, open.iter().copied());
         actions.extend(asked.into_iter().map(|pod| Action::Check(pod.into())));
         for pod in &evicted {
             let is_stopped = |outcome| match outcome {

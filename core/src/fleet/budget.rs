@@ -1,7 +1,8 @@
 //! How many more nodes may be drained now.
 
-use super::census::{Agenda, Census};
+use super::census::Census;
 use super::{Fleet, Member};
+use crate::agenda::Agenda;
 use crate::policy::{Budget, Disruption};
 use crate::reason::Stay;
 use crate::time::Instant;

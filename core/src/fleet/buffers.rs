@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::census::{Agenda, Census};
+use super::census::Census;
 use super::place::{Origin, Placement, Search, Seat, demand, in_order};
 use super::pods::Entry;
 use super::{Action, Fleet, Target, count};
+use crate::agenda::Agenda;
 use crate::buffer::{Buffer, Room, Status};
 use crate::kubernetes::Pod;
 use crate::reason::Obstacle;

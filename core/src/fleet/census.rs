@@ -3,26 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::{Call, Fleet, Group, Member, Target};
+use crate::agenda::Agenda;
 use crate::intent::{Intent, Trigger};
 use crate::launch::{Cause, Failing};
 use crate::policy::{self, Launch};
 use crate::time::Instant;
-
-/// Tells what is due, and remembers when to look again.
-pub(super) struct Agenda {
-    pub(super) now: Instant,
-    pub(super) next: Option<Instant>,
-}
-
-impl Agenda {
-    /// Whether the time has come; if not, it is looked at again then.
-    pub(super) fn due(&mut self, at: Instant) -> bool {
-        if at > self.now {
-            self.next = Some(self.next.map_or(at, |next| next.min(at)));
-        }
-        at <= self.now
-    }
-}
 
 /// One group, with its nodes sorted by what they are good for.
 pub(super) struct Census<'a> {

@@ -6,11 +6,12 @@ use std::iter;
 use std::time::Duration;
 
 use super::buffers::Reserve;
-use super::census::{Agenda, Census};
+use super::census::Census;
 use super::place::{self, By, Origin, Placement, Room, Seat, Wanted};
 use super::pods::Entry;
 use super::shrink::Shrinking;
 use super::{Action, Fleet, Group, Member, Target};
+use crate::agenda::Agenda;
 use crate::intent::{DEADLINE_MARGIN, Phase};
 use crate::kubernetes::Controller;
 use crate::launch::Failing;
@@ -41,7 +42,7 @@ pub(super) struct Decision {
 impl Fleet {
     /// What to do now, and when to look again.
     pub(super) fn decide(&self, now: Instant) -> Decision {
-        let mut agenda = Agenda { now, next: None };
+        let mut agenda = Agenda::new(now);
         for member in self.nodes.values() {
             member.written.as_ref().inspect(|written| _ = agenda.due(written.until));
         }

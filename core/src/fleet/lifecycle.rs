@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::census::Agenda;
 use super::{Action, Fleet, Target};
+use crate::agenda::Agenda;
 use crate::intent::{Intent, Permits, Phase, Trigger};
 use crate::reason::Reason;
 use crate::time::Instant;

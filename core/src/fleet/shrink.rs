@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::buffers::{Kept, Reserve};
-use super::census::{Agenda, Census};
+use super::census::Census;
 use super::place::{Origin, Seat};
 use super::pods::Entry;
 use super::{Action, Fleet, Member, Target, count};
+use crate::agenda::Agenda;
 use crate::classify::{Class, GpuUse, Missing};
 use crate::disruption::{Allowance, Blocked};
 use crate::intent::{Intent, Permits, Trigger};

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::census::{Agenda, Census};
+use super::census::Census;
 use super::{Action, Fleet, Member, Target, count};
+use crate::agenda::Agenda;
 use crate::intent::{Intent, Phase, Trigger};
 use crate::reason::Reason;
 
