@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
+use ebb_core::drain;
+use ebb_core::intent::Trigger;
 use ebb_tests::{Ebb, Lab, LabOptions, node_of};
-use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use serde_json::json;
 
@@ -52,7 +53,8 @@ async fn a_group_that_terminates_an_instance_waits_until_its_node_is_drained() {
     terminate.should_decrement_desired_capacity(false).send().await.unwrap();
     ebb.wait_until("the node to be drained", SOON, async |ebb| {
         let node = ebb.nodes().await.into_iter().find(|node| node.name_any() == first.node).unwrap();
-        intent_of(&node)["by"] == "lifecycleHook" && condition(&node, "DrainInProgress")
+        let node = drain::Node::from(&node);
+        node.draining && node.intent.is_some_and(|intent| intent.by == Trigger::LifecycleHook)
     })
     .await;
     // For longer than the hook would wait without us.
@@ -89,13 +91,4 @@ async fn works_on(lab: &Lab) -> Option<String> {
     let pods = pods.list(&kube::api::ListParams::default().labels("app=work")).await.unwrap().items;
     let runs = |pod: &&Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
     pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).find(runs).and_then(node_of)
-}
-
-fn intent_of(node: &Node) -> serde_json::Value {
-    node.annotations().get("ebb.dev/drain").map(|text| serde_json::from_str(text).unwrap()).unwrap_or_default()
-}
-
-fn condition(node: &Node, type_: &str) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.into_iter().flatten().any(|condition| condition.type_ == type_ && condition.status == "True")
 }
