@@ -10,12 +10,14 @@
 //!     when: planned
 //!   - name: registry
 //!     phases: [post-drain, on-cancel]
-//!     http: http://registry.infra.svc/ebb
+//!     http: https://registry.infra.svc/ebb
+//!     caFile: /etc/ebb/hooks/ca.crt
+//!     tokenFile: /etc/ebb/hooks/token
 //! ```
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ebb_core::drain::{Hook, HookPhase, OnFailure, When};
@@ -32,8 +34,18 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 pub enum Call {
     /// A program and its arguments.
     Exec(Vec<String>),
+    Http(Service),
+}
+
+/// A service that is called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
     /// Where to POST.
-    Http(String),
+    pub url: String,
+    /// The certificates that its own must lead to, in PEM; without, those that the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// What it knows the agent by: sent as a bearer token.
+    pub token_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -50,6 +62,8 @@ struct Entry {
     #[serde(default)]
     exec: Vec<Text>,
     http: Option<Text>,
+    ca_file: Option<Text>,
+    token_file: Option<Text>,
     timeout: Option<Text>,
     #[serde(default)]
     on_failure: OnFailure,
@@ -94,11 +108,7 @@ fn hook<'a>(entry: &'a Entry, names: &mut BTreeSet<&'a str>, check: &mut Check) 
             check.refuse(program.referenced, "expected the program's full path: no PATH leads to it");
             None
         }
-        (None, Some(url)) if url.value.starts_with("http://") => Some(Call::Http(url.value.clone())),
-        (None, Some(url)) => {
-            check.refuse(url.referenced, "expected http://HOST[:PORT]/PATH");
-            None
-        }
+        (None, Some(url)) => service(url, entry, check).map(Call::Http),
         (Some(_), Some(_)) | (None, None) => {
             check.refuse(at, format_args!("hook {name} needs either `exec` or `http`"));
             None
@@ -106,6 +116,23 @@ fn hook<'a>(entry: &'a Entry, names: &mut BTreeSet<&'a str>, check: &mut Check) 
     };
     let phases = entry.phases.iter().copied().collect();
     Some((Hook { name: name.to_owned(), phases, timeout, on_failure: entry.on_failure, when: entry.when }, call?))
+}
+
+fn service(url: &Text, entry: &Entry, check: &mut Check) -> Option<Service> {
+    if !["http://", "https://"].iter().any(|scheme| url.value.starts_with(scheme)) {
+        check.refuse(url.referenced, "expected http://HOST[:PORT]/PATH or https://HOST[:PORT]/PATH");
+        return None;
+    }
+    let mut file = |file: &Option<Text>| {
+        let file = file.as_ref()?;
+        if !url.value.starts_with("https://") {
+            check.refuse(file.referenced, "is for https:// only: nobody could trust it over http://");
+        } else if !Path::new(&file.value).is_absolute() {
+            check.refuse(file.referenced, "expected the file's full path");
+        }
+        Some(PathBuf::from(&file.value))
+    };
+    Some(Service { url: url.value.clone(), ca_file: file(&entry.ca_file), token_file: file(&entry.token_file) })
 }
 
 fn phases() -> String {
@@ -123,6 +150,7 @@ mod tests {
 hooks:
   - {name: slurm, phases: [pre-drain], exec: [/hooks/slurm, --wait], timeout: 5m, onFailure: continue, when: planned}
   - {name: registry, phases: [post-drain, on-cancel], http: 'http://registry.infra.svc/ebb'}
+  - {name: vault, phases: [pre-drain], http: 'https://vault.infra.svc/ebb', caFile: /ca.crt, tokenFile: /token}
 ";
         let hooks = parse_hooks(text).unwrap();
         let slurm = Hook {
@@ -140,8 +168,14 @@ hooks:
             when: When::Any,
         };
         let exec = Call::Exec(vec!["/hooks/slurm".into(), "--wait".into()]);
-        let http = Call::Http("http://registry.infra.svc/ebb".into());
-        assert_eq!(hooks, [(slurm, exec), (registry, http)]);
+        let http = Call::Http(Service { url: "http://registry.infra.svc/ebb".into(), ..Service::default() });
+        let https = Service {
+            url: "https://vault.infra.svc/ebb".into(),
+            ca_file: Some("/ca.crt".into()),
+            token_file: Some("/token".into()),
+        };
+        let vault = Hook { name: "vault".into(), phases: [HookPhase::PreDrain].into(), ..registry.clone() };
+        assert_eq!(hooks, [(slurm, exec), (registry, http), (vault, Call::Http(https))]);
     }
 
     #[test]
@@ -152,6 +186,7 @@ hooks:
   - {name: b, phases: [pre-drain], http: ftp://x}
   - {name: c, phases: [pre-drain]}
   - {name: d, phases: [pre-drain], exec: [/x], timeout: soon}
+  - {name: e, phases: [pre-drain], http: 'http://x', tokenFile: /token}
 ";
         let problems = parse_hooks(text).unwrap_err();
         let listed = Listed { path: Path::new("f"), problems: &problems }.to_string();
@@ -159,9 +194,10 @@ hooks:
             "f:2:12: hook a needs `phases`, one or more of pre-cordon, pre-drain, pre-tier, post-drain, on-cancel, on-failure",
             "f:3:12: expected a name that no other hook has",
             "f:3:43: expected the program's full path: no PATH leads to it",
-            "f:4:42: expected http://HOST[:PORT]/PATH",
+            "f:4:42: expected http://HOST[:PORT]/PATH or https://HOST[:PORT]/PATH",
             "f:5:12: hook c needs either `exec` or `http`",
             "f:6:57: `soon` is no duration as in 30s, 10m or 1h30m",
+            "f:7:65: is for https:// only: nobody could trust it over http://",
         ];
         assert_eq!(listed.lines().collect::<Vec<_>>(), expected);
     }

@@ -7,7 +7,7 @@ mod file;
 mod hooks;
 
 pub use check::{Check, count};
-pub use hooks::{Call, DEFAULT_TIMEOUT, parse_hooks, read_hooks};
+pub use hooks::{Call, DEFAULT_TIMEOUT, Service, parse_hooks, read_hooks};
 
 use std::fmt;
 use std::fs;

@@ -47,7 +47,7 @@ impl Hooks {
         let asked = Asked { node: self.node.clone(), phase, until, about: about.clone() };
         match self.calls.get(hook) {
             Some(Call::Exec(words)) => Box::pin(exec::run(words.clone(), asked)),
-            Some(Call::Http(url)) => Box::pin(http::run(url.clone(), asked)),
+            Some(Call::Http(service)) => Box::pin(http::run(service.clone(), asked)),
             None => Box::pin(std::future::ready(HookOutcome::Failed("there is no such hook".into()))),
         }
     }

@@ -15,7 +15,7 @@ use crate::intent::Intent;
 use crate::time::{Instant, format_duration};
 
 /// A hook that says "later" and not when is asked again after this.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+pub const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// When in a drain hooks are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

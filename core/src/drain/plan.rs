@@ -89,7 +89,7 @@ impl Drain {
             Outlook::Bad(why) => {
                 self.end(node, agenda.now, Step::PreflightFailed, &why, Some(&intent.id), Phase::Failed)
             }
-            Outlook::Good if self.is_awaited(agenda, node) => {
+            Outlook::Good if self.is_awaited(agenda, node, intent) => {
                 let progress = Progress::new(&intent.id, Phase::Preparing, agenda.now);
                 Some((Step::Preparing, set(progress)))
             }
@@ -98,10 +98,10 @@ impl Drain {
     }
 
     /// Whether anything is to happen before the cordon.
-    fn is_awaited(&self, agenda: &mut Agenda, node: &Node) -> bool {
+    fn is_awaited(&self, agenda: &mut Agenda, node: &Node, intent: &Intent) -> bool {
         !self.settings.leave_load_balancers.is_zero()
             || self.settings.hooks.iter().any(|hook| hook.phases.contains(&HookPhase::PreCordon))
-            || blocker(agenda, node, HookPhase::PreCordon).is_some()
+            || blocker(agenda, node, intent, HookPhase::PreCordon).is_some()
     }
 
     fn prepare(
@@ -118,7 +118,7 @@ impl Drain {
         }
         if progress.phase == Phase::Preparing {
             let awaited = match self.hooks(agenda, intent, (HookPhase::PreCordon, None), actions) {
-                Ok(awaited) => awaited.or_else(|| blocker(agenda, node, HookPhase::PreCordon)),
+                Ok(awaited) => awaited.or_else(|| blocker(agenda, node, intent, HookPhase::PreCordon)),
                 Err((step, why)) => return self.end(node, agenda.now, step, &why, Some(&intent.id), progress.phase),
             };
             if let Some(awaited) = awaited {
@@ -159,7 +159,7 @@ impl Drain {
         };
         if awaited.is_none() && self.is_empty(agenda, node, intent, progress) {
             awaited = match self.hooks(agenda, intent, (HookPhase::PostDrain, None), actions) {
-                Ok(awaited) => awaited.or_else(|| blocker(agenda, node, HookPhase::PostDrain)),
+                Ok(awaited) => awaited.or_else(|| blocker(agenda, node, intent, HookPhase::PostDrain)),
                 Err((step, why)) => return self.end(node, agenda.now, step, &why, Some(&intent.id), progress.phase),
             };
             if awaited.is_none() {
@@ -196,8 +196,7 @@ impl Drain {
                 return Ok(Some(awaited));
             }
             if point.0 == HookPhase::PreDrain
-                && intent.is_planned()
-                && let Some(blocked) = blocker(agenda, node, HookPhase::PreDrain)
+                && let Some(blocked) = blocker(agenda, node, intent, HookPhase::PreDrain)
             {
                 return Ok(Some(blocked));
             }
@@ -319,8 +318,11 @@ fn requested(now: Instant, words: &str) -> (Step, Change) {
     (Step::Requested, Change::Node(NodeChange { intent: Edit::Set(intent), ..NodeChange::default() }))
 }
 
-/// Who blocks a phase, in words.
-fn blocker(agenda: &mut Agenda, node: &Node, phase: HookPhase) -> Option<String> {
+/// Who blocks a phase, in words. A drain that is not planned waits for nobody.
+fn blocker(agenda: &mut Agenda, node: &Node, intent: &Intent, phase: HookPhase) -> Option<String> {
+    if !intent.is_planned() {
+        return None;
+    }
     let blockers = node.blockers.iter().filter(|it| it.phase == phase);
     let blocker = blockers.filter(|it| it.until.is_some_and(|until| !agenda.due(until))).last()?;
     let until = blocker.until.map(|until| format!(" until {until}")).unwrap_or_default();

@@ -650,7 +650,7 @@ fn an_annotation_makes_a_phase_wait_until_it_is_gone_or_its_time_has_come() {
     }
     let until = Some(at(100));
     let mut world = spot(vec![]);
-    world.node.blockers = vec![blocker(HookPhase::PreDrain, until), blocker(HookPhase::PreCordon, until)];
+    world.node.blockers = HookPhase::BLOCKABLE.map(|phase| blocker(phase, until)).into();
     world.show_node();
     world.run_until(10);
     assert!(world.node.drained, "what will be lost waits for nobody");
