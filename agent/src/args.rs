@@ -185,6 +185,12 @@ pub struct DrainArgs {
         default_value = "spot-interruption,maintenance,lifecycle-hook"
     )]
     pub drain_on: Vec<DrainOn>,
+    /// The system's message bus, where systemd-logind tells of a shutdown; for `--drain-on=shutdown`
+    #[arg(
+        long, env = "DBUS_SYSTEM_BUS_ADDRESS", value_name = "ADDRESS", default_value = "unix:path=/run/dbus/system_bus_socket",
+        value_parser = parse_bus_address
+    )]
+    pub dbus_system_bus_address: String,
 }
 
 /// What the agent hears of its node's end.
@@ -200,6 +206,8 @@ pub enum DrainOn {
     None,
     /// AWS sees a higher risk of a spot interruption: most such nodes go on working.
     Rebalance,
+    /// The operating system is going down: systemd-logind is asked to wait for the drain.
+    Shutdown,
     /// AWS reclaims the spot instance, usually in two minutes.
     SpotInterruption,
 }
@@ -212,6 +220,7 @@ impl DrainArgs {
             lifecycle_hook: on(DrainOn::LifecycleHook),
             maintenance: on(DrainOn::Maintenance),
             rebalance: on(DrainOn::Rebalance),
+            shutdown: on(DrainOn::Shutdown),
             spot_interruption: on(DrainOn::SpotInterruption),
             ..notice::Policy::default()
         }
@@ -270,6 +279,12 @@ impl Args {
         }
     }
 
+    /// Where to be told of a shutdown; a node that nobody drains is not held up.
+    pub fn logind(&self) -> Option<String> {
+        let drains = !self.standalone && self.drain.drain_on.contains(&DrainOn::Shutdown);
+        drains.then(|| self.drain.dbus_system_bus_address.clone())
+    }
+
     pub fn gpus(&self) -> Settings {
         Settings {
             library: self.nvml_library.clone(),
@@ -288,6 +303,11 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
 /// advises 5 s.
 fn parse_seconds_interval(text: &str) -> Result<Duration, String> {
     parse_duration_within(text, Duration::from_secs(1)..=Duration::from_secs(60), "1s to 1m")
+}
+
+fn parse_bus_address(text: &str) -> Result<String, String> {
+    let expected = "expected an address as D-Bus writes it, such as unix:path=/run/dbus/system_bus_socket";
+    text.parse::<zbus::Address>().map(|_| text.to_owned()).map_err(|error| format!("{error}; {expected}"))
 }
 
 fn parse_xid_policy(file: &str) -> Result<Policy, String> {
@@ -344,6 +364,7 @@ mod tests {
         check(&["--standalone", "--pod-interval", "100ms"], "1s to 1m");
         check(&["--standalone", "--imds-endpoint", "169.254.169.254"], "http://HOST");
         check(&["--standalone", "--imds-interval", "5m"], "1s to 1m");
+        check(&["--node-name", "a", "--dbus-system-bus-address", "/run/dbus"], "unix:path=");
         check(&["--standalone", "--source", "gpu"], "`host` or `replay:FILE`");
         check(&["--standalone", "--max-cgroups", "0"], "1..=65536");
         check(&["--standalone", "--listen", "9482"], "--listen");

@@ -41,6 +41,8 @@ pub struct Edge {
     pub notices: watch::Receiver<Notices>,
     /// Where others learn the UID of the Node.
     pub node_uid: watch::Sender<Option<String>>,
+    /// Where others learn whether the node may go down.
+    pub may_go_down: watch::Sender<bool>,
     pub metrics: Metrics,
 }
 
@@ -89,6 +91,7 @@ impl Edge {
                     NodeState::Gone => {
                         tracing::warn!(node = self.node, "node object is gone");
                         self.node_uid.send_replace(None);
+                        self.may_go_down.send_replace(false);
                         drive = self.begin();
                         continue;
                     }
@@ -137,7 +140,9 @@ impl Edge {
             changed
         });
         drive.known = Some(known);
-        vec![Event::Node(Box::new(Node::from(node)))]
+        let node = Node::from(node);
+        self.may_go_down.send_if_modified(|may| std::mem::replace(may, node.may_go_down()) != *may);
+        vec![Event::Node(Box::new(node))]
     }
 
     fn replied(&self, drive: &mut Drive, reply: Reply) -> Vec<Event> {

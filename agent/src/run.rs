@@ -25,6 +25,7 @@ use crate::metrics::{Dcgm, Metrics, Page, ResourceMetrics};
 use crate::sampler::{Input, Sampler};
 use crate::server::Server;
 use crate::source::imds::{Imds, Requests};
+use crate::source::logind::Logind;
 use crate::source::open;
 use crate::source::pod_resources::{self, PodResources};
 use crate::uplink::Uplink;
@@ -78,11 +79,12 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     let (names_sender, names) = watch::channel(Arc::default());
     let (devices_sender, devices) = watch::channel(PodResources::default());
     let (notices_sender, known_notices) = watch::channel(Notices::default());
-    let (imds_sender, imds_healths) = watch::channel(Healths::default());
+    let (healths_sender, other_healths) = watch::channel(Healths::default());
+    let (may_go_down_sender, may_go_down) = watch::channel(false);
     let sampler = Sampler::new(input, clock, IdlePolicy::default())
         .with_names(names)
         .with_pod_resources(devices)
-        .with_imds(imds_healths)
+        .with_others(other_healths)
         .spawn(args.interval, policy, sample_sender, sampler_stop)
         .context("start the sampler's thread")?;
 
@@ -94,8 +96,16 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
         interval: args.imds_interval,
         clock,
         notices: notices_sender.clone(),
-        healths: imds_sender,
+        healths: healths_sender.clone(),
         requests: Requests::default(),
+    });
+    let logind = args.logind().map(|address| Logind {
+        address,
+        boot: kernel(&args, "random/boot_id"),
+        clock,
+        may_go_down,
+        notices: notices_sender.clone(),
+        healths: healths_sender,
     });
     let requests = imds.as_ref().map(|imds| imds.requests.clone()).unwrap_or_default();
     let server = Server {
@@ -113,6 +123,9 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     if let Some(imds) = imds {
         tasks.spawn(imds.run(stop.clone()));
     }
+    if let Some(logind) = logind {
+        tasks.spawn(logind.run(stop.clone()));
+    }
     // A recording is shown with nothing of this machine in it.
     if args.source == SourceArg::Host {
         tasks.spawn(pod_resources::run(args.pod_resources_socket, args.pod_interval, devices_sender, stop.clone()));
@@ -128,6 +141,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
             hooks,
             notices: known_notices,
             node_uid: uid_sender,
+            may_go_down: may_go_down_sender,
             metrics: metrics.clone(),
         };
         let uplink = Uplink {
@@ -159,8 +173,13 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
 
 /// The Node's name where there is one: a container's own hostname is its pod's.
 fn hostname(args: &Args) -> String {
-    let own = || open(&args.proc_root.join("sys/kernel/hostname")).and_then(io::read_to_string).unwrap_or_default();
-    args.node_name.clone().unwrap_or_else(|| own().trim_end().to_owned())
+    args.node_name.clone().unwrap_or_else(|| kernel(args, "hostname"))
+}
+
+/// What the kernel says of itself; nothing, if it does not.
+fn kernel(args: &Args, file: &str) -> String {
+    let said = open(&args.proc_root.join("sys/kernel").join(file)).and_then(io::read_to_string);
+    said.unwrap_or_default().trim_end().to_owned()
 }
 
 async fn first(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {

@@ -80,7 +80,7 @@ pub struct Sampler {
     /// `None`: nobody asks the kubelet.
     pod_resources: Option<watch::Receiver<PodResources>>,
     /// `None`: nobody asks for instance metadata.
-    imds: Option<watch::Receiver<Healths>>,
+    others: Option<watch::Receiver<Healths>>,
     /// Of a replay; a host keeps its own.
     healths: Healths,
 }
@@ -88,8 +88,8 @@ pub struct Sampler {
 impl Sampler {
     pub fn new(input: Input, clock: Clock, policy: IdlePolicy) -> Self {
         let classifier = Classifier::new(policy);
-        let (names, pod_resources, imds) = (None, None, None);
-        Self { input, classifier, clock, before: None, names, pod_resources, imds, healths: Healths::default() }
+        let (names, pod_resources, others) = (None, None, None);
+        Self { input, classifier, clock, before: None, names, pod_resources, others, healths: Healths::default() }
     }
 
     /// Takes the names of pods from there.
@@ -103,8 +103,8 @@ impl Sampler {
     }
 
     /// Takes from there how reading instance metadata goes.
-    pub fn with_imds(self, imds: watch::Receiver<Healths>) -> Self {
-        Self { imds: Some(imds), ..self }
+    pub fn with_others(self, others: watch::Receiver<Healths>) -> Self {
+        Self { others: Some(others), ..self }
     }
 
     pub fn sample(&mut self, now: Monotonic) -> Sample {
@@ -129,8 +129,8 @@ impl Sampler {
         };
         let pod_resources = self.pod_resources.as_ref().map(|answers| answers.borrow().clone()).unwrap_or_default();
         healths.extend(&pod_resources.healths);
-        if let Some(imds) = &self.imds {
-            healths.extend(&imds.borrow());
+        if let Some(others) = &self.others {
+            healths.extend(&others.borrow());
         }
         let allocations = pod_resources.allocations;
         let at = self.clock.at(reading.at);

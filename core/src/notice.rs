@@ -5,6 +5,7 @@
 
 mod document;
 mod gpu;
+mod shutdown;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use document::{Document, Malformed};
 pub use gpu::of_gpus;
+pub use shutdown::of_shutdown;
 
 use crate::intent::{Intent, Permits, Trigger};
 use crate::time::Instant;

@@ -53,7 +53,8 @@ enum Group {
     Manifests,
     /// The harness itself: control plane, fake AWS, nodes; and our fake AWS beside moto's.
     Lab,
-    /// What a drain does to what it finds, case by case; `ebb drain`; nodes that their group terminates.
+    /// What a drain does to what it finds, case by case; `ebb drain`; nodes that their group terminates, and whose system
+    /// goes down.
     Drain,
     /// Drains under faults by chance, by seed: broken wires, killed agents.
     DrainChaos,
@@ -137,7 +138,10 @@ impl Group {
             }
             Self::Lab => tests(&["--package", "ebb-tests", "--test", "lab", "--test", "moto"]),
             Self::Drain => {
-                let files = ["--test", "drain_scenarios", "--test", "drain_cli", "--test", "lifecycle"];
+                // The real systemd-logind and a message bus for it.
+                tools::apt_install(&["dbus-daemon", "systemd"])?;
+                let files =
+                    ["--test", "drain_scenarios", "--test", "drain_cli", "--test", "lifecycle", "--test", "shutdown"];
                 tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
             }
             Self::DrainChaos => run_tests(

@@ -7,6 +7,7 @@ pub mod gpu;
 pub mod imds;
 pub mod kmsg;
 pub mod kubepods;
+pub mod logind;
 pub mod pod_resources;
 pub mod polled;
 pub mod pressure;
@@ -32,6 +33,7 @@ pub enum Source {
     Gpu,
     Imds,
     Kmsg,
+    Logind,
     Memory,
     PodResources,
     Pressure,
@@ -49,6 +51,7 @@ impl Source {
             Self::Gpu => "gpu",
             Self::Imds => "imds",
             Self::Kmsg => "kmsg",
+            Self::Logind => "logind",
             Self::Memory => "memory",
             Self::PodResources => "pod_resources",
             Self::Pressure => "pressure",
@@ -75,6 +78,8 @@ pub enum Error {
     #[error(transparent)]
     Imds(#[from] imds::Error),
     #[error(transparent)]
+    Logind(#[from] logind::Error),
+    #[error(transparent)]
     PodResources(#[from] pod_resources::Error),
     #[error(transparent)]
     Replay(#[from] crate::replay::Error),
@@ -95,6 +100,7 @@ impl Error {
             Self::Gpu(error) => error.kind(),
             Self::Overrun { .. } => "overrun",
             Self::Imds(error) => error.kind(),
+            Self::Logind(error) => error.kind(),
             Self::PodResources(error) => error.kind(),
             Self::Replay(_) => "replay",
         }

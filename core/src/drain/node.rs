@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1 as api;
 use serde::{Deserialize, Serialize};
 
 use super::hook::HookPhase;
-use crate::intent::{INTENT_ANNOTATION, Intent, Progress};
+use crate::intent::{INTENT_ANNOTATION, Intent, Phase, Progress};
 use crate::kubernetes::{self, EXCLUDED_LABEL};
 use crate::time::Instant;
 
@@ -72,6 +72,15 @@ impl From<&kubernetes::Node> for Node {
             drained: node.drained,
             ..Self::default()
         }
+    }
+}
+
+impl Node {
+    /// Whether its system need not be held up any longer. A drain that somebody planned is not the one for its shutdown,
+    /// even if it is done.
+    pub fn may_go_down(&self) -> bool {
+        let is_for_loss = self.intent.as_ref().is_some_and(|intent| !intent.is_planned());
+        is_for_loss && self.progress.as_ref().is_some_and(|progress| progress.phase == Phase::Drained)
     }
 }
 
