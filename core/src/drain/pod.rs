@@ -41,6 +41,9 @@ pub struct Pod {
     pub loses_data: bool,
     /// Whether it uses a PersistentVolumeClaim.
     pub has_claims: bool,
+    /// What an eviction of it is judged by, as far as budgets and policies can tell: its controller, its labels and how it
+    /// is. `None`: it has no controller, and is like no other.
+    pub likeness: Option<String>,
 }
 
 /// What a pod's label asks for.
@@ -140,9 +143,21 @@ impl From<&api::Pod> for Pod {
             order: annotation(pod, ORDER_ANNOTATION).and_then(|order| order.parse().ok()).unwrap_or(0),
             asks: asks.or_else(|| evictable_daemon(pod).then_some(Ask::Evict)),
             loses_data: loses_data(pod),
+            likeness: likeness(pod),
             ..Self::from(&kubernetes::Pod::from(pod))
         }
     }
+}
+
+/// A budget looks at labels, at the phase, and at whether the pod is ready.
+fn likeness(pod: &api::Pod) -> Option<String> {
+    let controller = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    let status = pod.status.as_ref();
+    let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or_default();
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let ready = conditions.into_iter().flatten().any(|it| it.type_ == "Ready" && it.status == "True");
+    let labels = pod.metadata.labels.iter().flatten().map(|(key, value)| format!(" {key}={value}"));
+    Some(format!("{} {phase} {ready}{}", controller.uid, labels.collect::<String>()))
 }
 
 /// What can be told of it from there: its grace period is the default one.

@@ -1,7 +1,12 @@
 //! Whether a planned drain can succeed, asked before anything is changed: evictions as a dry run, which cost no budget.
 //!
+//! Of pods that are alike one is asked for, and the answer is that of all: it costs a request for each workload, not for
+//! each pod. What tells two of them apart all the same is met in the drain itself, which names the pod.
+//!
 //! A budget that allows one eviction at a time is no obstacle, however many of its pods are there: it opens again as they
 //! come up elsewhere. One that allows none now is.
+
+use std::collections::BTreeMap;
 
 use super::Action;
 use super::causes::{Causes, cause};
@@ -45,8 +50,16 @@ impl Preflight {
         if !causes.is_empty() {
             return Outlook::Bad(causes.words());
         }
+        let mut first: BTreeMap<_, &Pod> = BTreeMap::new();
+        for pod in &evicted {
+            let of_its_kind = first.entry(kind(pod)).or_insert(pod);
+            // Whatever order they come in, and whoever of them has gone.
+            if pod.uid < of_its_kind.uid {
+                *of_its_kind = pod;
+            }
+        }
         let is_open = |checks: &Evictions, pod: &Pod| checks.reply(pod).is_none_or(|reply| !is_answer(reply));
-        let open: Vec<_> = evicted.iter().copied().filter(|pod| is_open(&self.checks, pod)).collect();
+        let open: Vec<_> = first.values().copied().filter(|pod| is_open(&self.checks, pod)).collect();
         let asked = self.checks.take(agenda, open.iter().copied());
         actions.extend(asked.into_iter().map(|pod| Action::Check(pod.into())));
         for pod in &evicted {
@@ -55,7 +68,7 @@ impl Preflight {
                 EvictionOutcome::Blocked => !intent.permits.delete_at_deadline,
                 outcome => outcome == EvictionOutcome::Refused,
             };
-            if let Some(reply) = self.checks.reply(pod).filter(|reply| is_stopped(reply.outcome)) {
+            if let Some(reply) = self.checks.reply(first[&kind(pod)]).filter(|reply| is_stopped(reply.outcome)) {
                 causes.add(pod, cause(reply));
             }
         }
@@ -69,6 +82,10 @@ impl Preflight {
     pub(super) fn answered(&mut self, now: Instant, uid: &str, reply: Reply) {
         self.checks.answered(now, uid, reply);
     }
+}
+
+fn kind(pod: &Pod) -> (&str, &str) {
+    (&pod.namespace, pod.likeness.as_deref().unwrap_or(&pod.uid))
 }
 
 fn is_answer(reply: &Reply) -> bool {

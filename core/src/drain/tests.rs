@@ -499,6 +499,28 @@ fn a_budget_that_opens_is_used_at_once() {
 }
 
 #[test]
+fn of_pods_that_are_alike_one_is_checked_and_all_are_named() {
+    let alike = |uid: &str, likeness: &str| Pod { likeness: Some(likeness.into()), ..workload(uid) };
+    let mut other = alike("d", "web");
+    other.namespace = "elsewhere".into();
+    let pods = vec![alike("c", "web"), alike("b", "web"), alike("a", "database"), other, workload("bare")];
+    let checks =
+        |world: &mut World| world.asked().into_iter().filter(|asked| asked.starts_with("check")).collect::<Vec<_>>();
+    let mut world = World::new(Node { intent: Some(intent("d")), ..Node::default() }, pods.clone());
+    world.show_node();
+    let mut asked = checks(&mut world);
+    asked.sort();
+    assert_eq!(asked, ["check pod-a", "check pod-b", "check pod-bare", "check pod-d"]);
+    world.run_until(60);
+    assert!(world.node.drained);
+    let mut world = World::new(Node { intent: Some(intent("d")), ..Node::default() }, pods);
+    world.budget = 0;
+    world.show_node();
+    let named = "default/pod-a, default/pod-b, default/pod-bare and 2 more";
+    assert!(world.message.contains(named), "{}", world.message);
+}
+
+#[test]
 fn an_api_server_that_has_too_much_to_do_is_left_in_peace() {
     let mut drain = Drain::default();
     let node = Node { intent: Some(intent("d")), ..Node::default() };
