@@ -21,6 +21,8 @@ const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 const ENABLE_DAEMON_EVICTION: &str = "cluster-autoscaler.kubernetes.io/enable-ds-eviction";
 /// Label that takes a node out of load balancers. A node may set it on itself.
 pub const EXCLUDED_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// Label with the zone of a node.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Whose filters the scheduling model knows.
 const DEFAULT_SCHEDULER: &str = "default-scheduler";
 /// Volumes that a pod can lose, by name, separated by commas.

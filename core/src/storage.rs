@@ -7,11 +7,11 @@ use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::api::storage::v1 as storage;
 use serde::{Deserialize, Serialize};
 
-use crate::kubernetes::{Need, Operator, Requirement, SelectorTerm, selector_term};
+use crate::kubernetes::{Need, Operator, Requirement, SelectorTerm, ZONE_LABEL, selector_term};
 
 /// Labels that say a node's zone: the standard one, its predecessor, and what the EBS CSI driver puts into volumes.
 pub const ZONE_LABELS: [&str; 3] =
-    ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone", "topology.ebs.csi.aws.com/zone"];
+    [ZONE_LABEL, "failure-domain.beta.kubernetes.io/zone", "topology.ebs.csi.aws.com/zone"];
 /// Between the zones of a volume that is in several (`LabelMultiZoneDelimiter`).
 const ZONES_DELIMITER: &str = "__";
 

@@ -7,11 +7,11 @@ use super::census::Census;
 use super::{Action, Fleet, Member, Target, count};
 use crate::agenda::Agenda;
 use crate::intent::{Intent, Phase, Trigger};
+use crate::kubernetes::ZONE_LABEL;
 use crate::reason::Reason;
 
 /// How long the first of them waits for the last to be cordoned, so that no pod goes from one to the next.
 const CORDONS: Duration = Duration::from_secs(10);
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// One node of those.
 struct Guest<'a> {
