@@ -21,7 +21,7 @@ mod preflight;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -183,6 +183,8 @@ struct Course {
     cordoned_at: Option<Instant>,
     /// Since when, after that, nothing has held the node.
     empty_since: Option<Instant>,
+    /// Pods that came after that, by UID, and when.
+    late: BTreeMap<String, Instant>,
     /// Pods of this tier and those before it may be evicted; `None`: none yet.
     open: Option<Tier>,
 }
@@ -195,6 +197,17 @@ enum PatchState {
     RetryAt(Instant),
 }
 
+impl Course {
+    fn arrived(&mut self, now: Instant, before: Option<&[Pod]>, pods: &[Pod]) {
+        self.evictions.retain(pods);
+        if let Some(before) = before.filter(|_| self.cordoned_at.is_some()) {
+            let known: BTreeSet<_> = before.iter().map(|pod| &pod.uid).collect();
+            let new = pods.iter().filter(|pod| !known.contains(&pod.uid));
+            self.late.extend(new.map(|pod| (pod.uid.clone(), now)));
+        }
+    }
+}
+
 impl Drain {
     pub fn new(settings: Settings) -> Self {
         Self { settings, ..Self::default() }
@@ -205,7 +218,7 @@ impl Drain {
         match event {
             Event::Node(node) => self.node = Some(*node),
             Event::Pods(pods) => {
-                self.course.evictions.retain(&pods);
+                self.course.arrived(now, self.pods.as_deref(), &pods);
                 self.pods = Some(pods);
             }
             Event::Notices(notices) => self.notices = notices,

@@ -46,15 +46,17 @@ impl Drain {
         actions: &mut Vec<Action>,
     ) {
         let Some(pods) = &self.pods else { return };
-        let Course { evictions, forced, open, .. } = &mut self.course;
+        let Course { evictions, forced, open, late, .. } = &mut self.course;
         let forces = intent.permits.delete_at_deadline;
         let mut chosen = Vec::new();
         for pod in pods {
             // While there is just time for its grace, order and patience end.
             let waits_longer = intent.is_planned() && !forces;
             let in_time = waits_longer || !agenda.due(intent.deadline.before(pod.grace + MARGIN));
+            // Whoever let it in may have taken off the cordon, and the word of that be on its way.
+            let is_fresh = late.get(&pod.uid).is_some_and(|came| !agenda.due(*came + SETTLE));
             let goes = match pod.treatment(intent, Some(progress.since)) {
-                Treatment::Evict => !in_time || open.is_some_and(|open| pod.tier() <= open),
+                Treatment::Evict => !in_time || !is_fresh && open.is_some_and(|open| pod.tier() <= open),
                 Treatment::Await => !in_time && !intent.is_planned(),
                 Treatment::Keep(_) | Treatment::Stay => false,
             };

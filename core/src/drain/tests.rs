@@ -477,8 +477,9 @@ fn what_is_refused_at_the_same_time_counts_as_one_refusal() {
     world.pods = (0..20).map(|pod| workload(&pod.to_string())).collect();
     world.budget = 0;
     world.show_pods();
-    world.asked();
     world.run_until(5);
+    world.asked();
+    world.run_until(10);
     let evictions = world.asked().iter().filter(|asked| asked.starts_with("evict")).count();
     assert_eq!(evictions, 3, "after 1 s, 1.5 s and 2 s, less up to a fifth");
 }
@@ -496,6 +497,23 @@ fn a_budget_that_opens_is_used_at_once() {
     assert_eq!(world.pods.len(), 13);
     let evictions = world.asked().iter().filter(|asked| asked.starts_with("evict")).count();
     assert!(evictions <= 12, "{evictions} for the seven that could go");
+}
+
+#[test]
+fn a_pod_that_came_after_the_cordon_is_given_time_to_be_told_why() {
+    for uncordoned in [true, false] {
+        let mut world = wanted(vec![]);
+        world.pods.push(workload("late"));
+        world.show_pods();
+        world.run_until(4);
+        if uncordoned {
+            world.node.unschedulable = false;
+            world.show_node();
+        }
+        world.run_until(20);
+        let evicted = world.asked().contains(&"evict pod-late".to_owned());
+        assert_eq!((evicted, world.node.drained), (!uncordoned, !uncordoned));
+    }
 }
 
 #[test]
