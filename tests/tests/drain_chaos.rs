@@ -8,11 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use ebb_core::drain;
 use ebb_core::intent::{Intent, Permits, Phase, Trigger};
-use ebb_core::time::Instant;
 use ebb_tests::{Drains, Fault, PLOT, Proxy, Seen};
 use futures::StreamExt;
 use hyper::Method;
@@ -87,7 +86,7 @@ impl Trial {
     }
 
     fn intent(&self, id: &str) -> Intent {
-        let now = now();
+        let now = ebb_tests::now();
         Intent {
             id: id.to_owned(),
             reason: "a test".into(),
@@ -121,11 +120,6 @@ impl Trial {
             [Some(namespace), Some(deployment), healthy.map(|_| budget)].into_iter().flatten().collect();
         json!({"apiVersion": "v1", "kind": "List", "items": items})
     }
-}
-
-fn now() -> Instant {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    Instant::from_millis(u64::try_from(since.as_millis()).unwrap())
 }
 
 /// Every version of every node that the API server has shown.
@@ -257,6 +251,9 @@ async fn run(drains: &Drains, history: &History, trial: &Trial, seed: u64) -> Re
     }
     check_versions(&history.of(node), trial)?;
     ebb_tests::check_requests(&agent.proxy.seen(), node, &there, agent.kills > 0)?;
+    if agent.proxy.seen().iter().any(Seen::is_deletion) {
+        return Err("a pod was deleted past its budget, which nobody allowed".into());
+    }
     let asked = agent.proxy.seen().len();
     drains.delete_node(node).await;
     Ok(format!("{end}; {asked} requests, killed {} times", agent.kills))

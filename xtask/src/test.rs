@@ -137,7 +137,8 @@ impl Group {
             }
             Self::Lab => tests(&["--package", "ebb-tests", "--test", "lab", "--test", "moto"]),
             Self::Drain => {
-                let files = ["--test", "drain_scenarios", "--test", "drain_cli", "--test", "lifecycle"];
+                let files = ["drain_scenarios", "drain_suites", "drain_cli", "lifecycle"];
+                let files = files.map(|file| ["--test", file]).concat();
                 tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
             }
             Self::DrainChaos => run_tests(
