@@ -2,22 +2,29 @@
 //! agents that reach the API server directly or through a [`crate::Proxy`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ebb_core::intent::{INTENT_ANNOTATION, Intent, encode};
+use ebb_core::time::Instant;
 use hyper::Method;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use crate::program::{binary, free_port, root};
+use crate::program::{binary, free_port};
 use crate::{Fault, Lab, LabOptions, Program, Seen};
 
 const NAMESPACE: &str = "ebb";
 const SOON: Duration = Duration::from_secs(120);
 /// Label of a node and what is meant for it alone.
 pub const PLOT: &str = "plot";
+
+/// The clock's time, as the agents have it.
+pub fn now() -> Instant {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970");
+    Instant::from_millis(u64::try_from(since.as_millis()).expect("it is earlier than that"))
+}
 
 pub struct Drains {
     pub client: Client,
@@ -27,7 +34,12 @@ pub struct Drains {
 impl Drains {
     pub async fn up() -> Self {
         let lab = Lab::up(LabOptions::default()).await;
-        lab.apply_file(root().join("deploy/manifests/ebb.yaml")).await;
+        // With the right to do the utmost that a drain may be asked for.
+        let mut render = lab.command(binary("xtask"));
+        let rendered = render.args(["manifests", "--set", "agent.drain.deleteAtDeadline=true"]).output();
+        let rendered = rendered.expect("xtask starts");
+        assert!(rendered.status.success(), "render the manifests: {}", String::from_utf8_lossy(&rendered.stderr));
+        lab.apply(&String::from_utf8_lossy(&rendered.stdout)).await;
         let deployment = ["--namespace", NAMESPACE, "delete", "deployment", "ebb-coordinator"];
         lab.kubectl(&deployment).await;
         Self { client: lab.client().await, lab }
@@ -80,7 +92,9 @@ impl Drains {
         std::fs::write(&readings, r#"{"utilization": {"cpu": 20, "gpu": "absent"}}"#).expect("the folder takes a file");
         let mut command = self.lab.command(binary("ebb-agent"));
         command
-            .args(["--node-name", node, "--listen", &format!("127.0.0.1:{}", free_port())])
+            // A flag of the test's own comes first.
+            .env("EBB_LISTEN", format!("127.0.0.1:{}", free_port()))
+            .args(["--node-name", node])
             .arg("--kubeconfig")
             .arg(kubeconfig)
             // There is none; what it says stays unheard.
@@ -138,7 +152,7 @@ fn node(name: &str, plot: &str) -> Value {
 }
 
 /// What must hold of all that a drain has asked for: only its own node, only pods that were on it, each by UID, and none
-/// twice where the first answer was heard. `was_killed`: what it heard may be forgotten.
+/// evicted twice where the first answer was heard. `was_killed`: what it heard may be forgotten.
 pub fn check_requests(seen: &[Seen], node: &str, there: &BTreeSet<String>, was_killed: bool) -> Result<(), String> {
     let own = format!("/api/v1/nodes/{node}");
     let mut accepted: BTreeMap<&str, usize> = BTreeMap::new();
@@ -147,15 +161,16 @@ pub fn check_requests(seen: &[Seen], node: &str, there: &BTreeSet<String>, was_k
         if request.method == Method::PATCH && is_own {
             continue;
         }
-        if request.method != Method::POST || !request.is_eviction() {
+        let is_eviction = request.method == Method::POST && request.is_eviction();
+        if !is_eviction && !request.is_deletion() {
             return Err(format!("it is not a drain's to ask for: {request:?}"));
         }
-        let uid = request.body["deleteOptions"]["preconditions"]["uid"].as_str().unwrap_or_default();
+        let uid = request.uid();
         if !there.contains(uid) {
             return Err(format!("the pod was not on the node: {request:?}"));
         }
         let told = request.fault == Fault::None && !was_killed;
-        if !request.is_dry_run() && request.status.is_some_and(|status| status < 300) && told {
+        if is_eviction && !request.is_dry_run() && request.status.is_some_and(|status| status < 300) && told {
             *accepted.entry(uid).or_default() += 1;
         }
     }

@@ -54,6 +54,21 @@ impl Seen {
     pub fn is_dry_run(&self) -> bool {
         self.query.contains("dryRun")
     }
+
+    /// Of a pod, past its budget.
+    pub fn is_deletion(&self) -> bool {
+        self.method == Method::DELETE && self.path.contains("/pods/")
+    }
+
+    /// What an eviction or a deletion says beside the pod's name.
+    pub fn options(&self) -> &Value {
+        if self.is_eviction() { &self.body["deleteOptions"] } else { &self.body }
+    }
+
+    /// The only pod that an eviction or a deletion is meant for, if it says so.
+    pub fn uid(&self) -> &str {
+        self.options()["preconditions"]["uid"].as_str().unwrap_or_default()
+    }
 }
 
 type Choose = dyn Fn(&Seen) -> Fault + Send + Sync;

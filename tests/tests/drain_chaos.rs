@@ -8,11 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use ebb_core::drain;
 use ebb_core::intent::{Intent, Permits, Phase, Trigger};
-use ebb_core::time::Instant;
 use ebb_tests::{Drains, Fault, PLOT, Proxy, Seen};
 use futures::StreamExt;
 use hyper::Method;
@@ -87,7 +86,7 @@ impl Trial {
     }
 
     fn intent(&self, id: &str) -> Intent {
-        let now = now();
+        let now = ebb_tests::now();
         Intent {
             id: id.to_owned(),
             reason: "a test".into(),
@@ -121,11 +120,6 @@ impl Trial {
             [Some(namespace), Some(deployment), healthy.map(|_| budget)].into_iter().flatten().collect();
         json!({"apiVersion": "v1", "kind": "List", "items": items})
     }
-}
-
-fn now() -> Instant {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    Instant::from_millis(u64::try_from(since.as_millis()).unwrap())
 }
 
 /// Every version of every node that the API server has shown.
@@ -195,7 +189,7 @@ async fn run(drains: &Drains, history: &History, trial: &Trial, seed: u64) -> Re
         drains.patch(node, &json!({"spec": {"unschedulable": true}})).await;
     }
     let found = drain::Node::from(&drains.node(node).await);
-    let there: BTreeSet<String> = drains.work_on(node).await.iter().filter_map(ResourceExt::uid).collect();
+    let mut there: BTreeSet<String> = drains.work_on(node).await.iter().filter_map(ResourceExt::uid).collect();
 
     let mut agent = Agent::new(drains, trial, seed).await;
     drains.ask(node, Some(&trial.intent("first"))).await;
@@ -213,6 +207,10 @@ async fn run(drains: &Drains, history: &History, trial: &Trial, seed: u64) -> Re
                 Meddling::Replace => drains.ask(node, Some(&trial.intent("second"))).await,
                 Meddling::Uncordon => drains.patch(node, &json!({"spec": {"unschedulable": null}})).await,
             }
+        }
+        if matches!(trial.meddling, Some((Meddling::Uncordon, _))) {
+            // New ones come then, and what the agent's broken watches show of the node may be old.
+            there.extend(drains.work_on(node).await.iter().filter_map(ResourceExt::uid));
         }
         let is = drain::Node::from(&drains.node(node).await);
         if is.drained && !is.unschedulable && is.progress.is_some() {
@@ -257,6 +255,9 @@ async fn run(drains: &Drains, history: &History, trial: &Trial, seed: u64) -> Re
     }
     check_versions(&history.of(node), trial)?;
     ebb_tests::check_requests(&agent.proxy.seen(), node, &there, agent.kills > 0)?;
+    if agent.proxy.seen().iter().any(Seen::is_deletion) {
+        return Err("a pod was deleted past its budget, which nobody allowed".into());
+    }
     let asked = agent.proxy.seen().len();
     drains.delete_node(node).await;
     Ok(format!("{end}; {asked} requests, killed {} times", agent.kills))

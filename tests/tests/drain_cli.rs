@@ -185,3 +185,29 @@ async fn what_others_asked_for_is_replaced_only_on_demand() {
         assert_eq!(ebb(&ebb_, wrong).0, 2, "{wrong:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_nodes_all_are_asked_for_and_taken_back_at_once() {
+    let (mut ebb_, name) = installed(false).await;
+    let other = ebb_.nodes().await.iter().map(ResourceExt::name_any).find(|other| *other != name).unwrap();
+    let said = ebb(&ebb_, &["drain", &name, &other, "--no-wait", "--reason", "new racks"]);
+    assert_ends(said, 0, &[&format!("{name}  asked to drain"), &format!("{other}  asked to drain")]);
+    let is_cordoned = |node: &Node| node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true));
+    ebb_.wait_until("both cordons", SOON, async |ebb| ebb.nodes().await.iter().all(is_cordoned)).await;
+    for name in [&name, &other] {
+        assert!(intent(&ebb_, name).await.is_some_and(|intent| intent.awaits_turn && intent.reason == "new racks"));
+    }
+    // Nobody gives turns away here.
+    assert_eq!(running(&ebb_).await, 1);
+
+    let said = ebb(&ebb_, &["drain", &name, "no-such-node", "--cancel"]);
+    assert_ends(said, 1, &["there is no Node no-such-node in this cluster"]);
+    assert!(intent(&ebb_, &name).await.is_some(), "with a wrong name nothing is taken back of the others");
+    let nothing_left = [&name, &other].map(|name| format!("{name}  no drain of a person's stands"));
+    let nothing_left = nothing_left.each_ref().map(String::as_str);
+    // Again: what is taken back already is no mistake.
+    for _ in 0..2 {
+        assert_ends(ebb(&ebb_, &["drain", &name, &other, "--cancel"]), 0, &nothing_left);
+        assert!(!ebb_.nodes().await.iter().any(is_cordoned));
+    }
+}

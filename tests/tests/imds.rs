@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use ebb_tests::{Program, binary, free_port, http, wait_until};
+use ebb_tests::{MetadataMock, Program, binary, free_port, http, wait_until};
 use serde_json::Value;
 
 /// The agent asks once a second; this is for a machine that does other things as well.
@@ -17,7 +17,7 @@ async fn a_spot_instance_hears_of_its_interruption_and_of_its_risk() {
     let dir = folder("spot");
     let times = ["-t", "2126-11-28T13:02:00Z", "-r", "2126-11-28T13:00:00Z"];
     for action in ["terminate", "stop", "hibernate"] {
-        let mock = Mock::start(&dir, free_port(), &[&["spot", "-a", action], &times[..]].concat()).await;
+        let mock = MetadataMock::start(&dir, free_port(), &[&["spot", "-a", action], &times[..]].concat()).await;
         let agent = Agent::start(&dir, mock.port).await;
         agent.wait_for("ebb_notices{trigger=\"spot_interruption\"} 1").await;
         agent.wait_for("ebb_notices{trigger=\"rebalance\"} 1").await;
@@ -36,7 +36,7 @@ async fn a_spot_instance_hears_of_its_interruption_and_of_its_risk() {
 async fn maintenance_is_known_until_it_is_cancelled_and_a_service_that_starts_anew_gives_new_tokens() {
     let dir = folder("maintenance");
     let event = ["events", "-o", "instance-retirement", "-b", "2126-11-28T14:00:00Z", "-a", "2126-11-28T16:00:00Z"];
-    let mock = Mock::start(&dir, free_port(), &event).await;
+    let mock = MetadataMock::start(&dir, free_port(), &event).await;
     let agent = Agent::start(&dir, mock.port).await;
     agent.wait_for("ebb_notices{trigger=\"maintenance\"} 1").await;
     let [said] = &agent.said("notice", "maintenance")[..] else { panic!("{}", agent.program.log()) };
@@ -48,7 +48,7 @@ async fn maintenance_is_known_until_it_is_cancelled_and_a_service_that_starts_an
     mock.program.kill();
     agent.wait_for("ebb_source_up{source=\"imds\"} 0").await;
     assert!(!agent.page().await.contains("ebb_notices{trigger=\"maintenance\"}"), "what cannot be read is not known");
-    let _cancelled = Mock::start(&dir, port, &[&event[..], &["--state", "canceled"]].concat()).await;
+    let _cancelled = MetadataMock::start(&dir, port, &[&event[..], &["--state", "canceled"]].concat()).await;
     agent.wait_for("ebb_notices{trigger=\"maintenance\"} 0").await;
     agent.wait_for("ebb_imds_requests_total{document=\"token\",result=\"ok\"} 2").await;
     assert_eq!(agent.said("notice is gone", "maintenance").len(), 1, "{}", agent.program.log());
@@ -57,37 +57,15 @@ async fn maintenance_is_known_until_it_is_cancelled_and_a_service_that_starts_an
 #[tokio::test]
 async fn an_instance_hears_that_its_group_terminates_it() {
     let dir = folder("lifecycle");
-    let in_service = Mock::start(&dir, free_port(), &["asglifecycle", "--asg-termination-delay-sec", "86400"]).await;
+    let in_service =
+        MetadataMock::start(&dir, free_port(), &["asglifecycle", "--asg-termination-delay-sec", "86400"]).await;
     let port = in_service.port;
     let agent = Agent::start(&dir, port).await;
     agent.wait_for("ebb_notices{trigger=\"lifecycle_hook\"} 0").await;
     in_service.program.kill();
-    let _terminated = Mock::start(&dir, port, &["asglifecycle"]).await;
+    let _terminated = MetadataMock::start(&dir, port, &["asglifecycle"]).await;
     agent.wait_for("ebb_notices{trigger=\"lifecycle_hook\"} 1").await;
     assert_eq!(agent.said("notice", "lifecycle_hook").len(), 1, "{}", agent.program.log());
-}
-
-struct Mock {
-    port: u16,
-    program: Program,
-}
-
-impl Mock {
-    async fn start(dir: &Path, port: u16, args: &[&str]) -> Self {
-        let found = Command::new(binary("xtask")).args(["lab", "metadata-mock"]).output().expect("xtask starts");
-        let said = String::from_utf8_lossy(&found.stderr);
-        assert!(found.status.success(), "ec2-metadata-mock was not built: {said}");
-        let mut command = Command::new(String::from_utf8_lossy(&found.stdout).trim());
-        // Its configuration would come from there.
-        command.env("HOME", dir).args(args).args(["--imdsv2", "--hostname", "127.0.0.1", "--port", &port.to_string()]);
-        let program = Program::start("ec2-metadata-mock", command, dir.join("mock.log"));
-        let address = local(port);
-        let listens = async || tokio::net::TcpStream::connect(&address).await.is_ok();
-        wait_until("the mock to listen", SOON, listens, async || program.log()).await;
-        let (status, _) = http(&address, "GET", "/latest/meta-data/instance-id", &[], "").await;
-        assert_eq!(status, 401, "the mock answers without a token");
-        Self { port, program }
-    }
 }
 
 struct Agent {

@@ -140,8 +140,8 @@ impl Group {
             Self::Drain => {
                 // The real systemd-logind and a message bus for it.
                 tools::apt_install(&["dbus-daemon", "systemd"])?;
-                let files =
-                    ["--test", "drain_scenarios", "--test", "drain_cli", "--test", "lifecycle", "--test", "shutdown"];
+                let files = ["drain_scenarios", "drain_suites", "drain_cli", "lifecycle", "shutdown"];
+                let files = files.map(|file| ["--test", file]).concat();
                 tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
             }
             Self::DrainChaos => run_tests(
