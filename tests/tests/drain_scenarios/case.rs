@@ -173,6 +173,9 @@ pub(super) struct Then {
     pub(super) after: Option<String>,
 
     // What is waited for, all of it at the same time.
+    /// For how long, at most.
+    #[serde(default = "a_minute")]
+    pub(super) within: String,
     /// What the condition says.
     pub(super) holds: Option<String>,
     pub(super) cordoned: Option<bool>,
@@ -202,6 +205,10 @@ pub(super) struct Then {
     /// The agent is killed before, and started after.
     #[serde(default)]
     pub(super) restart: bool,
+}
+
+fn a_minute() -> String {
+    "1m".into()
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]

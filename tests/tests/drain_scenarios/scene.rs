@@ -116,13 +116,16 @@ impl Scene<'_> {
     }
 
     /// Waits until all that is to be seen is.
-    async fn see(&self, then: &Then) -> Result<(), String> {
+    async fn see(&mut self, then: &Then) -> Result<(), String> {
         if let Some(pause) = &then.after {
             tokio::time::sleep(parse_duration(pause).unwrap()).await;
         }
         let began = Monotonic::now();
         while let Some(other) = self.mismatch(then).await {
-            if began.elapsed() > PATIENCE {
+            if self.granted().iter().any(|seen| !self.names.contains_key(seen.uid())) {
+                self.learn_names().await;
+            }
+            if began.elapsed() > parse_duration(&then.within).unwrap() {
                 return Err(format!("waited for {then:?}: {other}"));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
