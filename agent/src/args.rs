@@ -64,6 +64,13 @@ pub struct Args {
     #[arg(long, env = "EBB_COORDINATOR_TOKEN_FILE", value_name = "FILE", default_value = "/var/run/ebb/token/token")]
     pub coordinator_token_file: PathBuf,
 
+    /// Where the coordinator writes for the agent, with `--rights brokered`
+    #[arg(long, env = "EBB_BROKER", value_name = "URL", default_value = "https://ebb-coordinator.ebb.svc:9486")]
+    pub broker: CoordinatorUrl,
+    /// A token of this pod's ServiceAccount with audience `ebb-broker`, for that; read again each minute
+    #[arg(long, env = "EBB_BROKER_TOKEN_FILE", value_name = "FILE", default_value = "/var/run/ebb/broker/token")]
+    pub broker_token_file: PathBuf,
+
     #[command(flatten)]
     pub drain: DrainArgs,
 

@@ -1,11 +1,15 @@
 //! The API server, for this node and nobody else. By default every request asks to act as `system:node:<own>`, which is
 //! all that the agent's rights allow, and NodeRestriction holds it to its own node; where the cluster cannot have that,
-//! the agent acts as itself, and admission holds it.
+//! the agent acts as itself, and admission holds it, or it only reads, and the coordinator writes for it.
+
+mod broker;
 
 use std::path::{Path, PathBuf};
 
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+
+pub use broker::Broker;
 
 /// As the chart's value `agent.rights` has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -14,6 +18,8 @@ pub enum Rights {
     Impersonation,
     /// As itself, with a policy and a webhook that look at the node its token is bound to (Kubernetes 1.30)
     Admission,
+    /// As itself, only to read: the coordinator writes for it
+    Brokered,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +41,7 @@ pub async fn client(kubeconfig: Option<&Path>, node: &str, rights: Rights) -> Re
     // Only the user: the API server adds a node's groups by itself, and refuses any that are asked for.
     config.auth_info.impersonate = match rights {
         Rights::Impersonation => Some(format!("system:node:{node}")),
-        Rights::Admission => None,
+        Rights::Admission | Rights::Brokered => None,
     };
     config.auth_info.impersonate_groups = None;
     config.auth_info.impersonate_uid = None;

@@ -7,6 +7,7 @@ mod patch;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use ebb_core::broker::FIELD_MANAGER;
 use ebb_core::drain;
 use ebb_core::drain::{
     Action, Change, Drain, Event, EvictionOutcome, HookOutcome, HookPhase, Node, Pod, Settings, Step, Target,
@@ -33,6 +34,8 @@ const PATCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Edge {
     pub client: Client,
+    /// The same, but where another writes for the agent.
+    pub writes: Client,
     pub node: String,
     pub clock: Clock,
     pub settings: Settings,
@@ -202,14 +205,14 @@ impl Edge {
     }
 
     fn patch(&self, known: &Known, change: &Change, because: Step) -> BoxFuture<'static, Reply> {
-        let nodes: Api<api::Node> = Api::all(self.client.clone());
+        let nodes: Api<api::Node> = Api::all(self.writes.clone());
         let (name, metrics) = (self.node.clone(), self.metrics.clone());
         let (body, is_status) = match change {
             Change::Node(change) => (patch::node(known, change), false),
             Change::Conditions(conditions) => (patch::conditions(known, conditions, self.clock.now()), true),
         };
         Box::pin(async move {
-            let parameters = PatchParams { field_manager: Some("ebb-agent".into()), ..PatchParams::default() };
+            let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
             let request = async {
                 if is_status {
                     nodes.patch_status(&name, &parameters, &Patch::Strategic(body)).await
@@ -237,7 +240,7 @@ impl Edge {
     }
 
     fn check(&self, pod: Target) -> BoxFuture<'static, Reply> {
-        let client = self.client.clone();
+        let client = self.writes.clone();
         Box::pin(async move {
             // Who may not evict will be told so again, and that is then an answer.
             let refused =
@@ -248,7 +251,7 @@ impl Edge {
     }
 
     fn evict(&self, pod: Target, grace: Option<Duration>) -> BoxFuture<'static, Reply> {
-        let (client, metrics) = (self.client.clone(), self.metrics.clone());
+        let (client, metrics) = (self.writes.clone(), self.metrics.clone());
         Box::pin(async move {
             let reply = eviction::evict(&client, &pod, grace).await;
             metrics.evicted(reply.outcome.name());
@@ -257,7 +260,7 @@ impl Edge {
     }
 
     fn delete(&self, pod: Target, grace: Duration) -> BoxFuture<'static, Reply> {
-        let (client, metrics) = (self.client.clone(), self.metrics.clone());
+        let (client, metrics) = (self.writes.clone(), self.metrics.clone());
         Box::pin(async move {
             let Target { namespace, name, uid } = &pod;
             tracing::warn!(namespace, pod = name, uid, ?grace, "pod deleted past its budget");

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant as Monotonic};
 
+pub use ebb_kubernetes::chain;
+
 use crate::source::{Error, Source};
 
 #[derive(Clone, Debug, Default)]
@@ -76,26 +78,10 @@ impl Healths {
     }
 }
 
-/// An error with its causes, on one line. Some libraries' errors say their causes themselves: once is enough.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes
-        .map(ToString::to_string)
-        .fold(error.to_string(), |text, cause| if text.ends_with(&cause) { text } else { format!("{text}: {cause}") })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::source::Malformed;
-
-    #[test]
-    fn a_cause_is_said_once() {
-        let io = || std::io::Error::other("refused");
-        let read = |source| Error::Read { path: "/proc/stat".into(), source };
-        assert_eq!(chain(&read(io())), "read /proc/stat: refused");
-        assert_eq!(chain(&read(std::io::Error::other(io()))), "read /proc/stat: refused");
-    }
 
     #[test]
     fn a_source_goes_down_and_comes_back() {

@@ -133,8 +133,16 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
     if let Some(((client, node), metrics)) = client.zip(metrics) {
         let (uid_sender, node_uid) = watch::channel(None);
         tasks.spawn(pods::run(client.clone(), node.clone(), names_sender, stop.clone()));
+        let writes = match args.rights {
+            cluster::Rights::Impersonation | cluster::Rights::Admission => client.clone(),
+            cluster::Rights::Brokered => {
+                let (ca, server_name) = (args.coordinator_ca.clone(), args.coordinator_server_name.clone());
+                cluster::Broker { url: args.broker, ca, server_name, token_file: args.broker_token_file }.client()
+            }
+        };
         let edge = Edge {
             client,
+            writes,
             node: node.clone(),
             clock,
             settings: drain,

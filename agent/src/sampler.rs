@@ -79,7 +79,7 @@ pub struct Sampler {
     names: Option<watch::Receiver<Arc<PodNames>>>,
     /// `None`: nobody asks the kubelet.
     pod_resources: Option<watch::Receiver<PodResources>>,
-    /// `None`: nobody asks for instance metadata.
+    /// Of what is asked elsewhere: instance metadata, systemd-logind.
     others: Option<watch::Receiver<Healths>>,
     /// Of a replay; a host keeps its own.
     healths: Healths,
@@ -102,7 +102,7 @@ impl Sampler {
         Self { pod_resources: Some(pod_resources), ..self }
     }
 
-    /// Takes from there how reading instance metadata goes.
+    /// Takes from there how what is asked elsewhere is doing.
     pub fn with_others(self, others: watch::Receiver<Healths>) -> Self {
         Self { others: Some(others), ..self }
     }

@@ -57,6 +57,7 @@ fn text(facts: &Facts, sheet: &mut Sheet) -> (String, bool) {
     sheet.title(match facts.mode() {
         Some(Mode::Impersonation) => "Agents act as their nodes (agent.rights=impersonation)",
         Some(Mode::Admission) => "Agents act as themselves, held by admission (agent.rights=admission)",
+        Some(Mode::Brokered) => "The coordinator writes for agents, which only read (agent.rights=brokered)",
         None if facts.agent.is_err() => "What holds agents to their own nodes could not be found out",
         None => "No agent is installed that is held to its own node",
     });
@@ -64,6 +65,7 @@ fn text(facts: &Facts, sheet: &mut Sheet) -> (String, bool) {
         match facts.best() {
             Some(Mode::Impersonation) => sheet.line("This cluster can have the chart's agent.rights=impersonation"),
             Some(Mode::Admission) => sheet.line("This cluster can have the chart's agent.rights=admission"),
+            Some(Mode::Brokered) => sheet.line("This cluster can have the chart's agent.rights=brokered"),
             None => {}
         }
     }
@@ -88,7 +90,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::findings::{Guards, Trial, Version};
-    use super::rights::{ADMISSION, COORDINATOR, IMPERSONATION, PATCH_NODES, WEBHOOK};
+    use super::rights::{ADMISSION, BROKER, BROKERED, COORDINATOR, IMPERSONATION, PATCH_NODES, WEBHOOK};
     use super::*;
     use crate::golden::is_golden;
 
@@ -117,6 +119,16 @@ mod tests {
         }
     }
 
+    fn brokered() -> Facts {
+        Facts {
+            agent: Ok(BTreeSet::from(BROKERED)),
+            coordinator: Ok(COORDINATOR.into_iter().chain(BROKER).collect()),
+            guards: Guards { agent: Ok(false), agent_pods: Ok(false), coordinator: Ok(true), evictions: Ok(false) },
+            trial: Ok(Trial { own: false, other_node: Some(false), other_pod: Some(false) }),
+            ..admission()
+        }
+    }
+
     #[test]
     fn what_is_not_ok_is_said_with_what_to_do() {
         let check = |name: &str, facts: Facts, expected: bool| {
@@ -134,6 +146,16 @@ mod tests {
             || Guards { agent: Ok(false), agent_pods: Ok(false), coordinator: Ok(false), evictions: Ok(false) };
         check("impersonation", impersonation(), true);
         check("admission", admission(), true);
+        check("brokered", brokered(), true);
+        // The coordinator's role is of another value.
+        let plain = Ok(BTreeSet::from(COORDINATOR));
+        check("no-broker", Facts { coordinator: plain, ..brokered() }, false);
+        // Before Kubernetes 1.30.
+        let version = Ok(Version { minor: 29, text: "v1.29.9".into() });
+        let guards = Guards { coordinator: Ok(false), ..brokered().guards };
+        check("brokered-old", Facts { version, policies_served: Ok(false), guards, ..brokered() }, false);
+        let reaches = Ok(Trial { own: true, ..brokered().trial.unwrap() });
+        assert!(!text(&Facts { trial: reaches, ..brokered() }, &mut Sheet::new(100, false)).1);
         // The chart's default on a cluster that has not got the feature.
         let failed = Ok(Trial { own: false, other_node: Some(false), other_pod: Some(false) });
         let version = Ok(Version { minor: 35, text: "v1.35.2".into() });
@@ -164,7 +186,7 @@ mod tests {
         let old =
             Facts { version: Ok(Version { minor: 29, text: "v1.29.9".into() }), feature: Ok(false), ..impersonation() };
         assert!(!text(&old, &mut Sheet::new(100, false)).1);
-        assert_eq!((old.best(), admission().best()), (None, Some(Mode::Admission)));
+        assert_eq!((old.best(), admission().best()), (Some(Mode::Brokered), Some(Mode::Admission)));
         // A right of the agent's beyond, whatever holds the others.
         let mut more = admission();
         more.agent = Ok(ADMISSION.into_iter().chain([rights::DELETE_PODS]).collect());

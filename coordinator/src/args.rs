@@ -39,6 +39,10 @@ pub struct Args {
     #[arg(long, env = "EBB_LISTEN_ADMISSION", value_name = "ADDR")]
     pub listen_admission: Option<SocketAddr>,
 
+    /// Where to write for agents that may not write themselves (HTTPS): the chart's value `agent.rights: brokered`
+    #[arg(long, env = "EBB_LISTEN_BROKER", value_name = "ADDR")]
+    pub listen_broker: Option<SocketAddr>,
+
     /// A kubeconfig, where the coordinator does not run in the cluster
     #[arg(long, env = "EBB_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,

@@ -1,105 +1,31 @@
 //! Answers the API server, which asks before an agent evicts a pod where agents act as themselves (chart value
 //! `agent.rights: admission`). What is allowed is said by `core::admission`; here it is only looked up.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use ebb_core::admission::{Eviction, Found, NODE_NAME_CLAIM, NODE_UID_CLAIM, may_evict};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, Client};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
-
-use crate::tls::Certificate;
 
 /// Where the chart's webhook asks.
 const PATH: &str = "/evictions";
 /// API servers keep connections open and there are a handful of them; more is somebody else's mistake.
-const CONNECTIONS: usize = 64;
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A client that has not sent its request's head by then holds a place that others need.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
+pub(crate) const CONNECTIONS: usize = 64;
 /// Less than the webhook's own 5 s, so that what is wrong is said.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(4);
+pub(crate) const LOOK_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Serves until `stop`, from the first certificate on.
-pub(crate) async fn serve(
-    address: SocketAddr,
-    client: Client,
-    account: String,
-    mut certificates: watch::Receiver<Option<Certificate>>,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
-    let asked = Asked { client, account: account.into() };
-    let service = TowerToHyperService::new(Router::new().route(PATH, post(answer)).with_state(asked));
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        certificate = certificates.wait_for(Option::is_some) => drop(certificate?),
-    }
-    let mut acceptor = acceptor(&certificates)?;
-    loop {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            changed = certificates.changed() => {
-                changed?;
-                // Connections that are open go on with the one they began with.
-                acceptor = self::acceptor(&certificates)?;
-                continue;
-            }
-            accepted = listener.accept() => accepted,
-        };
-        let Ok((stream, _)) = accepted else {
-            // Out of descriptors, or a client that left early: either passes.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let (acceptor, service, stop) = (acceptor.clone(), service.clone(), stop.clone());
-        tokio::spawn(async move {
-            let _place = place;
-            let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else { return };
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::select! {
-                () = stop.cancelled() => {}
-                ended = connection => if let Err(error) = ended {
-                    tracing::debug!(%error, "connection of the API server ended");
-                },
-            }
-        });
-    }
-}
-
-fn acceptor(certificates: &watch::Receiver<Option<Certificate>>) -> anyhow::Result<TlsAcceptor> {
-    let certificate = certificates.borrow().clone().expect("it was waited for");
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate.chain.as_bytes()).collect();
-    let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).context("read the certificate's key")?;
-    let config = rustls::ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain.context("read the certificate")?, key)
-        .context("use the certificate")?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+/// `account`: the agent's full user name.
+pub(crate) fn router(client: Client, account: String) -> Router {
+    Router::new().route(PATH, post(answer)).with_state(Asked { client, account: account.into() })
 }
 
 #[derive(Clone)]
@@ -148,7 +74,7 @@ impl Request {
 async fn answer(State(asked): State<Asked>, Json(review): Json<Review>) -> Response {
     let request = review.request;
     let eviction = request.eviction();
-    let looked = timeout(LOOK_TIMEOUT, look(&asked.client, &request)).await;
+    let looked = timeout(LOOK_TIMEOUT, look(&asked.client, &request.namespace, &request.name)).await;
     let looked = looked.map_err(|_| "no reply in time".to_owned());
     let found = match looked.and_then(|looked| looked.map_err(|error| error.to_string())) {
         Ok(found) => found,
@@ -169,9 +95,9 @@ async fn answer(State(asked): State<Asked>, Json(review): Json<Review>) -> Respo
 }
 
 /// From the API server itself: what our watches say may be older than the question.
-async fn look(client: &Client, request: &Request) -> kube::Result<Found> {
-    let pods = Api::<Pod>::namespaced(client.clone(), &request.namespace);
-    let Some(pod) = pods.get_opt(&request.name).await? else { return Ok(Found::default()) };
+pub(crate) async fn look(client: &Client, namespace: &str, pod: &str) -> kube::Result<Found> {
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    let Some(pod) = pods.get_opt(pod).await? else { return Ok(Found::default()) };
     let node = pod.spec.and_then(|spec| spec.node_name).filter(|node| !node.is_empty());
     let node_uid = match &node {
         Some(node) => {

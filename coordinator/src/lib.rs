@@ -3,6 +3,7 @@
 
 pub mod action;
 pub mod autoscaling;
+mod broker;
 pub mod buffers;
 pub mod clock;
 pub mod cluster;
@@ -12,6 +13,7 @@ pub mod driver;
 pub mod effects;
 mod evictions;
 pub mod http;
+mod https;
 pub mod kubernetes;
 pub mod lease;
 pub mod metrics;
@@ -22,6 +24,7 @@ pub mod reports;
 pub mod standing;
 pub mod status;
 pub mod tls;
+pub mod token;
 mod webhook;
 
 mod args;

@@ -47,6 +47,32 @@ impl Told {
     }
 }
 
+/// What became of an agent's request to write for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Brokered {
+    /// Written.
+    Done,
+    /// The API server said something else.
+    Answered,
+    Refused,
+    Unauthenticated,
+    Malformed,
+    Unavailable,
+}
+
+impl Brokered {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Answered => "answered",
+            Self::Refused => "refused",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Malformed => "malformed",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Metrics {
     decisions: Labels<2>,
@@ -55,6 +81,7 @@ pub struct Metrics {
     aws_calls: Labels<2>,
     call_duration: Durations,
     reports: Labels<1>,
+    brokered: Labels<2>,
     streams: Gauge,
     leading: Gauge,
     synced: Gauge,
@@ -86,6 +113,7 @@ impl Metrics {
             aws_calls: Family::default(),
             call_duration: Family::new_with_constructor(|| Histogram::new([0.01, 0.03, 0.1, 0.3, 1.0, 3.0])),
             reports: Family::default(),
+            brokered: Family::default(),
             streams: Gauge::default(),
             leading: Gauge::default(),
             synced: Gauge::default(),
@@ -110,6 +138,8 @@ impl Metrics {
         let help = "Time such a call took";
         ebb.register_with_unit("call_duration", help, Unit::Seconds, metrics.call_duration.clone());
         ebb.register("reports", "Agents' reports by what became of them", metrics.reports.clone());
+        let help = "Writes that agents asked for (agent.rights: brokered), by what became of them";
+        ebb.register("brokered", help, metrics.brokered.clone());
         ebb.register("streams", "Agents connected", metrics.streams.clone());
         ebb.register("leading", "Whether this replica leads", metrics.leading.clone());
         ebb.register("synced", "Whether the picture of the cluster is complete and live", metrics.synced.clone());
@@ -155,6 +185,10 @@ impl Metrics {
 
     pub fn report(&self, told: Told) {
         self.reports.get_or_create(&[("result", told.name())]).inc();
+    }
+
+    pub fn brokered(&self, call: &'static str, result: Brokered) {
+        self.brokered.get_or_create(&[("call", call), ("result", result.name())]).inc();
     }
 
     /// Counts a stream for as long as the guard lives.

@@ -3,8 +3,6 @@
 mod limits;
 mod server;
 mod service;
-mod token;
 
 pub use server::serve;
 pub use service::{Gate, Service};
-pub use token::{ClusterReview, Review, Tokens};

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::Args;
 use crate::autoscaling::AutoScaling;
+use crate::broker::{self, Broker};
 use crate::clock::Clock;
 use crate::cluster::{self, Nodes};
 use crate::decisions::Decisions;
@@ -28,6 +29,7 @@ use crate::driver::{Driver, INBOX};
 use crate::effects;
 use crate::evictions;
 use crate::http::{self, Shown};
+use crate::https;
 use crate::kubernetes::Kubernetes;
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
@@ -35,10 +37,11 @@ use crate::names;
 use crate::picture;
 use crate::real::Real;
 use crate::record::Record;
-use crate::reports::{self, ClusterReview, Gate, Tokens};
+use crate::reports::{self, Gate};
 use crate::standing::Standing;
 use crate::status::Status;
 use crate::tls::Certificates;
+use crate::token::{ClusterReview, Tokens};
 use crate::webhook;
 
 /// For calls under way and for letting go of the Lease; well below the kubelet's 30 s.
@@ -67,7 +70,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let policy = ebb_config::read(&args.config, &args.overrides)?;
     // Several crates ask for it, and none may guess.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = client(args.kubeconfig.as_deref()).await?;
+    let (client, client_once) = clients(args.kubeconfig.as_deref()).await?;
     let namespace = names::namespace(args.namespace);
     let identity = names::identity(args.identity)?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
@@ -132,22 +135,25 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (certificate, certificates) = watch::channel(None);
     let keep = Certificates::new(client.clone(), &namespace, &args.tls_san).keep(certificate);
     intake.spawn(stop.clone().run_until_cancelled_owned(keep));
+    let account = format!("system:serviceaccount:{namespace}:{}", args.agent_service_account);
+    let tokens = |audience| {
+        let review = ClusterReview { client: client.clone(), namespace: namespace.clone() };
+        Tokens::new(review, audience, &namespace, &args.agent_service_account)
+    };
     let admission = args.listen_admission.map(|address| {
         intake.spawn(stop.clone().run_until_cancelled_owned(webhook::keep(client.clone(), certificates.clone())));
-        let account = format!("system:serviceaccount:{namespace}:{}", args.agent_service_account);
-        evictions::serve(address, client.clone(), account, certificates.clone(), stop.clone())
+        let router = evictions::router(client.clone(), account.clone());
+        https::serve(address, router, evictions::CONNECTIONS, certificates.clone(), stop.clone())
     });
-    let admission = async {
-        match admission {
-            Some(admission) => admission.await,
-            None => std::future::pending().await,
-        }
-    };
-    let tokens = Tokens::new(ClusterReview(client.clone()), &namespace, &args.agent_service_account);
+    let broker = args.listen_broker.map(|address| {
+        let tokens = tokens(broker::AUDIENCE);
+        let router = broker::router(Broker { tokens, client: client_once, account, metrics: metrics.clone() });
+        https::serve(address, router, broker::CONNECTIONS, certificates.clone(), stop.clone())
+    });
     let gate = Gate { nodes, standing: standing.clone(), inbox: inbox.clone(), metrics: metrics.clone() };
     let reports = reports::serve(
         args.listen_reports,
-        Arc::new(tokens),
+        Arc::new(tokens(ebb_proto::TOKEN_AUDIENCE)),
         gate,
         Settings::from(&policy.idle),
         certificates,
@@ -171,9 +177,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             result.context("serve reports")?;
             Some("reports")
         }
-        result = admission => {
+        result = if_any(admission) => {
             result.context("answer about evictions")?;
             Some("admission")
+        }
+        result = if_any(broker) => {
+            result.context("write for agents")?;
+            Some("broker")
         }
         result = http::serve(listener, shown, let_go.clone()) => {
             result.context("serve HTTP")?;
@@ -197,7 +207,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<kube::Client> {
+/// Ends when it does; what there is not never ends.
+async fn if_any<T>(part: Option<impl Future<Output = T>>) -> T {
+    match part {
+        Some(part) => part.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The second asks once, where the first asks again by itself.
+async fn clients(kubeconfig: Option<&Path>) -> anyhow::Result<(kube::Client, kube::Client)> {
     let config = match kubeconfig {
         Some(path) => {
             let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
@@ -205,5 +224,8 @@ async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<kube::Client> {
         }
         None => kube::Config::incluster().context("find the cluster; outside of one give --kubeconfig")?,
     };
-    kube::Client::try_from(config).context("make a client of the API server")
+    let mut once = config.clone();
+    once.default_retry = false;
+    let client = |config| kube::Client::try_from(config).context("make a client of the API server");
+    Ok((client(config)?, client(once)?))
 }

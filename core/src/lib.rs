@@ -5,6 +5,7 @@
 
 pub mod admission;
 mod agenda;
+pub mod broker;
 pub mod buffer;
 pub mod classify;
 pub mod cron;

@@ -13,6 +13,8 @@ use kube::{Client, Error};
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
+use crate::chain;
+
 /// Longer than the API server tries to write a PodDisruptionBudget: 20 times every 500 ms.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -122,12 +124,6 @@ async fn ask(
 /// Whether the asker was refused, and not the eviction: admission comes later, and words it otherwise.
 fn is_rbac(status: &Status) -> bool {
     status.code == 401 || status.code == 403 && status.message.contains(" cannot create resource ")
-}
-
-/// An error with all that caused it.
-fn chain(error: &Error) -> String {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use kube::api::ListParams;
+use kube::config::Kubeconfig;
 use kube::{Api, Client, ResourceExt};
+use serde_json::json;
 
 use crate::program::{binary, free_port, root};
 use crate::{Lab, Program, http};
@@ -16,11 +18,16 @@ use crate::{Lab, Program, http};
 const NAMESPACE: &str = "ebb";
 /// The audience of the tokens that agents show to the coordinator, as in the manifests.
 const REPORTS_AUDIENCE: &str = "ebb-coordinator";
+/// Of those by which it writes for them.
+pub const BROKER_AUDIENCE: &str = "ebb-broker";
+/// The coordinator's name in its certificate.
+const COORDINATOR_NAME: &str = "ebb-coordinator.ebb.svc";
 
 /// What holds agents to their own node: the chart's value `agent.rights`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rights {
     Admission,
+    Brokered,
     Impersonation,
 }
 
@@ -28,6 +35,7 @@ impl Rights {
     fn flag(self) -> &'static str {
         match self {
             Self::Admission => "admission",
+            Self::Brokered => "brokered",
             Self::Impersonation => "impersonation",
         }
     }
@@ -42,6 +50,8 @@ pub struct Ebb {
     rights: Rights,
     /// Where the API server asks about evictions, with [`Rights::Admission`].
     admission_port: u16,
+    /// Where agents ask to be written for, with [`Rights::Brokered`].
+    broker_port: u16,
     pub client: Client,
     pub reports_port: u16,
     pub http_port: u16,
@@ -60,13 +70,20 @@ impl Ebb {
     pub async fn install_with(lab: Lab, rights: Rights) -> Self {
         let manifests = match rights {
             Rights::Admission => "ebb-admission.yaml",
+            Rights::Brokered => "ebb-brokered.yaml",
             Rights::Impersonation => "ebb.yaml",
         };
         lab.apply_file(root().join("deploy/manifests").join(manifests)).await;
+        Self::installed(lab, rights).await
+    }
+
+    /// In a lab that has its manifests already.
+    pub async fn installed(lab: Lab, rights: Rights) -> Self {
         let client = lab.client().await;
         Self {
             rights,
             admission_port: free_port(),
+            broker_port: free_port(),
             coordinator: None,
             agents: BTreeMap::new(),
             client,
@@ -108,6 +125,9 @@ impl Ebb {
                 format!(r#"[{{"op": "add", "path": "/webhooks/0/clientConfig", "value": {{"url": "{url}"}}}}]"#);
             let words = ["patch", "validatingwebhookconfiguration", "ebb-agent", "--type=json", "--patch", &config];
             self.lab.kubectl(&words).await;
+        }
+        if self.rights == Rights::Brokered {
+            command.args(["--listen-broker", &format!("127.0.0.1:{}", self.broker_port)]);
         }
         self.coordinator = Some(self.lab.spawn("coordinator", command));
     }
@@ -213,6 +233,25 @@ impl Ebb {
         map.data?.remove("ca.crt")
     }
 
+    /// The coordinator, where it writes for the bearer of this token; its certificate is awaited.
+    pub async fn broker(&self, token: &str) -> Client {
+        let (soon, port) = (Duration::from_secs(60), self.broker_port);
+        self.lab
+            .wait_until("the coordinator to write for agents", soon, async || {
+                let Some(ca) = self.ca().await else { return false };
+                std::fs::write(self.ca_file(), ca).expect("the lab's folder takes a file");
+                tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+            })
+            .await;
+        let cluster = json!({"server": format!("https://127.0.0.1:{port}"), "certificate-authority": self.ca_file(),
+            "tls-server-name": COORDINATOR_NAME});
+        let kubeconfig = json!({"current-context": "broker", "clusters": [{"name": "broker", "cluster": cluster}],
+            "users": [{"name": "agent", "user": {"token": token}}],
+            "contexts": [{"name": "broker", "context": {"cluster": "broker", "user": "agent"}}]});
+        let kubeconfig: Kubeconfig = serde_json::from_value(kubeconfig).expect("it is a kubeconfig");
+        crate::once(kubeconfig).await
+    }
+
     fn ca_file(&self) -> PathBuf {
         self.lab.dir.join("conf/coordinator-ca.crt")
     }
@@ -254,12 +293,18 @@ impl Ebb {
             .arg("--kubeconfig")
             .arg(self.lab.write_kubeconfig(&format!("agent-{node}"), &token))
             .args(["--coordinator", &format!("https://127.0.0.1:{}", self.reports_port)])
-            .args(["--coordinator-server-name", "ebb-coordinator.ebb.svc", "--coordinator-ca"])
+            .args(["--coordinator-server-name", COORDINATOR_NAME, "--coordinator-ca"])
             .arg(self.ca_file())
             .arg("--coordinator-token-file")
             .arg(folder.join("token"))
             .args(["--rights", self.rights.flag(), "--interval", self.agent_interval, "--source"])
             .arg(format!("replay:{}", folder.join("readings").display()));
+        if self.rights == Rights::Brokered {
+            let token = self.lab.service_account_token(NAMESPACE, "ebb-agent", BROKER_AUDIENCE, Some(pod)).await;
+            std::fs::write(folder.join("broker-token"), token).expect("the folder takes a file");
+            command.args(["--broker", &format!("https://127.0.0.1:{}", self.broker_port), "--broker-token-file"]);
+            command.arg(folder.join("broker-token"));
+        }
         Some(self.lab.spawn(&format!("agent-{node}"), command))
     }
 }

@@ -37,7 +37,7 @@ use tokio::process::Command;
 pub use aws::{AwsCall, Group, Instance};
 pub use browser::{Browser, key};
 pub use drains::{Drains, PLOT, check_requests, now};
-pub use ebb::{Ebb, Rights, node_of};
+pub use ebb::{BROKER_AUDIENCE, Ebb, Rights, node_of};
 pub use http::http;
 pub use metadata::MetadataMock;
 pub use program::{Program, binary, free_port};
@@ -271,6 +271,18 @@ pub async fn client(kubeconfig: &Path) -> Client {
     let file = Kubeconfig::read_from(kubeconfig).expect("the kubeconfig is there");
     let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
     Client::try_from(config.expect("the kubeconfig is complete")).expect("its certificates can be read")
+}
+
+/// The same, to whom a 429 is an answer.
+pub async fn client_that_asks_once(kubeconfig: &Path) -> Client {
+    once(Kubeconfig::read_from(kubeconfig).expect("the kubeconfig is there")).await
+}
+
+async fn once(kubeconfig: Kubeconfig) -> Client {
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    let mut config = config.expect("the kubeconfig is complete");
+    config.default_retry = false;
+    Client::try_from(config).expect("its certificates can be read")
 }
 
 /// A folder that no other lab has, named after the test.

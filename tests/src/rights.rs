@@ -9,7 +9,9 @@ use ebb_core::intent::PROGRESS_ANNOTATION;
 use ebb_kubernetes::eviction;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Request, ResourceExt, WatchParams};
+use kube::api::{
+    DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, Request, ResourceExt, WatchParams,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Error};
 use serde::de::IgnoredAny;
@@ -208,9 +210,11 @@ pub async fn evict(client: &Client, pod: &Pod, uid: Option<&str>) -> u16 {
     code(pods.create_subresource::<_, IgnoredAny>("eviction", &pod.name_any(), &params, &body).await)
 }
 
+/// A deletion as the agent asks for it, without doing it.
 pub async fn delete_pod(client: &Client, pod: &Pod) -> u16 {
     let pods = Api::<Pod>::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-    code(pods.delete(&pod.name_any(), &dry_delete()).await)
+    let preconditions = Some(Preconditions { uid: pod.uid(), ..Preconditions::default() });
+    code(pods.delete(&pod.name_any(), &DeleteParams { preconditions, ..dry_delete() }).await)
 }
 
 pub async fn merge(client: &Client, node: &str, change: Value) -> u16 {

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::rights::{
-    ACT_AS_NODE, ADMISSION, BEYOND, COORDINATOR, DELETE_PODS, HELD, IMPERSONATION, PATCH_NODES, Right, WEBHOOK,
+    ACT_AS_NODE, ADMISSION, BEYOND, BROKER, BROKERED, COORDINATOR, DELETE_PODS, HELD, IMPERSONATION, PATCH_NODES,
+    READ_NODES, Right, WEBHOOK,
 };
 
 /// What could be found out; `Err`: why not.
@@ -82,6 +83,8 @@ pub(super) struct Finding {
 pub(super) enum Mode {
     Impersonation,
     Admission,
+    /// Their coordinator writes for them.
+    Brokered,
 }
 
 impl Facts {
@@ -92,17 +95,20 @@ impl Facts {
         }
         // A role that was made by hand is not the chart's: it is judged as what the cluster does best.
         let is_guarded = self.guards.agent != Ok(false) || self.guards.evictions != Ok(false);
-        (rights.contains(&PATCH_NODES) && is_guarded).then_some(Mode::Admission)
+        match (rights.contains(&PATCH_NODES), rights.contains(&READ_NODES)) {
+            (true, _) => is_guarded.then_some(Mode::Admission),
+            (false, reads) => reads.then_some(Mode::Brokered),
+        }
     }
 
-    /// What this cluster can do best; `None`: neither, or not known.
+    /// What this cluster can do best; `None`: not known.
     pub(super) fn best(&self) -> Option<Mode> {
         let minor = self.version.as_ref().ok()?.minor;
         match &self.feature {
             Ok(true) => Some(Mode::Impersonation),
             Err(_) if minor >= 36 => Some(Mode::Impersonation),
             _ if minor >= 30 => Some(Mode::Admission),
-            _ => None,
+            _ => Some(Mode::Brokered),
         }
     }
 
@@ -121,11 +127,14 @@ impl Facts {
     fn kubernetes(&self) -> Finding {
         match &self.version {
             Ok(Version { minor, text }) if *minor >= 30 => ok("Kubernetes", text.clone()),
+            Ok(Version { text, .. }) if self.mode() == Some(Mode::Brokered) => {
+                ok("Kubernetes", format!("{text}: which node a token is bound to is told by its pod"))
+            }
             Ok(Version { text, .. }) => wrong(
                 State::Missing,
                 "Kubernetes",
                 format!("{text}: tokens do not say which node they are bound to"),
-                "1.30 is the oldest on which agents can be held to their nodes",
+                "before 1.30 agents can be held to their nodes with agent.rights=brokered only",
             ),
             Err(why) => not_known("Kubernetes", why, "see `kubectl version`"),
         }
@@ -139,6 +148,9 @@ impl Facts {
             _ if proven => ok(SUBJECT, "an agent's token acted as its node".to_owned()),
             Ok(false) | Err(_) if mode == Some(Mode::Admission) => {
                 ok(SUBJECT, "not needed: agents act as themselves".to_owned())
+            }
+            Ok(false) | Err(_) if mode == Some(Mode::Brokered) => {
+                ok(SUBJECT, "not needed: agents write nothing".to_owned())
             }
             Ok(false) => wrong(
                 State::Missing,
@@ -167,7 +179,7 @@ impl Facts {
         const SUBJECT: &str = "NodeRestriction";
         match &self.node_restriction {
             Ok(true) => ok(SUBJECT, "in the name of a node, another was not to be changed".to_owned()),
-            Ok(false) if mode == Some(Mode::Admission) => wrong(
+            Ok(false) if matches!(mode, Some(Mode::Admission | Mode::Brokered)) => wrong(
                 State::Unsafe,
                 SUBJECT,
                 "off: each kubelet can change all nodes".to_owned(),
@@ -196,7 +208,7 @@ impl Facts {
                 State::Missing,
                 SUBJECT,
                 "the API server knows no ValidatingAdmissionPolicy".to_owned(),
-                "1.30 has them; without, nothing holds the coordinator to one annotation of nodes",
+                "1.30 has them; without, nothing holds the coordinator to what it needs to change of nodes",
             ),
             Err(why) => not_known(SUBJECT, why, "see `kubectl api-resources --api-group admissionregistration.k8s.io`"),
         }
@@ -211,7 +223,8 @@ impl Facts {
         };
         let needed: &[Right] = match mode.or(self.best()) {
             Some(Mode::Admission) => &ADMISSION,
-            _ => &IMPERSONATION,
+            Some(Mode::Brokered) => &BROKERED,
+            Some(Mode::Impersonation) | None => &IMPERSONATION,
         };
         let needs =
             lacking(NEEDS, needed, rights, "install the chart, or its manifests, with its ClusterRole ebb-agent");
@@ -289,6 +302,16 @@ impl Facts {
             )];
         }
         match (trial.own, trial.other_node) {
+            (true, _) if self.mode() == Some(Mode::Brokered) => vec![wrong(
+                State::Unsafe,
+                SUBJECT,
+                "an agent's token writes to its own node by itself, past the coordinator".to_owned(),
+                "what is UNSAFE above says why",
+            )],
+            (false, _) if self.mode() == Some(Mode::Brokered) => vec![ok(
+                SUBJECT,
+                "by itself it writes to no node; what the coordinator writes for it was not tried from here".to_owned(),
+            )],
             (false, _) => vec![wrong(
                 State::Missing,
                 SUBJECT,
@@ -303,8 +326,14 @@ impl Facts {
     fn coordinator(&self, mode: Option<Mode>) -> Vec<Finding> {
         const NEEDS: &str = "coordinator: what it needs";
         const HELD: &str = "coordinator: held to one annotation";
-        let webhook = (mode == Some(Mode::Admission)).then_some(WEBHOOK);
-        let needed: Vec<_> = COORDINATOR.into_iter().chain(webhook).collect();
+        const HELD_TO_DRAINS: &str = "coordinator: held to what a drain changes";
+        let held_to = if mode == Some(Mode::Brokered) { HELD_TO_DRAINS } else { HELD };
+        let besides: &[Right] = match mode {
+            Some(Mode::Admission) => &[WEBHOOK],
+            Some(Mode::Brokered) => &BROKER,
+            Some(Mode::Impersonation) | None => &[],
+        };
+        let needed: Vec<_> = COORDINATOR.iter().chain(besides).copied().collect();
         let needs = match &self.coordinator {
             Ok(rights) => {
                 lacking(NEEDS, &needed, rights, "install the chart, or its manifests, with its roles ebb-coordinator")
@@ -313,15 +342,15 @@ impl Facts {
         };
         let patches = self.coordinator.as_ref().is_ok_and(|rights| rights.contains(&PATCH_NODES));
         let held = match &self.guards.coordinator {
-            Ok(true) => ok(HELD, "the policy ebb-coordinator is bound".to_owned()),
-            Ok(false) if !patches => ok(HELD, "it may change no node".to_owned()),
+            Ok(true) => ok(held_to, "the policy ebb-coordinator is bound".to_owned()),
+            Ok(false) if !patches => ok(held_to, "it may change no node".to_owned()),
             Ok(false) => wrong(
                 State::Unsafe,
-                HELD,
+                held_to,
                 "it may change all of every node".to_owned(),
                 "install the chart, or its manifests, with the ValidatingAdmissionPolicy ebb-coordinator and its binding",
             ),
-            Err(why) => not_known(HELD, why, "see `kubectl get validatingadmissionpolicybinding ebb-coordinator`"),
+            Err(why) => not_known(held_to, why, "see `kubectl get validatingadmissionpolicybinding ebb-coordinator`"),
         };
         vec![needs, held]
     }

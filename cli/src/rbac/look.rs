@@ -12,7 +12,7 @@ use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 
 use super::findings::{Facts, Guards, Known, Version};
-use super::rights::{ADMISSION, BEYOND, COORDINATOR, IMPERSONATION, Right, Scope, WEBHOOK};
+use super::rights::{ADMISSION, BEYOND, BROKER, COORDINATOR, IMPERSONATION, Right, Scope, WEBHOOK};
 use super::trial;
 use crate::kubernetes;
 
@@ -24,7 +24,7 @@ const COORDINATORS: &str = "ebb-coordinator";
 pub(super) async fn facts(args: &kubernetes::Args, namespace: &str) -> Result<Facts> {
     let client = args.client().await?;
     let agents: BTreeSet<Right> = IMPERSONATION.into_iter().chain(ADMISSION).chain(BEYOND).collect();
-    let coordinators: BTreeSet<Right> = COORDINATOR.into_iter().chain([WEBHOOK]).collect();
+    let coordinators: BTreeSet<Right> = COORDINATOR.into_iter().chain(BROKER).chain([WEBHOOK]).collect();
     let agent = rights(&client, namespace, AGENT, agents).await;
     let acts_as_node = agent.as_ref().is_ok_and(|rights| rights.contains(&super::rights::ACT_AS_NODE));
     let (trial, node_restriction) = trial::run(args, &client, namespace, acts_as_node).await;

@@ -55,12 +55,13 @@ pub(super) const IMPERSONATION: [Right; 9] = [
     Right::new("impersonate-on:associated-node:create", "", "pods/eviction"),
 ];
 
+pub(super) const READ_NODES: Right = Right::new("get", "", "nodes");
 pub(super) const PATCH_NODES: Right = Right::new("patch", "", "nodes");
 pub(super) const DELETE_PODS: Right = Right::new("delete", "", "pods");
 
 /// `agent.rights: admission`.
 pub(super) const ADMISSION: [Right; 8] = [
-    Right::new("get", "", "nodes"),
+    READ_NODES,
     Right::new("list", "", "nodes"),
     PATCH_NODES,
     Right::new("watch", "", "nodes"),
@@ -68,6 +69,15 @@ pub(super) const ADMISSION: [Right; 8] = [
     Right::new("list", "", "pods"),
     Right::new("watch", "", "pods"),
     Right::new("create", "", "pods/eviction"),
+];
+
+/// `agent.rights: brokered`.
+pub(super) const BROKERED: [Right; 5] = [
+    READ_NODES,
+    Right::new("list", "", "nodes"),
+    Right::new("watch", "", "nodes"),
+    Right::new("list", "", "pods"),
+    Right::new("watch", "", "pods"),
 ];
 
 /// With any of these a stolen token of an agent reaches beyond its node, unless admission holds it.
@@ -136,3 +146,11 @@ pub(super) const WEBHOOK: Right = Right {
     resource: "validatingwebhookconfigurations",
     scope: Scope::Named("ebb-agent"),
 };
+
+/// Besides, where it writes for agents.
+pub(super) const BROKER: [Right; 4] = [
+    READ_NODES,
+    Right::new("patch", "", "nodes/status"),
+    Right::new("get", "", "pods"),
+    Right::new("create", "", "pods/eviction"),
+];

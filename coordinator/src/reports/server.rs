@@ -12,8 +12,8 @@ use tonic::transport::{Identity, Server, ServerTlsConfig};
 
 use super::limits;
 use super::service::{Gate, Service};
-use super::token::{ClusterReview, Tokens};
 use crate::tls::Certificate;
+use crate::token::{ClusterReview, Tokens};
 
 /// Serves until `stop`. A new certificate takes a new server: the agents, whose streams end, come back to that one.
 pub async fn serve(

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ebb_core::broker::Own;
 use ebb_core::fleet::Event;
 use ebb_core::report::Report;
 use ebb_proto::v1::{self, Settings, reports_server::Reports};
@@ -13,10 +14,10 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::limits::{Rate, SILENCE, STREAM_LIFE};
-use super::token::{Agent, Denied, Review, Tokens};
 use crate::cluster::Nodes;
 use crate::metrics::{Metrics, Told};
 use crate::standing::Standing;
+use crate::token::{Denied, Review, Tokens};
 
 pub struct Service<R> {
     pub tokens: Arc<Tokens<R>>,
@@ -72,7 +73,7 @@ impl<R: Review> Reports for Service<R> {
 }
 
 impl<R: Review> Service<R> {
-    async fn admit(&self, metadata: &MetadataMap) -> Result<Agent, (Told, Status)> {
+    async fn admit(&self, metadata: &MetadataMap) -> Result<Own, (Told, Status)> {
         let unavailable = |why: &str| (Told::Unavailable, Status::unavailable(why));
         if !self.gate.standing.leads() {
             return Err(unavailable("not the leader"));
@@ -85,7 +86,9 @@ impl<R: Review> Service<R> {
         let token = token.ok_or_else(|| (Told::Unauthenticated, Status::unauthenticated("expected a bearer token")))?;
         self.tokens.agent(token).await.map_err(|denied| match denied {
             Denied::Unauthenticated(_) => (Told::Unauthenticated, Status::unauthenticated(denied.to_string())),
-            Denied::NotAgent(_) | Denied::NotBound => (Told::WrongNode, Status::permission_denied(denied.to_string())),
+            Denied::NotAgent(_) | Denied::Refused(_) => {
+                (Told::WrongNode, Status::permission_denied(denied.to_string()))
+            }
             Denied::Unavailable(_) => unavailable(&denied.to_string()),
         })
     }
@@ -93,7 +96,7 @@ impl<R: Review> Service<R> {
 
 impl Gate {
     /// Takes reports until the agent ends the stream or breaks a rule.
-    async fn take(&self, mut reports: Streaming<v1::Report>, agent: &Agent) -> Result<(), Status> {
+    async fn take(&self, mut reports: Streaming<v1::Report>, agent: &Own) -> Result<(), Status> {
         let mut rate = Rate::default();
         loop {
             let message = match timeout(SILENCE, reports.message()).await {
@@ -123,7 +126,7 @@ impl Gate {
         }
     }
 
-    fn check(&self, message: v1::Report, agent: &Agent) -> Result<Report, (Told, Status)> {
+    fn check(&self, message: v1::Report, agent: &Own) -> Result<Report, (Told, Status)> {
         let report = Report::try_from(message)
             .map_err(|invalid| (Told::Malformed, Status::invalid_argument(invalid.to_string())))?;
         if (&report.node, &report.node_uid) != (&agent.node, &agent.node_uid) {

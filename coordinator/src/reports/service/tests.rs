@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ebb_core::broker::Found;
 use ebb_core::classify::{Class, IdlePolicy, Utilization};
 use ebb_core::kubernetes::Node;
 use ebb_core::time::Instant as Moment;
@@ -22,12 +23,16 @@ use super::*;
 struct Fake;
 
 impl Review for Fake {
-    async fn review(&self, token: &str) -> Result<TokenReviewStatus, String> {
+    async fn review(&self, token: &str, audience: &str) -> Result<TokenReviewStatus, String> {
         let extra = json!({"authentication.kubernetes.io/node-name": [token],
             "authentication.kubernetes.io/node-uid": [format!("{token}-uid")]});
         let user = json!({"username": "system:serviceaccount:ebb:ebb-agent", "extra": extra});
-        let status = json!({"authenticated": token != "nobody", "audiences": [TOKEN_AUDIENCE], "user": user});
+        let status = json!({"authenticated": token != "nobody", "audiences": [audience], "user": user});
         serde_json::from_value(status).map_err(|error| error.to_string())
+    }
+
+    async fn find(&self, _: &str) -> Result<Found, String> {
+        Err("the tokens say it".to_owned())
     }
 }
 
@@ -52,7 +57,7 @@ async fn lab() -> Lab {
     let metrics = Arc::new(Metrics::register(&mut Registry::default()));
     let gate = Gate { nodes, standing: standing.clone(), inbox, metrics };
     let stop = CancellationToken::new();
-    let tokens = Arc::new(Tokens::new(Fake, "ebb", "ebb-agent"));
+    let tokens = Arc::new(Tokens::new(Fake, TOKEN_AUDIENCE, "ebb", "ebb-agent"));
     let settings = Settings::from(&IdlePolicy::default());
     let service = Service { tokens, gate, settings, stop: stop.clone() };
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
