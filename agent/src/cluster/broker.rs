@@ -27,6 +27,9 @@ pub struct Broker {
     pub token_file: PathBuf,
 }
 
+/// The client, and the CA that it was made with.
+type Known = Mutex<Option<(Vec<u8>, Client)>>;
+
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("read the coordinator's CA in {}, which it makes when it first starts", path.display())]
@@ -42,7 +45,7 @@ enum Error {
 impl Broker {
     /// Sends nothing yet.
     pub fn client(self) -> Client {
-        let known: Arc<Mutex<Option<(Vec<u8>, Client)>>> = Arc::default();
+        let known: Arc<Known> = Arc::default();
         let service = service_fn(move |request: Request<Body>| {
             let (broker, known) = (self.clone(), known.clone());
             async move { broker.ask(&known, request).await }
@@ -50,11 +53,7 @@ impl Broker {
         Client::new(service, "default")
     }
 
-    async fn ask(
-        &self,
-        known: &Mutex<Option<(Vec<u8>, Client)>>,
-        request: Request<Body>,
-    ) -> Result<Response<Body>, Error> {
+    async fn ask(&self, known: &Known, request: Request<Body>) -> Result<Response<Body>, Error> {
         let read = |source| Error::Read { path: self.ca.clone(), source };
         let ca = tokio::fs::read(&self.ca).await.map_err(read)?;
         let standing = known.lock().expect("nobody panics while holding it").clone();
