@@ -94,7 +94,13 @@ impl Call {
     }
 }
 
+/// What is sent on to the API server.
 type Outgoing = axum::http::Request<Vec<u8>>;
+
+struct Checked {
+    request: Outgoing,
+    dry_run: bool,
+}
 
 /// Why a request is not sent on, or has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -157,17 +163,29 @@ impl<R: Review> Broker<R> {
         let mut own = None;
         let checked = timeout(CHECK_TIMEOUT, self.check(call, request, &mut own)).await;
         let checked = checked.unwrap_or_else(|_| Err(Problem::Unavailable("it took too long to look at".to_owned())));
+        let node = own.map(|own| own.node);
         let answer = match checked {
-            Ok(request) => self.send(request).await,
+            Ok(Checked { request, dry_run }) => {
+                let path = request.uri().path().to_owned();
+                let answer = self.send(request).await;
+                match &answer {
+                    // The API server's own audit names us, and not who asked.
+                    Ok(response) if response.status().is_success() && !dry_run => {
+                        tracing::info!(node, call = name, path, "written for an agent");
+                    }
+                    Ok(response) => {
+                        let code = response.status().as_u16();
+                        tracing::debug!(node, call = name, path, code, dry_run, "asked for an agent");
+                    }
+                    Err(_) => {}
+                }
+                answer
+            }
             Err(problem) => Err(problem),
         };
-        let node = own.map(|own| own.node);
         let (result, response) = match answer {
-            Ok(response) => {
-                let code = response.status();
-                tracing::debug!(node, call = name, code = code.as_u16(), "written for an agent");
-                (if code.is_success() { Brokered::Done } else { Brokered::Answered }, response)
-            }
+            Ok(response) if response.status().is_success() => (Brokered::Done, response),
+            Ok(response) => (Brokered::Answered, response),
             Err(problem) => {
                 tracing::warn!(node, call = name, error = %problem, "not written for an agent");
                 (problem.result(), problem.into_response())
@@ -178,13 +196,13 @@ impl<R: Review> Broker<R> {
     }
 
     /// What is to be sent on, where it may be. `known`: whose it is, as soon as that is known.
-    async fn check(&self, call: Call, request: Request, known: &mut Option<Own>) -> Result<Outgoing, Problem> {
+    async fn check(&self, call: Call, request: Request, known: &mut Option<Own>) -> Result<Checked, Problem> {
         let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = authorization.and_then(|text| text.strip_prefix("Bearer "));
         let token = token.ok_or_else(|| Problem::Unauthenticated("expected a bearer token".to_owned()))?;
         let own = known.insert(self.tokens.agent_now(token).await?).clone();
         let query = request.uri().query().unwrap_or_default();
-        let dry_run = broker::is_dry_run(form_urlencoded::parse(query.as_bytes()))?;
+        let mut dry_run = broker::is_dry_run(form_urlencoded::parse(query.as_bytes()))?;
         let content_type = request.headers().get(header::CONTENT_TYPE).cloned();
         let body = to_bytes(request.into_body(), BODY_BYTES).await;
         let body =
@@ -219,8 +237,9 @@ impl<R: Review> Broker<R> {
             Call::Delete(namespace, name) => {
                 let removal = broker::deletion(&namespace, &name, &read()?)?;
                 self.is_on_node(&own, &removal.pod).await?;
+                dry_run |= removal.dry_run;
                 let parameters = DeleteParams {
-                    dry_run: dry_run || removal.dry_run,
+                    dry_run,
                     grace_period_seconds: removal.grace_seconds,
                     preconditions: Some(Preconditions { uid: Some(removal.pod.uid), ..Preconditions::default() }),
                     ..DeleteParams::default()
@@ -236,7 +255,7 @@ impl<R: Review> Broker<R> {
             let expected = expected.and_then(|value| value.to_str().ok()).unwrap_or_default();
             return Err(Problem::Malformed(format!("expected the content type {expected}")));
         }
-        Ok(request)
+        Ok(Checked { request, dry_run })
     }
 
     async fn is_on_node(&self, own: &Own, pod: &ebb_core::drain::Target) -> Result<(), Problem> {
@@ -256,6 +275,9 @@ impl<R: Review> Broker<R> {
         let send = async {
             let answer = self.client.send(request.map(kube::client::Body::from)).await;
             let (head, body) = answer.map_err(|error| unavailable(chain(&error).into()))?.into_parts();
+            if head.status == StatusCode::UNAUTHORIZED {
+                return Err(unavailable("it does not take the coordinator's own token".into()));
+            }
             let body = to_bytes(Body::new(body), ANSWER_BYTES).await;
             let body = body.map_err(|error| unavailable(chain(&error).into()))?;
             let mut response = (head.status, body).into_response();

@@ -225,7 +225,11 @@ async fn what_is_refused_is_not_sent_on_and_said_as_the_api_server_says_it() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_away_is_said_to_be() {
+async fn an_api_server_that_is_away_or_does_not_know_us_is_said_to_be() {
+    let lab = Lab::new(Some((401, "Unauthorized")));
+    let (code, _, said) = lab.ask(OWN, NODE, MERGE, "{}").await;
+    // Not the agent's token, which is as it should be.
+    assert!(code == 503 && said.contains("the coordinator's own token"), "{said}");
     let lab = Lab::new(None);
     let (code, _, said) = lab.ask(OWN, NODE, MERGE, "{}").await;
     assert_eq!(code, 503);
