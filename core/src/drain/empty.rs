@@ -62,7 +62,9 @@ impl Drain {
             };
             // Terminating, it needs no second request, unless its end would come too late.
             let is_late = pod.deletion.is_some_and(|at| at > intent.deadline);
-            let is_blocked = evictions.reply(pod).is_some_and(|it| it.outcome == EvictionOutcome::Blocked);
+            let is_blocked = evictions
+                .reply(pod)
+                .is_some_and(|it| matches!(it.outcome, EvictionOutcome::Blocked | EvictionOutcome::Refused));
             let is_forced = goes && forces && !in_time && (is_late || is_blocked);
             if is_forced && forced.insert(pod.uid.clone()) {
                 let grace = left(agenda.now, intent).min(pod.grace);

@@ -94,6 +94,8 @@ struct Asked {
     again_at: Option<Instant>,
     at: Instant,
     reply: Option<Reply>,
+    /// Whether that says what becomes of the pod.
+    is_settled: bool,
 }
 
 #[derive(Debug)]
@@ -123,7 +125,9 @@ impl Evictions {
         for pod in pods {
             match self.pods.get(&pod.uid) {
                 None if slots > 0 => taken.push(pod),
-                Some(Asked { again_at: Some(_), reply: Some(reply), at }) if let Some(budget) = self.closed(reply) => {
+                Some(Asked { again_at: Some(_), reply: Some(reply), at, .. })
+                    if let Some(budget) = self.closed(reply) =>
+                {
                     let other = longest.get(budget);
                     if other.is_none_or(|(before, _)| at < before) {
                         longest.insert(budget.to_owned(), (*at, pod));
@@ -145,7 +149,7 @@ impl Evictions {
         }
         for pod in &taken {
             let asked = self.pods.entry(pod.uid.clone());
-            let asked = asked.or_insert(Asked { again_at: None, at: agenda.now, reply: None });
+            let asked = asked.or_insert(Asked { again_at: None, at: agenda.now, reply: None, is_settled: false });
             (asked.again_at, asked.at) = (None, agenda.now);
         }
         taken
@@ -160,8 +164,17 @@ impl Evictions {
             self.throttled_until = Some(now + reply.retry_after.unwrap_or(THROTTLED_PAUSE));
         }
         let Some(asked) = self.pods.get_mut(uid) else { return };
+        // Once is not for good: NodeRestriction looks pods up in a cache, and refuses one that has just been bound.
+        let is_refused_again = asked.reply.as_ref().is_some_and(|before| before.outcome == EvictionOutcome::Refused);
+        asked.is_settled = match reply.outcome {
+            EvictionOutcome::Throttled | EvictionOutcome::Unavailable => false,
+            EvictionOutcome::Refused => is_refused_again,
+            EvictionOutcome::Accepted | EvictionOutcome::Blocked | EvictionOutcome::Gone => true,
+        };
         let pause = match reply.outcome {
-            EvictionOutcome::Accepted | EvictionOutcome::Refused => LONG_PAUSE,
+            EvictionOutcome::Accepted => LONG_PAUSE,
+            EvictionOutcome::Refused if is_refused_again => LONG_PAUSE,
+            EvictionOutcome::Refused => FIRST_PAUSE,
             EvictionOutcome::Gone => GONE_PAUSE,
             EvictionOutcome::Throttled => Duration::ZERO,
             EvictionOutcome::Unavailable => reply.retry_after.unwrap_or(UNAVAILABLE_PAUSE),
@@ -186,6 +199,10 @@ impl Evictions {
             *closed = Closed { refusals: 0, again_at: now };
         }
         asked.reply = Some(reply);
+    }
+
+    pub(super) fn is_settled(&self, pod: &Pod) -> bool {
+        self.pods.get(&pod.uid).is_some_and(|asked| asked.is_settled)
     }
 
     /// What was last answered for a pod.

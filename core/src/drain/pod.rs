@@ -6,8 +6,9 @@ use k8s_openapi::api::core::v1 as api;
 use serde::{Deserialize, Serialize};
 
 use crate::intent::Intent;
-use crate::kubernetes::{self, Controller, annotation, evictable_daemon, loses_data};
+use crate::kubernetes::{self, Controller, Taint, TaintEffect, Toleration, annotation, evictable_daemon, loses_data};
 use crate::reason::Pin;
+use crate::schedule::tolerates;
 use crate::time::Instant;
 
 /// Label with what is to become of a pod. Cluster API's is read as well.
@@ -41,6 +42,8 @@ pub struct Pod {
     pub loses_data: bool,
     /// Whether it uses a PersistentVolumeClaim.
     pub has_claims: bool,
+    /// Whether the scheduler may put it on a cordoned node.
+    pub tolerates_cordon: bool,
     /// What an eviction of it is judged by, as far as budgets and policies can tell: its controller, its labels and how it
     /// is. `None`: it has no controller, and is like no other.
     pub likeness: Option<String>,
@@ -101,6 +104,7 @@ impl Pod {
                 return Treatment::Evict;
             }
             Controller::DaemonSet => return Treatment::Stay,
+            Controller::Workload if self.tolerates_cordon && !self.is_older_than(began) => return Treatment::Stay,
             Controller::Workload => {}
         }
         if !intent.evict || self.asks == Some(Ask::WaitCompleted) {
@@ -149,6 +153,15 @@ impl From<&api::Pod> for Pod {
     }
 }
 
+fn tolerates_cordon(tolerations: &[Toleration]) -> bool {
+    let cordon = Taint {
+        key: "node.kubernetes.io/unschedulable".to_owned(),
+        value: String::new(),
+        effect: TaintEffect::NoSchedule,
+    };
+    tolerations.iter().any(|toleration| tolerates(toleration, &cordon))
+}
+
 /// A budget looks at labels, at the phase, and at whether the pod is ready.
 fn likeness(pod: &api::Pod) -> Option<String> {
     let controller = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
@@ -175,6 +188,7 @@ impl From<&kubernetes::Pod> for Pod {
             pin: pod.pin,
             loses_data: pod.pin == Some(Pin::LocalStorage),
             has_claims: !pod.claims.is_empty(),
+            tolerates_cordon: tolerates_cordon(&pod.tolerations),
             ..Self::default()
         }
     }

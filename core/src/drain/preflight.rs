@@ -58,8 +58,7 @@ impl Preflight {
                 *of_its_kind = pod;
             }
         }
-        let is_open = |checks: &Evictions, pod: &Pod| checks.reply(pod).is_none_or(|reply| !is_answer(reply));
-        let open: Vec<_> = first.values().copied().filter(|pod| is_open(&self.checks, pod)).collect();
+        let open: Vec<_> = first.values().copied().filter(|pod| !self.checks.is_settled(pod)).collect();
         let asked = self.checks.take(agenda, open.iter().copied());
         actions.extend(asked.into_iter().map(|pod| Action::Check(pod.into())));
         for pod in &evicted {
@@ -86,8 +85,4 @@ impl Preflight {
 
 fn kind(pod: &Pod) -> (&str, &str) {
     (&pod.namespace, pod.likeness.as_deref().unwrap_or(&pod.uid))
-}
-
-fn is_answer(reply: &Reply) -> bool {
-    !matches!(reply.outcome, EvictionOutcome::Throttled | EvictionOutcome::Unavailable)
 }

@@ -48,6 +48,8 @@ struct World {
     asked: Vec<String>,
     /// Evictions that the budget allows; each takes one.
     budget: usize,
+    /// What is answered where it allows none.
+    refusal: fn() -> Reply,
     /// What hooks answer, by name; "done" by those that are not here.
     hooks: BTreeMap<String, HookOutcome>,
     /// The message of the conditions.
@@ -63,6 +65,7 @@ impl World {
             drain: Drain::default(),
             asked: Vec::new(),
             budget: usize::MAX,
+            refusal: blocked,
             hooks: BTreeMap::new(),
             message: String::new(),
         }
@@ -98,7 +101,7 @@ impl World {
             }
             Action::Check(Target { name, uid, .. }) => {
                 self.asked.push(format!("check {name}"));
-                let reply = if self.budget == 0 { blocked() } else { EvictionOutcome::Accepted.into() };
+                let reply = if self.budget == 0 { (self.refusal)() } else { EvictionOutcome::Accepted.into() };
                 queue.push_back(Event::Checked { uid, reply });
             }
             Action::Evict { pod: Target { name, uid, .. }, grace } => {
@@ -106,7 +109,7 @@ impl World {
                 self.asked.push(format!("evict {name}{grace}"));
                 self.check(&uid);
                 let reply = if self.budget == 0 {
-                    blocked()
+                    (self.refusal)()
                 } else {
                     self.budget = self.budget.saturating_sub(1);
                     self.pods.retain(|pod| pod.uid != *uid);
@@ -513,6 +516,48 @@ fn a_pod_that_came_after_the_cordon_is_given_time_to_be_told_why() {
         world.run_until(20);
         let evicted = world.asked().contains(&"evict pod-late".to_owned());
         assert_eq!((evicted, world.node.drained), (!uncordoned, !uncordoned));
+    }
+}
+
+#[test]
+fn a_pod_that_tolerates_the_cordon_goes_once() {
+    let mut world = wanted(vec![]);
+    let created = |second| Pod { created: Some(at(second)), tolerates_cordon: true, ..workload("tolerant") };
+    world.pods.push(created(3));
+    world.show_pods();
+    world.run_until(30);
+    assert!(world.node.drained && !world.asked().contains(&"evict pod-tolerant".to_owned()), "it is its own successor");
+    let mut world = planned_with(vec![], &[]);
+    world.pods = vec![created(0)];
+    let mut older = world.pods[0].clone();
+    older.created = None;
+    assert_eq!(older.treatment(&intent("d"), Some(at(0))), Treatment::Evict);
+}
+
+#[test]
+fn what_is_refused_once_is_asked_again_before_it_counts() {
+    let mut drain = Drain::default();
+    drain.handle(at(0), Event::Node(Box::new(Node { intent: Some(intent("d")), ..Node::default() })));
+    let checks = drain.handle(at(0), Event::Pods(vec![workload("a")]));
+    assert!(matches!(checks[..], [Action::Check(_)]));
+    let refused = || Event::Checked { uid: "a".into(), reply: EvictionOutcome::Refused.into() };
+    assert_eq!(drain.handle(at(0), refused()), []);
+    let again = drain.handle(at(1), Event::Tick);
+    assert!(matches!(again[..], [Action::Check(_)]));
+    let given_up = drain.handle(at(1), refused());
+    assert!(matches!(given_up[..], [Action::Patch { because: Step::PreflightFailed, .. }]), "{given_up:?}");
+}
+
+#[test]
+fn what_is_refused_goes_at_the_deadline_where_that_is_permitted() {
+    for delete_at_deadline in [true, false] {
+        let permits = Permits { delete_at_deadline, ..Permits::default() };
+        let lost = Intent { by: Trigger::SpotInterruption, deadline: at(120), permits, ..intent("spot") };
+        let mut world = World::new(Node { intent: Some(lost), ..Node::default() }, vec![workload("a")]);
+        (world.budget, world.refusal) = (0, || EvictionOutcome::Refused.into());
+        world.show_node();
+        world.run_until(100);
+        assert_eq!(world.pods.is_empty(), delete_at_deadline, "{:?}", world.asked());
     }
 }
 
