@@ -129,7 +129,7 @@ impl Metrics {
             group_instances: Family::default(),
             cluster_autoscaler: None,
         };
-        let ebb = registry.sub_registry_with_prefix("ebb");
+        let ebb = registry.sub_registry_with_prefix("ebb_coordinator");
         ebb.register("decisions", "Decisions by action and reason", metrics.decisions.clone());
         let help = "Time the rules took for one event";
         ebb.register_with_unit("decision_duration", help, Unit::Seconds, metrics.decision_duration.clone());
@@ -242,3 +242,6 @@ fn class(node: &Node) -> &'static str {
         Some(Class::Unknown { .. }) => "unknown",
     }
 }
+
+#[cfg(test)]
+mod tests;

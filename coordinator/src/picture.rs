@@ -118,7 +118,7 @@ mod tests {
         assert!(text.contains("text/event-stream") && text.contains("fewer nodes than the minimum of 1"), "{text}");
         get(&address, "/events", r#""name":"node-7""#).await;
         // Metrics are there as ever; programs get the same as JSON.
-        get(&address, "/metrics", "ebb_nodes").await;
+        get(&address, "/metrics", "ebb_coordinator_nodes").await;
         get(&address, "/api/v1/cluster", r#""leading":true"#).await;
         get(&address, "/api/v1/decisions?limit=1", r#""reason":"BelowMinimum""#).await;
         get(&address, "/api/v1/decisions?last=1", "expected limit=NUMBER").await;

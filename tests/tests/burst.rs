@@ -99,7 +99,7 @@ async fn a_burst_raises_the_right_groups_and_its_nodes_leave_when_it_is_over() {
     let config = ebb.config().await + SHORT_WINDOW;
     ebb.start_coordinator(&config, &FAST).await;
     ebb.wait_until("both agents to report", SOON, async |ebb| {
-        ebb.ca().await.is_some() && ebb.metrics().await.contains("ebb_streams 2")
+        ebb.ca().await.is_some() && ebb.metrics().await.contains("ebb_coordinator_streams 2")
     })
     .await;
 
@@ -183,7 +183,7 @@ async fn a_drain_outlives_the_coordinator_and_a_call_outlives_throttling() {
     let flags = [&FAST[..], &["--record", &record]].concat();
     ebb.start_coordinator(&config, &flags).await;
     ebb.wait_until("both agents to report", SOON, async |ebb| {
-        ebb.ca().await.is_some() && ebb.metrics().await.contains("ebb_streams 2")
+        ebb.ca().await.is_some() && ebb.metrics().await.contains("ebb_coordinator_streams 2")
     })
     .await;
 
@@ -268,7 +268,9 @@ async fn a_report_is_taken_only_from_its_own_nodes_agent() {
     let config = ebb.config().await;
     ebb.start_coordinator(&config, &[]).await;
     ebb.wait_until("the coordinator to lead", SOON, async |ebb| {
-        ebb.ca().await.is_some() && ebb.agent_pods().await.len() == 2 && ebb.metrics().await.contains("ebb_leading 1")
+        ebb.ca().await.is_some()
+            && ebb.agent_pods().await.len() == 2
+            && ebb.metrics().await.contains("ebb_coordinator_leading 1")
     })
     .await;
     let pods = ebb.agent_pods().await;

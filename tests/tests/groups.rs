@@ -73,7 +73,7 @@ async fn wait_until_told(ebb: &Ebb, pod: &str, words: &str) {
 }
 
 async fn wait_until_failing(ebb: &Ebb, group: &str, failing: u8) {
-    let line = format!("ebb_group_failing{{group=\"{group}\"}} {failing}.0");
+    let line = format!("ebb_coordinator_group_failing{{group=\"{group}\"}} {failing}.0");
     ebb.lab.wait_until(&line, SOON, async || ebb.metrics().await.lines().any(|told| told == line)).await;
 }
 

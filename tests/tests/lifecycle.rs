@@ -26,7 +26,8 @@ async fn a_group_that_terminates_an_instance_waits_until_its_node_is_drained() {
     hook.default_result("ABANDON").send().await.unwrap();
     let config = "groups: [{name: cpu-workers, min: 0, max: 3, instanceType: m5.xlarge, lifecycleHook: ebb}]";
     ebb.start_coordinator(config, &[]).await;
-    ebb.wait_until("the agent to report", SOON, async |ebb| ebb.metrics().await.contains("ebb_streams 1")).await;
+    ebb.wait_until("the agent to report", SOON, async |ebb| ebb.metrics().await.contains("ebb_coordinator_streams 1"))
+        .await;
 
     // A pod that its budget keeps for longer than the hook waits by itself.
     let work = json!({

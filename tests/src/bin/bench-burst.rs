@@ -20,7 +20,7 @@ async fn main() {
     let groups = Trials::POOLS.map(Trials::group).to_vec();
     let mut ebb = Ebb::install(Lab::up(LabOptions { groups, ..LabOptions::default() }).await).await;
     ebb.start_coordinator(CONFIG, &[]).await;
-    let leads = async || ebb.listens().await && ebb.metrics().await.contains("ebb_synced 1");
+    let leads = async || ebb.listens().await && ebb.metrics().await.contains("ebb_coordinator_synced 1");
     ebb.lab.wait_until("the coordinator to lead and see", PATIENCE, leads).await;
     let [ours, floor] = Trials::begin(&ebb).run(trials).await;
     println!("{}", json!({"trials": trials, "ebb": summary(&ours), "floor": summary(&floor)}));

@@ -55,7 +55,7 @@ async fn main() {
     let leads = async || {
         // Each look makes it draw its whole picture.
         sleep(Duration::from_secs(1)).await;
-        ebb.listens().await && ebb.metrics().await.contains("ebb_synced 1")
+        ebb.listens().await && ebb.metrics().await.contains("ebb_coordinator_synced 1")
     };
     ebb.lab.wait_until("the coordinator to lead and see", PATIENCE, leads).await;
     let synced = starting.elapsed().as_secs_f64();
