@@ -52,6 +52,8 @@ const DETACH_VOLUMES: Duration = Duration::from_secs(120);
 const MARGIN: Duration = Duration::from_secs(10);
 /// How long past its time a pod may be terminating before somebody should look why.
 const STUCK: Duration = Duration::from_secs(60);
+/// Between the first message and one that names what is in the way.
+const SAY_SOON: Duration = Duration::from_secs(1);
 /// Between two writes of a message that changes with each pod.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Pause after a patch that failed: long enough for the watch to deliver the Node that the patch collided with.
@@ -158,8 +160,8 @@ pub struct Drain {
     pods: Option<Vec<Pod>>,
     watching_pods: bool,
     patch: PatchState,
-    /// What the conditions last said of this drain, and since when.
-    said: Option<(Step, String, Instant)>,
+    /// What the conditions last said of this drain.
+    said: Option<Said>,
     /// Of the intent that stands.
     course: Course,
     /// The last intent that stood.
@@ -187,6 +189,14 @@ struct Course {
     late: BTreeMap<String, Instant>,
     /// Pods of this tier and those before it may be evicted; `None`: none yet.
     open: Option<Tier>,
+}
+
+#[derive(Debug)]
+struct Said {
+    step: Step,
+    message: String,
+    at: Instant,
+    is_obstacle: bool,
 }
 
 #[derive(Debug, Default, PartialEq)]

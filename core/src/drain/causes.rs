@@ -8,6 +8,14 @@ use super::pod::Pod;
 /// Pods named for each cause; the others are counted.
 const NAMED: usize = 3;
 
+/// What a condition's message says beyond its step.
+#[derive(Debug, Default)]
+pub(super) struct Detail {
+    pub(super) words: String,
+    /// Something is in the way, and people can do something about it: that is said soon.
+    pub(super) is_obstacle: bool,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Causes(BTreeMap<String, Vec<String>>);
 

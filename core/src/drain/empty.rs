@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::causes::{Causes, cause};
+use super::causes::{Causes, Detail, cause};
 use super::eviction::EvictionOutcome;
 use super::pod::{Pod, Treatment};
 use super::{Action, Course, DETACH_VOLUMES, Drain, MARGIN, Node, QUIET, SETTLE, STUCK};
@@ -87,8 +87,8 @@ impl Drain {
     }
 
     /// What is left to do, in words.
-    pub(super) fn left(&self, agenda: &mut Agenda, intent: &Intent, progress: Option<&Progress>) -> String {
-        let Some(progress) = progress else { return String::new() };
+    pub(super) fn left(&self, agenda: &mut Agenda, intent: &Intent, progress: Option<&Progress>) -> Detail {
+        let Some(progress) = progress else { return Detail::default() };
         let mut causes = Causes::default();
         let mut count = 0;
         for pod in self.holding(intent, progress) {
@@ -105,14 +105,17 @@ impl Drain {
         }
         if count == 0 {
             let volumes = self.node.as_ref().map_or(0, |node| self.attached(node).count());
-            return match volumes {
+            let words = match volumes {
                 0 => String::new(),
                 1 => "1 volume is attached".into(),
                 _ => format!("{volumes} volumes are attached"),
             };
+            return Detail { words, is_obstacle: false };
         }
         let pods = if count == 1 { "1 pod is left".to_owned() } else { format!("{count} pods are left") };
-        if causes.is_empty() { pods } else { format!("{pods}; {}", causes.words()) }
+        let is_obstacle = !causes.is_empty();
+        let words = if is_obstacle { format!("{pods}; {}", causes.words()) } else { pods };
+        Detail { words, is_obstacle }
     }
 }
 

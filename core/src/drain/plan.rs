@@ -2,11 +2,12 @@
 
 use serde::Deserialize;
 
+use super::causes::Detail;
 use super::change::{Change, Edit, NodeChange, Standing, Step, cordon, undo};
 use super::hook::{self, Ask, HookPhase, Hooks, Verdict};
 use super::pod::Pod;
 use super::preflight::Outlook;
-use super::{Action, DEFAULT_DEADLINE, Drain, MARGIN, Node, SAY_EVERY};
+use super::{Action, DEFAULT_DEADLINE, Drain, MARGIN, Node, SAY_EVERY, SAY_SOON, Said};
 use crate::agenda::Agenda;
 use crate::intent::{self, Intent, Permits, Phase, Progress, Trigger};
 use crate::notice::Wish;
@@ -28,7 +29,7 @@ impl Drain {
         let Some(intent) = &node.intent else {
             return match (&node.progress, &node.request) {
                 (None, Some(reason)) => Some(requested(now, reason)),
-                (None, None) => self.show(agenda, node, Standing::default(), Step::Cancelled, ""),
+                (None, None) => self.show(agenda, node, Standing::default(), Step::Cancelled, &Detail::default()),
                 (Some(progress), _) => self.end(node, now, Step::Cancelled, "", None, progress.phase),
             };
         };
@@ -43,18 +44,18 @@ impl Drain {
         };
         let phase = progress.map(|progress| progress.phase);
         if phase == Some(Phase::Failed) {
-            return self.show(agenda, node, Standing::default(), Step::DeadlineExceeded, "");
+            return self.show(agenda, node, Standing::default(), Step::DeadlineExceeded, &Detail::default());
         }
         if ends_at_deadline(intent, phase) && agenda.due(intent.deadline) {
             let reached = phase.unwrap_or(Phase::Failed);
             let left = self.left(agenda, intent, progress);
-            return self.end(node, now, Step::DeadlineExceeded, &left, Some(id), reached);
+            return self.end(node, now, Step::DeadlineExceeded, &left.words, Some(id), reached);
         }
         let Some(progress) = progress else { return self.begin(agenda, node, intent, actions) };
         match progress.phase {
             Phase::Preparing | Phase::Detaching => self.prepare(agenda, node, intent, progress, actions),
             Phase::Draining => self.drain(agenda, node, intent, progress, actions),
-            Phase::Drained => self.show(agenda, node, Standing::at(Phase::Drained), Step::Drained, ""),
+            Phase::Drained => self.show(agenda, node, Standing::at(Phase::Drained), Step::Drained, &Detail::default()),
             Phase::Failed => None,
         }
     }
@@ -122,7 +123,7 @@ impl Drain {
                 Err((step, why)) => return self.end(node, agenda.now, step, &why, Some(&intent.id), progress.phase),
             };
             if let Some(awaited) = awaited {
-                return self.show(agenda, node, standing, Step::Preparing, &awaited);
+                return self.show(agenda, node, standing, Step::Preparing, &obstacle(awaited));
             }
             if !self.settings.leave_load_balancers.is_zero() {
                 let excluded = NodeChange { excluded: (!node.excluded).then_some(true), ..NodeChange::default() };
@@ -134,7 +135,7 @@ impl Drain {
                 return Some((Step::Detaching, Change::Node(change)));
             }
         } else if !agenda.due(progress.since + self.settings.leave_load_balancers) {
-            return self.show(agenda, node, standing, Step::Detaching, "");
+            return self.show(agenda, node, standing, Step::Detaching, &Detail::default());
         }
         Some((started(intent), cordon(agenda.now, node, &intent.id)))
     }
@@ -167,7 +168,7 @@ impl Drain {
                 return Some((Step::Drained, set(progress)));
             }
         }
-        let left = awaited.unwrap_or_else(|| self.left(agenda, intent, Some(progress)));
+        let left = awaited.map_or_else(|| self.left(agenda, intent, Some(progress)), obstacle);
         self.show(agenda, node, Standing::at(Phase::Draining), started(intent), &left)
     }
 
@@ -224,19 +225,21 @@ impl Drain {
     }
 
     /// Sets the conditions, if they are not as they should be or say something else.
-    fn show(&mut self, agenda: &mut Agenda, node: &Node, standing: Standing, step: Step, detail: &str) -> Plan {
-        let message = step.say(detail);
+    fn show(&mut self, agenda: &mut Agenda, node: &Node, standing: Standing, step: Step, detail: &Detail) -> Plan {
+        let message = step.say(&detail.words);
         let as_wanted = Standing::of(node) == standing;
         // What stands there of a drain that is over is for good.
         let is_over = !standing.draining && (standing.drained || !standing.planned);
         let news = match &self.said {
             _ if is_over => false,
-            Some((_, said, _)) if *said == message => false,
-            Some((.., at)) => agenda.due(*at + SAY_EVERY),
+            Some(said) if said.message == message => false,
+            Some(said) if detail.is_obstacle && !said.is_obstacle => agenda.due(said.at + SAY_SOON),
+            Some(said) => agenda.due(said.at + SAY_EVERY),
             None => true,
         };
         (!as_wanted || news).then(|| {
-            self.said = Some((step, message.clone(), agenda.now));
+            let is_obstacle = detail.is_obstacle;
+            self.said = Some(Said { step, message: message.clone(), at: agenda.now, is_obstacle });
             (step, standing.change(step, &message))
         })
     }
@@ -261,9 +264,9 @@ impl Drain {
             }
         }
         let message = step.say(detail);
-        let is_said = failed.is_none() || self.said.as_ref().is_some_and(|(said, ..)| *said == step);
+        let is_said = failed.is_none() || self.said.as_ref().is_some_and(|said| said.step == step);
         if Standing::of(node) != Standing::default() || !is_said {
-            self.said = Some((step, message.clone(), now));
+            self.said = Some(Said { step, message: message.clone(), at: now, is_obstacle: true });
             return Some((step, Standing::default().change(step, &message)));
         }
         Some((step, undo(now, node, failed)))
@@ -274,6 +277,10 @@ impl Drain {
 fn ends_at_deadline(intent: &Intent, phase: Option<Phase>) -> bool {
     let stays = phase == Some(Phase::Drained) && matches!(intent.by, Trigger::Maintenance | Trigger::Person);
     intent.is_planned() && !stays
+}
+
+fn obstacle(words: String) -> Detail {
+    Detail { words, is_obstacle: true }
 }
 
 fn started(intent: &Intent) -> Step {

@@ -520,6 +520,26 @@ fn a_pod_that_came_after_the_cordon_is_given_time_to_be_told_why() {
 }
 
 #[test]
+fn what_is_in_the_way_is_said_soon_and_how_far_it_is_now_and_then() {
+    let lost = Intent { by: Trigger::SpotInterruption, deadline: at(120), ..intent("spot") };
+    let pods = (0..3).map(|pod| workload(&pod.to_string())).collect();
+    let mut world = World::new(Node { intent: Some(lost), ..Node::default() }, pods);
+    world.budget = 0;
+    world.show_node();
+    assert_eq!(world.message, "pods are being evicted");
+    world.run_until(1);
+    let named =
+        "pods are being evicted: 3 pods are left; default/pod-0, default/pod-1, default/pod-2: PodDisruptionBudget";
+    assert!(world.message.starts_with(named), "{}", world.message);
+    world.pods.pop();
+    world.show_pods();
+    world.run_until(10);
+    assert!(world.message.starts_with(named), "{}", world.message);
+    world.run_until(11);
+    assert!(world.message.starts_with("pods are being evicted: 2 pods are left; "), "{}", world.message);
+}
+
+#[test]
 fn a_pod_that_tolerates_the_cordon_goes_once() {
     let mut world = wanted(vec![]);
     let created = |second| Pod { created: Some(at(second)), tolerates_cordon: true, ..workload("tolerant") };
