@@ -294,7 +294,7 @@ async fn a_report_is_taken_only_from_its_own_nodes_agent() {
     assert_eq!(send(&ebb, &other, own).await, Err(Code::PermissionDenied));
     let metrics = ebb.metrics().await;
     assert!(
-        metrics.lines().any(|line| line.starts_with("ebb_reports_total{") && line.contains("wrong_node")),
+        metrics.lines().any(|line| line.starts_with("ebb_coordinator_reports_total{") && line.contains("wrong_node")),
         "{metrics}"
     );
 }

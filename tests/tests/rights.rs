@@ -285,7 +285,10 @@ async fn by_the_coordinator_an_agents_token_is_worth_its_node_and_nothing_else()
     let metrics = ebb.metrics().await;
     for row in [r#"call="evict",result="done""#, r#"call="patch_node",result="refused""#, r#"result="unauthenticated""#]
     {
-        assert!(metrics.lines().any(|line| line.starts_with("ebb_brokered_total{") && line.contains(row)), "{metrics}");
+        assert!(
+            metrics.lines().any(|line| line.starts_with("ebb_coordinator_brokered_total{") && line.contains(row)),
+            "{metrics}"
+        );
     }
     let said = check(&ebb.lab, &[]);
     assert_says(said, 0, &["The coordinator writes for agents", "by itself it writes to no node"], &["not known"]);

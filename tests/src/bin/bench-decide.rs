@@ -214,7 +214,7 @@ fn usage(pid: u32) -> Value {
 /// How long the rules have taken in all.
 async fn rules_seconds(ebb: &Ebb) -> f64 {
     let metrics = ebb.metrics().await;
-    let sum = metrics.lines().find_map(|line| line.strip_prefix("ebb_decision_duration_seconds_sum "));
+    let sum = metrics.lines().find_map(|line| line.strip_prefix("ebb_coordinator_decision_duration_seconds_sum "));
     sum.and_then(|sum| sum.parse().ok()).expect("the coordinator counts it")
 }
 
