@@ -21,9 +21,8 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::evictions;
 use crate::metrics::{Brokered, Metrics};
-use crate::token::{Denied, Review, Tokens};
+use crate::token::{self, Denied, Review, Tokens};
 
 /// Neither the API server's nor that of the agents' reports: a token that is shown here is worth nothing there.
 pub(crate) const AUDIENCE: &str = "ebb-broker";
@@ -259,7 +258,7 @@ impl<R: Review> Broker<R> {
     }
 
     async fn is_on_node(&self, own: &Own, pod: &ebb_core::drain::Target) -> Result<(), Problem> {
-        let found = evictions::look(&self.client, &pod.namespace, &pod.name).await;
+        let found = token::look(&self.client, &pod.namespace, &pod.name).await;
         let found = found.map_err(|error| Problem::Unavailable(format!("look the pod up: {}", chain(&error))))?;
         let eviction = Eviction {
             username: self.account.clone(),

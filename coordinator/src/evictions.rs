@@ -9,19 +9,21 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use ebb_core::admission::{Eviction, Found, NODE_NAME_CLAIM, NODE_UID_CLAIM, may_evict};
-use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::{Api, Client};
+use ebb_core::admission::{Eviction, NODE_NAME_CLAIM, NODE_UID_CLAIM, may_evict};
+use k8s_openapi::api::authentication::v1::UserInfo;
+use kube::Client;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
+
+use crate::token::{claim, look};
 
 /// Where the chart's webhook asks.
 const PATH: &str = "/evictions";
 /// API servers keep connections open and there are a handful of them; more is somebody else's mistake.
 pub(crate) const CONNECTIONS: usize = 64;
 /// Less than the webhook's own 5 s, so that what is wrong is said.
-pub(crate) const LOOK_TIMEOUT: Duration = Duration::from_secs(4);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// `account`: the agent's full user name.
 pub(crate) fn router(client: Client, account: String) -> Router {
@@ -50,22 +52,17 @@ struct Request {
     #[serde(default)]
     name: String,
     #[serde(default)]
-    user_info: k8s_openapi::api::authentication::v1::UserInfo,
+    user_info: UserInfo,
     #[serde(default)]
     object: Value,
 }
 
 impl Request {
     fn eviction(&self) -> Eviction {
-        // One value each; several would be nobody's claims.
-        let claim = |key| match self.user_info.extra.as_ref()?.get(key)?.as_slice() {
-            [value] if !value.is_empty() => Some(value.clone()),
-            _ => None,
-        };
         Eviction {
             username: self.user_info.username.clone().unwrap_or_default(),
-            node: claim(NODE_NAME_CLAIM),
-            node_uid: claim(NODE_UID_CLAIM),
+            node: claim(&self.user_info, NODE_NAME_CLAIM),
+            node_uid: claim(&self.user_info, NODE_UID_CLAIM),
             pod_uid: self.object["deleteOptions"]["preconditions"]["uid"].as_str().map(str::to_owned),
         }
     }
@@ -92,21 +89,6 @@ async fn answer(State(asked): State<Asked>, Json(review): Json<Review>) -> Respo
         response["status"] = json!({"code": 403, "reason": "Forbidden", "message": refusal.to_string()});
     }
     Json(json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})).into_response()
-}
-
-/// From the API server itself: what our watches say may be older than the question.
-pub(crate) async fn look(client: &Client, namespace: &str, pod: &str) -> kube::Result<Found> {
-    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
-    let Some(pod) = pods.get_opt(pod).await? else { return Ok(Found::default()) };
-    let node = pod.spec.and_then(|spec| spec.node_name).filter(|node| !node.is_empty());
-    let node_uid = match &node {
-        Some(node) => {
-            let node = Api::<Node>::all(client.clone()).get_metadata_opt(node).await?;
-            node.and_then(|node| node.metadata.uid)
-        }
-        None => None,
-    };
-    Ok(Found { pod_uid: pod.metadata.uid, node, node_uid })
 }
 
 #[cfg(test)]

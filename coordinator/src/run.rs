@@ -138,7 +138,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let account = format!("system:serviceaccount:{namespace}:{}", args.agent_service_account);
     let tokens = |audience| {
         let review = ClusterReview { client: client.clone(), namespace: namespace.clone() };
-        Tokens::new(review, audience, &namespace, &args.agent_service_account)
+        Tokens::new(review, audience, account.clone())
     };
     let admission = args.listen_admission.map(|address| {
         intake.spawn(stop.clone().run_until_cancelled_owned(webhook::keep(client.clone(), certificates.clone())));
@@ -146,8 +146,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         https::serve(address, router, evictions::CONNECTIONS, certificates.clone(), stop.clone())
     });
     let broker = args.listen_broker.map(|address| {
-        let tokens = tokens(broker::AUDIENCE);
-        let router = broker::router(Broker { tokens, client: client_once, account, metrics: metrics.clone() });
+        let broker = Broker {
+            tokens: tokens(broker::AUDIENCE),
+            client: client_once,
+            account: account.clone(),
+            metrics: metrics.clone(),
+        };
+        let router = broker::router(broker);
         https::serve(address, router, broker::CONNECTIONS, certificates.clone(), stop.clone())
     });
     let gate = Gate { nodes, standing: standing.clone(), inbox: inbox.clone(), metrics: metrics.clone() };

@@ -6,10 +6,10 @@ use std::hash::BuildHasher;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use ebb_core::admission::{NODE_NAME_CLAIM, NODE_UID_CLAIM};
-use ebb_core::broker::{self, Claims, Found, Own, POD_NAME_CLAIM, POD_UID_CLAIM};
+use ebb_core::admission::{Found, NODE_NAME_CLAIM, NODE_UID_CLAIM};
+use ebb_core::broker::{self, Claims, Own, POD_NAME_CLAIM, POD_UID_CLAIM};
 use ebb_core::time;
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
@@ -42,8 +42,7 @@ pub enum Denied {
 pub trait Review: Send + Sync + 'static {
     fn review(&self, token: &str, audience: &str) -> impl Future<Output = Result<TokenReviewStatus, String>> + Send;
 
-    /// The pod of that name in the agents' namespace and its node, from the API server itself: what our watches say may be
-    /// older than the question.
+    /// The pod of that name in the agents' namespace and its node, as they are now.
     fn find(&self, pod: &str) -> impl Future<Output = Result<Found, String>> + Send;
 }
 
@@ -63,21 +62,23 @@ impl Review for ClusterReview {
     }
 
     async fn find(&self, pod: &str) -> Result<Found, String> {
-        let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
-        let Some(pod) = pods.get_opt(pod).await.map_err(|error| error.to_string())? else {
-            return Ok(Found::default());
-        };
-        let mut found = Found { pod_made: made(&pod.metadata), pod_uid: pod.metadata.uid, ..Found::default() };
-        found.node = pod.spec.and_then(|spec| spec.node_name).filter(|node| !node.is_empty());
-        if let Some(node) = &found.node {
-            let nodes = Api::<Node>::all(self.client.clone());
-            let node = nodes.get_metadata_opt(node).await.map_err(|error| error.to_string())?;
-            let metadata = node.map(|node| node.metadata).unwrap_or_default();
-            found.node_made = made(&metadata);
-            found.node_uid = metadata.uid;
-        }
-        Ok(found)
+        look(&self.client, &self.namespace, pod).await.map_err(|error| error.to_string())
     }
+}
+
+/// A pod and its node, from the API server itself: what our watches say may be older than the question.
+pub(crate) async fn look(client: &Client, namespace: &str, pod: &str) -> kube::Result<Found> {
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    let Some(pod) = pods.get_opt(pod).await? else { return Ok(Found::default()) };
+    let mut found = Found { pod_made: made(&pod.metadata), pod_uid: pod.metadata.uid, ..Found::default() };
+    found.node = pod.spec.and_then(|spec| spec.node_name).filter(|node| !node.is_empty());
+    if let Some(node) = &found.node {
+        let node = Api::<Node>::all(client.clone()).get_metadata_opt(node).await?;
+        let metadata = node.map(|node| node.metadata).unwrap_or_default();
+        found.node_made = made(&metadata);
+        found.node_uid = metadata.uid;
+    }
+    Ok(found)
 }
 
 fn made(metadata: &ObjectMeta) -> Option<time::Instant> {
@@ -107,11 +108,12 @@ struct Answer {
 }
 
 impl<R: Review> Tokens<R> {
-    pub fn new(review: R, audience: &'static str, namespace: &str, service_account: &str) -> Self {
+    /// `account`: the agent's full user name.
+    pub fn new(review: R, audience: &'static str, account: String) -> Self {
         Self {
             review,
             audience,
-            account: format!("system:serviceaccount:{namespace}:{service_account}"),
+            account,
             reviews: Semaphore::new(REVIEWS),
             known: Mutex::default(),
             secrets: [RandomState::new(), RandomState::new()],
@@ -187,22 +189,23 @@ fn claims(status: TokenReviewStatus, account: &str, audience: &str) -> Result<Cl
         return Err(Denied::Unauthenticated(error));
     }
     let user = status.user.unwrap_or_default();
-    let name = user.username.unwrap_or_default();
-    if name != account {
-        return Err(Denied::NotAgent(name));
+    if user.username.as_deref() != Some(account) {
+        return Err(Denied::NotAgent(user.username.unwrap_or_default()));
     }
-    let mut extra = user.extra.unwrap_or_default();
-    // One value each; several would be nobody's claims.
-    let mut claim = |key| match <[String; 1]>::try_from(extra.remove(key)?) {
-        Ok([value]) if !value.is_empty() => Some(value),
-        _ => None,
-    };
     Ok(Claims {
-        pod: claim(POD_NAME_CLAIM),
-        pod_uid: claim(POD_UID_CLAIM),
-        node: claim(NODE_NAME_CLAIM),
-        node_uid: claim(NODE_UID_CLAIM),
+        pod: claim(&user, POD_NAME_CLAIM),
+        pod_uid: claim(&user, POD_UID_CLAIM),
+        node: claim(&user, NODE_NAME_CLAIM),
+        node_uid: claim(&user, NODE_UID_CLAIM),
     })
+}
+
+/// What a token says of its bearer. One value each; several would be nobody's claims.
+pub(crate) fn claim(user: &UserInfo, key: &str) -> Option<String> {
+    match user.extra.as_ref()?.get(key)?.as_slice() {
+        [value] if !value.is_empty() => Some(value.clone()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

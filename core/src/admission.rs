@@ -1,5 +1,7 @@
 //! Whether an agent that acts as itself may evict a pod: one on its own node, by what its token says, and no other.
 
+use crate::time::Instant;
+
 /// Filled in by the API server for a token bound to a pod (KEP-4193; from Kubernetes 1.30).
 pub const NODE_NAME_CLAIM: &str = "authentication.kubernetes.io/node-name";
 pub const NODE_UID_CLAIM: &str = "authentication.kubernetes.io/node-uid";
@@ -19,8 +21,10 @@ pub struct Eviction {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     pub pod_uid: Option<String>,
+    pub pod_made: Option<Instant>,
     pub node: Option<String>,
     pub node_uid: Option<String>,
+    pub node_made: Option<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,7 +73,8 @@ mod tests {
             let text = |text: &str| Some(text.to_owned());
             let mut eviction =
                 Eviction { username: ACCOUNT.into(), node: text("n"), node_uid: text("n-uid"), pod_uid: text("p-uid") };
-            let mut found = Found { pod_uid: text("p-uid"), node: text("n"), node_uid: text("n-uid") };
+            let mut found =
+                Found { pod_uid: text("p-uid"), node: text("n"), node_uid: text("n-uid"), ..Found::default() };
             change(&mut eviction, &mut found);
             assert_eq!(may_evict(ACCOUNT, &eviction, &found), expected, "{eviction:?}, {found:?}");
         };

@@ -8,11 +8,10 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::admission;
+use crate::admission::{self, Found};
 use crate::drain::Target;
 use crate::intent::{CONDITION_DRAINED, CONDITION_DRAINING, CONDITION_PLANNED, INTENT_ANNOTATION, PROGRESS_ANNOTATION};
 use crate::kubernetes::EXCLUDED_LABEL;
-use crate::time::Instant;
 
 /// Filled in by the API server for every token of a pod (from Kubernetes 1.22).
 pub const POD_NAME_CLAIM: &str = "authentication.kubernetes.io/pod-name";
@@ -29,16 +28,6 @@ pub struct Claims {
     /// From Kubernetes 1.30, for a pod that had its node when the token was made.
     pub node: Option<String>,
     pub node_uid: Option<String>,
-}
-
-/// The pod of that name and its node, as they are now; `None`: there is no such object.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    pub pod_uid: Option<String>,
-    pub pod_made: Option<Instant>,
-    pub node: Option<String>,
-    pub node_uid: Option<String>,
-    pub node_made: Option<Instant>,
 }
 
 /// The Node that an agent speaks for.

@@ -432,7 +432,8 @@ pub(crate) fn annotation<'a>(pod: &'a api::Pod, key: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref().and_then(|all| all.get(key)).map(String::as_str)
 }
 
-fn owner(pod: &api::Pod) -> Option<&OwnerReference> {
+/// Who keeps it: makes it anew, if anybody does.
+pub(crate) fn owner(pod: &api::Pod) -> Option<&OwnerReference> {
     pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
 }
 

@@ -101,15 +101,12 @@ impl Logind {
     }
 
     async fn hold(&self, begin: Monotonic) -> Result<Infallible, Error> {
-        let bus = self.in_time(connect(&self.address)).await?.map_err(|source| self.not_reached(source))?;
-        let manager = self.in_time(ManagerProxy::new(&bus)).await?.map_err(|source| self.not_reached(source))?;
-        let signals = self.in_time(manager.receive_prepare_for_shutdown()).await?;
-        let mut signals = signals.map_err(|source| self.not_reached(source))?;
+        let bus = self.ask(connect(&self.address)).await?;
+        let manager = self.ask(ManagerProxy::new(&bus)).await?;
+        let mut signals = self.ask(manager.receive_prepare_for_shutdown()).await?;
         let mut lock = Some(self.lock(&manager).await?);
-        let delay = self.in_time(manager.inhibit_delay_max()).await?.map_err(|source| self.not_reached(source))?;
-        let delay = Duration::from_micros(delay);
-        let is_down = self.in_time(manager.preparing_for_shutdown()).await?;
-        let mut is_down = is_down.map_err(|source| self.not_reached(source))?;
+        let delay = Duration::from_micros(self.ask(manager.inhibit_delay_max()).await?);
+        let mut is_down = self.ask(manager.preparing_for_shutdown()).await?;
         self.record(begin.elapsed(), None);
         tracing::info!(?delay, "a shutdown of this system is held up until the node is drained");
         let mut may_go_down = self.may_go_down.clone();
@@ -137,6 +134,10 @@ impl Logind {
     async fn lock(&self, manager: &ManagerProxy<'_>) -> Result<OwnedFd, Error> {
         let lock = manager.inhibit("shutdown", "ebb-agent", "the node is to be drained first", "delay");
         self.in_time(lock).await?.map_err(Error::Inhibit)
+    }
+
+    async fn ask<T>(&self, answer: impl Future<Output = zbus::Result<T>>) -> Result<T, Error> {
+        self.in_time(answer).await?.map_err(|source| self.not_reached(source))
     }
 
     async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, Error> {

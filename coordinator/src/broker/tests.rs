@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Mutex;
 
 use axum::http::{HeaderMap, Method};
-use ebb_core::broker::Found;
+use ebb_core::admission::Found;
 use ebb_core::time::Instant;
 use k8s_openapi::api::authentication::v1::TokenReviewStatus;
 use prometheus_client::registry::Registry;
@@ -89,7 +89,7 @@ impl Lab {
     fn new(answer: Option<(u16, &'static str)>) -> Self {
         let asked = Asked::default();
         let broker = Broker {
-            tokens: Tokens::new(Fake, AUDIENCE, "ebb", "ebb-agent"),
+            tokens: Tokens::new(Fake, AUDIENCE, ACCOUNT.into()),
             client: fake_api_server(asked.clone(), answer),
             account: ACCOUNT.to_owned(),
             metrics: Arc::new(Metrics::register(&mut Registry::default())),
@@ -198,26 +198,10 @@ async fn what_is_refused_is_not_sent_on_and_said_as_the_api_server_says_it() {
     check(OWN, there, JSON, &eviction("there-uid"), 403, "Forbidden", "not on node n").await;
     let there = "DELETE /api/v1/namespaces/ml/pods/there";
     check(OWN, there, JSON, r#"{"preconditions": {"uid": "there-uid"}}"#, 403, "Forbidden", "not on node n").await;
-    check(
-        OWN,
-        "POST /api/v1/namespaces/ml/pods/..%2f..%2fx/eviction",
-        JSON,
-        &eviction("u"),
-        403,
-        "Forbidden",
-        "not the name",
-    )
-    .await;
-    check(
-        OWN,
-        "POST /api/v1/namespaces/ml/pods/here%3fa/eviction",
-        JSON,
-        &eviction("u"),
-        403,
-        "Forbidden",
-        "not the name",
-    )
-    .await;
+    for name in ["..%2f..%2fx", "here%3fa"] {
+        let there = format!("POST /api/v1/namespaces/ml/pods/{name}/eviction");
+        check(OWN, &there, JSON, &eviction("u"), 403, "Forbidden", "not the name").await;
+    }
 
     // Gone, or another of its name: the API server says that better.
     assert_eq!(lab.ask(OWN, EVICT, JSON, &eviction("of-another")).await.0, 200);

@@ -70,7 +70,7 @@ impl Review for Fake {
 }
 
 fn tokens() -> Tokens<Fake> {
-    Tokens::new(Fake::default(), AUDIENCE, "ebb", "ebb-agent")
+    Tokens::new(Fake::default(), AUDIENCE, ACCOUNT.into())
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::time::Instant;
 
 fn text(text: &str) -> Option<String> {
     Some(text.to_owned())

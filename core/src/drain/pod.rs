@@ -6,7 +6,9 @@ use k8s_openapi::api::core::v1 as api;
 use serde::{Deserialize, Serialize};
 
 use crate::intent::Intent;
-use crate::kubernetes::{self, Controller, Taint, TaintEffect, Toleration, annotation, evictable_daemon, loses_data};
+use crate::kubernetes::{
+    self, Controller, Taint, TaintEffect, Toleration, annotation, evictable_daemon, loses_data, owner,
+};
 use crate::reason::Pin;
 use crate::schedule::tolerates;
 use crate::time::Instant;
@@ -164,7 +166,7 @@ fn tolerates_cordon(tolerations: &[Toleration]) -> bool {
 
 /// A budget looks at labels, at the phase, and at whether the pod is ready.
 fn likeness(pod: &api::Pod) -> Option<String> {
-    let controller = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    let controller = owner(pod)?;
     let status = pod.status.as_ref();
     let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or_default();
     let conditions = status.and_then(|status| status.conditions.as_ref());

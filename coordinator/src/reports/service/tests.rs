@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebb_core::broker::Found;
+use ebb_core::admission::Found;
 use ebb_core::classify::{Class, IdlePolicy, Utilization};
 use ebb_core::kubernetes::Node;
 use ebb_core::time::Instant as Moment;
@@ -57,7 +57,7 @@ async fn lab() -> Lab {
     let metrics = Arc::new(Metrics::register(&mut Registry::default()));
     let gate = Gate { nodes, standing: standing.clone(), inbox, metrics };
     let stop = CancellationToken::new();
-    let tokens = Arc::new(Tokens::new(Fake, TOKEN_AUDIENCE, "ebb", "ebb-agent"));
+    let tokens = Arc::new(Tokens::new(Fake, TOKEN_AUDIENCE, "system:serviceaccount:ebb:ebb-agent".into()));
     let settings = Settings::from(&IdlePolicy::default());
     let service = Service { tokens, gate, settings, stop: stop.clone() };
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
