@@ -1,7 +1,9 @@
 //! What there is before a drain, and what people do meanwhile.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use ebb_core::drain;
 use ebb_tests::{Drains, PLOT};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -77,11 +79,18 @@ async fn wait_for_pods(drains: &Drains, node: &str, case: &Case) {
         let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
         !case.machine || matches!(phase, Some("Running" | "Succeeded"))
     };
+    // One of the second of the cordon may be what a DaemonSet has made since, and is not asked to go.
+    let is_settled = |pod: &Pod| {
+        let created = drain::Pod::from(pod).created;
+        created.is_some_and(|created| created + Duration::from_secs(1) <= ebb_tests::now())
+    };
     drains
         .lab
         .wait_until("the pods to run", PATIENCE, async || {
             let pods = drains.pods_on(node).await;
-            expected.iter().all(|name| pods.iter().any(|pod| pod.name_any().starts_with(*name) && is_up(pod)))
+            expected
+                .iter()
+                .all(|name| pods.iter().any(|pod| pod.name_any().starts_with(*name) && is_up(pod) && is_settled(pod)))
         })
         .await;
 }
