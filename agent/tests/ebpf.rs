@@ -542,8 +542,22 @@ impl Busy<'_> {
     }
 
     fn stop(&self) {
+        let left = self.left();
         self.signal("STOP");
         self.wait_until_stopped();
+        // On a busy machine it may be a while from saying so to leaving the CPU, and until then its stint is only in the
+        // kernel's account, which each tick brings up to date.
+        let deadline = Instant::now() + 10 * SPAN;
+        while self.left() == left {
+            assert!(Instant::now() < deadline, "process {} does not leave its CPU", self.child.id());
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(Duration::from_millis(10)); // It is counted just before.
+    }
+
+    /// How often its task left a CPU because it could not go on: while it runs, not at all.
+    fn left(&self) -> u64 {
+        self.switches("voluntary_ctxt_switches:")
     }
 
     fn signal(&self, name: &str) {
@@ -561,15 +575,19 @@ impl Busy<'_> {
         thread::sleep(Duration::from_millis(10)); // It says so just before it leaves the CPU.
     }
 
+    fn switches(&self, kind: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let count = status.lines().find_map(|line| line.strip_prefix(kind));
+        count.unwrap().trim().parse().unwrap()
+    }
+
     fn account(&self) -> Account {
         Account::of(&format!("/proc/{}/schedstat", self.child.id()))
     }
 
     /// How often its task left a CPU though it could have gone on.
     fn preempted(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let count = status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
-        count.unwrap().trim().parse().unwrap()
+        self.switches("nonvoluntary_ctxt_switches:")
     }
 
     /// Without a shell, which would take most of the time.
