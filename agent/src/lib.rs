@@ -25,6 +25,7 @@ pub mod server;
 mod snapshot;
 pub mod source;
 pub mod uplink;
+mod usage;
 mod watching;
 pub mod workload;
 

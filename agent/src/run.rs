@@ -161,7 +161,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
             node_uid,
             samples,
             interval: args.interval,
-            agent_start: clock.begin(),
+            clock,
             policy: policy_sender,
             metrics,
         };

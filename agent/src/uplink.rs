@@ -12,6 +12,7 @@ use std::time::Duration;
 use ebb_core::classify::{Class, IdlePolicy};
 use ebb_core::report::Report;
 use ebb_core::time::Instant;
+use ebb_core::usage::NodeUsage;
 use ebb_proto::v1;
 use ebb_proto::v1::reports_client::ReportsClient;
 use tokio::sync::{mpsc, watch};
@@ -21,9 +22,11 @@ use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
+use crate::clock::Clock;
 use crate::health::chain;
 use crate::metrics::Metrics;
 use crate::sampler::Sample;
+use crate::usage::Meter;
 
 use backoff::pause;
 pub use url::CoordinatorUrl;
@@ -64,9 +67,15 @@ pub struct Uplink {
     pub node_uid: watch::Receiver<Option<String>>,
     pub samples: watch::Receiver<Option<Arc<Sample>>>,
     pub interval: Duration,
-    pub agent_start: Instant,
+    pub clock: Clock,
     pub policy: watch::Sender<IdlePolicy>,
     pub metrics: Metrics,
+}
+
+/// What goes on from one stream to the next.
+struct Said {
+    sequence: u64,
+    meter: Meter,
 }
 
 impl Uplink {
@@ -80,11 +89,11 @@ impl Uplink {
     }
 
     async fn keep_reporting(&self) {
-        let mut sequence = 0;
+        let mut said = Said { sequence: 0, meter: Meter::new(self.clock) };
         let mut failures = 0;
         loop {
             let mut accepted = false;
-            let Err(error) = self.stream(&mut sequence, &mut accepted).await;
+            let Err(error) = self.stream(&mut said, &mut accepted).await;
             self.metrics.coordinator_connected.set(0);
             if accepted {
                 failures = 0;
@@ -101,7 +110,7 @@ impl Uplink {
     }
 
     /// One stream, from connecting to its end.
-    async fn stream(&self, sequence: &mut u64, accepted: &mut bool) -> Result<std::convert::Infallible, Error> {
+    async fn stream(&self, said: &mut Said, accepted: &mut bool) -> Result<std::convert::Infallible, Error> {
         // Without the UID a report would speak of any node of this name.
         let mut known = self.node_uid.clone();
         if known.wait_for(Option::is_some).await.is_err() {
@@ -112,9 +121,11 @@ impl Uplink {
         let (sender, reports) = mpsc::channel(REPORTS_IN_FLIGHT);
         let mut request = Request::new(ReceiverStream::new(reports));
         request.metadata_mut().insert("authorization", token);
+        let (wants_usage, usage_wanted) = watch::channel(false);
         let take_settings = async {
             let mut settings = client.stream(request).await.map_err(Error::Refused)?.into_inner();
             while let Some(message) = settings.message().await.map_err(Error::Refused)? {
+                wants_usage.send_replace(message.usage);
                 let policy = IdlePolicy::try_from(message).map_err(Error::Settings)?;
                 if !*accepted {
                     tracing::info!(coordinator = %self.coordinator, "coordinator connected");
@@ -131,11 +142,16 @@ impl Uplink {
         };
         tokio::select! {
             ended = take_settings => ended,
-            () = self.send_reports(sender, sequence) => Err(Error::Ended),
+            () = self.send_reports(sender, said, usage_wanted) => Err(Error::Ended),
         }
     }
 
-    async fn send_reports(&self, sender: mpsc::Sender<v1::Report>, sequence: &mut u64) {
+    async fn send_reports(
+        &self,
+        sender: mpsc::Sender<v1::Report>,
+        said: &mut Said,
+        usage_wanted: watch::Receiver<bool>,
+    ) {
         let mut samples = self.samples.clone();
         samples.mark_changed();
         let mut last: Option<(Instant, Class)> = None;
@@ -145,22 +161,24 @@ impl Uplink {
             }
             let Some(sample) = samples.borrow_and_update().clone() else { continue };
             let Some(node_uid) = self.node_uid.borrow().clone() else { continue };
-            if last.is_some_and(|last| !is_due(last, &sample, self.interval)) {
+            let usage = usage_wanted.borrow().then(|| said.meter.measure(&sample)).flatten();
+            if usage.is_none() && last.is_some_and(|last| !is_due(last, &sample, self.interval)) {
                 continue;
             }
             last = Some((sample.at, sample.verdict.class));
-            *sequence += 1;
+            said.sequence += 1;
             let report = Report {
                 node: self.node.clone(),
                 node_uid,
-                agent_start: self.agent_start,
-                sequence: *sequence,
+                agent_start: self.clock.begin(),
+                sequence: said.sequence,
                 sampled_at: sample.at,
                 class: sample.verdict.class,
                 utilization: sample.verdict.window,
                 gpu_waste: sample.verdict.gpu_waste,
             };
-            if sender.send((&report).into()).await.is_err() {
+            let message = v1::Report { usage: usage.map(NodeUsage::into), ..(&report).into() };
+            if sender.send(message).await.is_err() {
                 return;
             }
             self.metrics.reports_sent.inc();

@@ -79,7 +79,7 @@ async fn reports_carry_the_token_and_streams_are_opened_again() {
         node_uid,
         samples: sample_receiver,
         interval,
-        agent_start: clock.begin(),
+        clock,
         policy: policy_sender,
         metrics: metrics.clone(),
     };

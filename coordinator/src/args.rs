@@ -43,6 +43,11 @@ pub struct Args {
     #[arg(long, env = "EBB_LISTEN_BROKER", value_name = "ADDR")]
     pub listen_broker: Option<SocketAddr>,
 
+    /// Where to serve metrics.k8s.io to the API server (HTTPS), in place of metrics-server: the chart's value
+    /// `metricsApi.enabled`
+    #[arg(long, env = "EBB_LISTEN_METRICS_API", value_name = "ADDR")]
+    pub listen_metrics_api: Option<SocketAddr>,
+
     /// A kubeconfig, where the coordinator does not run in the cluster
     #[arg(long, env = "EBB_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,

@@ -22,6 +22,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::buffers::Buffers;
+use crate::metrics_api::Known;
 use crate::standing::Standing;
 
 /// The API server ends each watch after this, so that even a cluster in which nothing happens gives a sign of life.
@@ -44,7 +45,7 @@ impl Nodes {
         self.0.read().expect("nobody panics while holding it").get(name).is_some_and(|known| known == uid)
     }
 
-    pub(crate) fn note(&self, event: &Event) {
+    fn note(&self, event: &Event) {
         let mut nodes = self.0.write().expect("nobody panics while holding it");
         match event {
             Event::NodeApplied(node) => {
@@ -59,8 +60,22 @@ impl Nodes {
     }
 }
 
+/// Who is told of each change before the driver.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub nodes: Nodes,
+    pub usage: Known,
+}
+
+impl Seen {
+    pub(crate) fn note(&self, event: &Event) {
+        self.nodes.note(event);
+        self.usage.note(event);
+    }
+}
+
 /// Watches for ever.
-pub async fn watch(client: Client, nodes: Nodes, standing: Standing, inbox: mpsc::Sender<Event>) {
+pub async fn watch(client: Client, seen: Seen, standing: Standing, inbox: mpsc::Sender<Event>) {
     let fresh = Fresh { standing, all: Mutex::default() };
     let list_nodes = ListParams::default().limit(PAGE);
     let list_pods = ListParams::default().limit(PAGE).fields(PODS);
@@ -70,7 +85,7 @@ pub async fn watch(client: Client, nodes: Nodes, standing: Standing, inbox: mpsc
         known: BTreeSet::new(),
         key: node_key,
         to_event: node_event,
-        nodes: nodes.clone(),
+        seen: seen.clone(),
         inbox: inbox.clone(),
     };
     let mut pod_watch = Watch {
@@ -79,13 +94,13 @@ pub async fn watch(client: Client, nodes: Nodes, standing: Standing, inbox: mpsc
         known: BTreeSet::new(),
         key: pod_key,
         to_event: pod_event,
-        nodes: nodes.clone(),
+        seen: seen.clone(),
         inbox: inbox.clone(),
     };
-    let mut claims = named_watch(&client, &nodes, &inbox, claim_event);
-    let mut volumes = named_watch(&client, &nodes, &inbox, volume_event);
-    let mut classes = named_watch(&client, &nodes, &inbox, class_event);
-    let mut budgets = named_watch(&client, &nodes, &inbox, budget_event);
+    let mut claims = named_watch(&client, &seen, &inbox, claim_event);
+    let mut volumes = named_watch(&client, &seen, &inbox, volume_event);
+    let mut classes = named_watch(&client, &seen, &inbox, class_event);
+    let mut budgets = named_watch(&client, &seen, &inbox, budget_event);
     let buffers = Buffers::new(client.clone(), inbox.clone());
     tokio::join!(
         node_watch.run(&fresh, 0),
@@ -100,7 +115,7 @@ pub async fn watch(client: Client, nodes: Nodes, standing: Standing, inbox: mpsc
 
 fn named_watch<K>(
     client: &Client,
-    nodes: &Nodes,
+    seen: &Seen,
     inbox: &mpsc::Sender<Event>,
     to_event: fn(Change<'_, K>) -> Event,
 ) -> Watch<K>
@@ -108,8 +123,8 @@ where
     K: Resource<DynamicType = ()>,
 {
     let list = ListParams::default().limit(PAGE);
-    let (nodes, inbox) = (nodes.clone(), inbox.clone());
-    Watch { api: Api::all(client.clone()), list, known: BTreeSet::new(), key: named_key, to_event, nodes, inbox }
+    let (seen, inbox) = (seen.clone(), inbox.clone());
+    Watch { api: Api::all(client.clone()), list, known: BTreeSet::new(), key: named_key, to_event, seen, inbox }
 }
 
 /// Which of the watches are complete and live. Synced is all of them.
@@ -201,7 +216,7 @@ struct Watch<K> {
     known: BTreeSet<Key>,
     key: fn(&K) -> Key,
     to_event: fn(Change<'_, K>) -> Event,
-    nodes: Nodes,
+    seen: Seen,
     inbox: mpsc::Sender<Event>,
 }
 
@@ -327,7 +342,7 @@ where
 
     async fn send(&mut self, change: Change<'_, K>) {
         let event = (self.to_event)(change);
-        self.nodes.note(&event);
+        self.seen.note(&event);
         // The driver is gone only when the process is about to be.
         let _ = self.inbox.send(event).await;
     }

@@ -17,6 +17,7 @@ mod https;
 pub mod kubernetes;
 pub mod lease;
 pub mod metrics;
+pub mod metrics_api;
 pub mod picture;
 pub mod real;
 pub mod record;

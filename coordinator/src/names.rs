@@ -4,6 +4,8 @@ use std::fs;
 
 use anyhow::Context;
 
+/// The Service that leads to us: to whichever replica leads.
+pub(crate) const SERVICE: &str = "ebb-coordinator";
 /// Where the kubelet puts a pod's own namespace.
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 const HOSTNAME_FILE: &str = "/proc/sys/kernel/hostname";

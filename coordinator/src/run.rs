@@ -23,7 +23,7 @@ use crate::args::Args;
 use crate::autoscaling::AutoScaling;
 use crate::broker::{self, Broker};
 use crate::clock::Clock;
-use crate::cluster::{self, Nodes};
+use crate::cluster::{self, Nodes, Seen};
 use crate::decisions::Decisions;
 use crate::driver::{Driver, INBOX};
 use crate::effects;
@@ -33,6 +33,7 @@ use crate::https;
 use crate::kubernetes::Kubernetes;
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
+use crate::metrics_api::{self, FrontProxy, Known};
 use crate::names;
 use crate::picture;
 use crate::real::Real;
@@ -90,7 +91,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (queries, asked) = mpsc::channel(QUERIES);
     let (outbox, actions) = mpsc::unbounded_channel();
     let standing = Standing::new(inbox.clone());
-    let nodes = Nodes::default();
+    let seen = Seen { nodes: Nodes::default(), usage: Known::new(args.listen_metrics_api.is_some()) };
     let page = Page::new(format!("Live cluster, seen by {identity}"));
     let decisions = Decisions::default();
 
@@ -128,7 +129,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Shown { registry, metrics: metrics.clone(), standing: standing.clone(), queries, page, decisions, clock };
     intake.spawn(stop.clone().run_until_cancelled_owned(cluster::watch(
         client.clone(),
-        nodes.clone(),
+        seen.clone(),
         standing.clone(),
         inbox.clone(),
     )));
@@ -143,7 +144,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let admission = args.listen_admission.map(|address| {
         intake.spawn(stop.clone().run_until_cancelled_owned(webhook::keep(client.clone(), certificates.clone())));
         let router = evictions::router(client.clone(), account.clone());
-        https::serve(address, router, evictions::CONNECTIONS, certificates.clone(), stop.clone())
+        https::serve(address, router, evictions::CONNECTIONS, certificates.clone(), None, stop.clone())
     });
     let broker = args.listen_broker.map(|address| {
         let broker = Broker {
@@ -153,14 +154,28 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             metrics: metrics.clone(),
         };
         let router = broker::router(broker);
-        https::serve(address, router, broker::CONNECTIONS, certificates.clone(), stop.clone())
+        https::serve(address, router, broker::CONNECTIONS, certificates.clone(), None, stop.clone())
     });
-    let gate = Gate { nodes, standing: standing.clone(), inbox: inbox.clone(), metrics: metrics.clone() };
+    let metrics_api = args.listen_metrics_api.map(|address| {
+        let own = stop.clone();
+        intake.spawn(own.clone().run_until_cancelled_owned(metrics_api::keep_service(
+            client.clone(),
+            namespace.clone(),
+            certificates.clone(),
+        )));
+        let (told, front_proxy) = watch::channel(None);
+        let (ca, clients) = watch::channel(None);
+        intake.spawn(own.run_until_cancelled_owned(FrontProxy::keep(client.clone(), told, ca)));
+        let router = metrics_api::router(client.clone(), seen.usage.clone(), clock, front_proxy);
+        https::serve(address, router, metrics_api::CONNECTIONS, certificates.clone(), Some(clients), stop.clone())
+    });
+    let settings = Settings { usage: seen.usage.is_wanted(), ..Settings::from(&policy.idle) };
+    let gate = Gate { seen, clock, standing: standing.clone(), inbox: inbox.clone(), metrics: metrics.clone() };
     let reports = reports::serve(
         args.listen_reports,
         Arc::new(tokens(ebb_proto::TOKEN_AUDIENCE)),
         gate,
-        Settings::from(&policy.idle),
+        settings,
         certificates,
         stop.clone(),
     );
@@ -189,6 +204,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         result = if_any(broker) => {
             result.context("write for agents")?;
             Some("broker")
+        }
+        result = if_any(metrics_api) => {
+            result.context("serve metrics.k8s.io")?;
+            Some("metrics API")
         }
         result = http::serve(listener, shown, let_go.clone()) => {
             result.context("serve HTTP")?;

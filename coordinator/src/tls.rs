@@ -17,7 +17,7 @@ use rcgen::{
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::config_map;
+use crate::{config_map, names};
 
 /// Names of the Secret and of the ConfigMap.
 pub const SECRET: &str = "ebb-coordinator-tls";
@@ -54,7 +54,7 @@ pub struct Certificates {
 
 impl Certificates {
     pub fn new(client: Client, namespace: &str, further: &[String]) -> Self {
-        let service = "ebb-coordinator";
+        let service = names::SERVICE;
         let mut names = vec![
             service.to_owned(),
             format!("{service}.{namespace}"),

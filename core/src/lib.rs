@@ -31,5 +31,6 @@ pub mod schedule;
 pub mod storage;
 pub mod time;
 pub mod units;
+pub mod usage;
 pub mod view;
 pub mod xid;

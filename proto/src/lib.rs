@@ -2,6 +2,8 @@
 //! A message that breaks the protocol is refused here; behind this no report needs checking.
 //! Beside it, as bare messages, what the agent asks of the kubelet.
 
+mod usage;
+
 use std::time::Duration;
 
 use ebb_core::classify::{self, Band, Class, GpuUse, IdlePolicy, Missing, Signal};
@@ -70,6 +72,7 @@ impl From<&Report> for v1::Report {
                 newest_workload_seconds: use_.newest_workload_seconds,
             }),
             gpu_waste_since_ms: report.gpu_waste.map(Instant::as_millis),
+            usage: None,
         }
     }
 }
@@ -145,6 +148,7 @@ impl From<&IdlePolicy> for v1::Settings {
             gpu: band(Signal::Gpu),
             memory_pressure: band(Signal::MemoryPressure),
             run_queue: band(Signal::RunQueue),
+            usage: false,
         }
     }
 }

@@ -13,10 +13,11 @@ use crate::tools::helm;
 const CHART: &str = "deploy/chart";
 const EXAMPLE: &str = "config/example.yaml";
 /// What is committed, and the values of each that differ from the chart's own.
-const MANIFESTS: [(&str, &[&str]); 3] = [
+const MANIFESTS: [(&str, &[&str]); 4] = [
     ("deploy/manifests/ebb.yaml", &[]),
     ("deploy/manifests/ebb-admission.yaml", &["agent.rights=admission"]),
     ("deploy/manifests/ebb-brokered.yaml", &["agent.rights=brokered"]),
+    ("deploy/manifests/ebb-metrics-api.yaml", &["metricsApi.enabled=true"]),
 ];
 
 /// The version that the chart is rendered for. Any that it supports would do, but Helm's own default changes with Helm.

@@ -12,7 +12,7 @@ use crate::{tools, vm};
 
 /// Runs the project's tests and checks, all of them or the groups named.
 ///
-/// `lab`, `manifests`, `drain`, `drain-chaos`, `burst`, `scheduler` and `fidelity` bring up control planes on loopback and build
+/// `lab`, `manifests`, `drain`, `drain-chaos`, `burst`, `hpa`, `scheduler` and `fidelity` bring up control planes on loopback and build
 /// what those need (see `cargo xtask lab --help`); the first run on a machine takes about half an hour for that, later
 /// ones minutes. `bpf`, `deny`, `fuzz` and `imds` install tools into the cache, `vm` fetches kernels into it; `rights`,
 /// `vm`, `prometheus` and `browser` install Debian packages. Every group runs, also after one has failed; the last line
@@ -62,6 +62,8 @@ enum Group {
     Imds,
     /// One burst, up and down, through real parts; and which of several groups grows.
     Burst,
+    /// metrics.k8s.io through the real aggregation layer, and the real HPA on it.
+    Hpa,
     /// The scheduling model against the real kube-scheduler, pod by pod.
     Scheduler,
     /// The simulator's scheduler and HPA against the real ones.
@@ -155,6 +157,7 @@ impl Group {
                 let files = ["--test", "burst", "--test", "groups", "--test", "buffers"];
                 tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
             }
+            Self::Hpa => tests(&["--package", "ebb-tests", "--test", "hpa", "--", "--show-output"]),
             Self::Browser => {
                 tools::apt_install(&["chromium", "chromium-driver"])?;
                 // It prints how smooth a thousand nodes are, which it can say only while nothing else runs.

@@ -13,7 +13,7 @@ use ebb_core::time::Instant;
 use crate::clock::Clock;
 use crate::sampler::Sample;
 use crate::source::cgroup::Figures;
-use crate::source::proc::{CpuTicks, TICKS_PER_SECOND};
+use crate::usage::used;
 use crate::workload::{self, Container, Pod};
 
 use text::{Labels, Text};
@@ -92,7 +92,7 @@ fn node(page: &mut Text, sample: &Sample) {
     page.counters(
         "node_cpu_usage_seconds_total",
         "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
-        row(sample.reading.stat.as_ref().map(|stat| busy(stat.node))),
+        row(sample.reading.stat.as_ref().map(|stat| used(stat.node).as_secs_f64())),
     );
     let memory = sample.reading.memory;
     page.gauges(
@@ -138,13 +138,6 @@ fn working_set(figures: &Figures) -> Option<f64> {
 
 fn swap(figures: &Figures) -> Option<f64> {
     figures.memory.swap.map(|bytes| bytes as f64)
-}
-
-/// What the root cgroup's `cpu.stat` says, which the kubelet shows: the kernel makes it of these, and older kernels of
-/// steal as well (`root_cgroup_cputime` in `kernel/cgroup/rstat.c`). `/proc` has them also where the root is out of sight.
-fn busy(ticks: CpuTicks) -> f64 {
-    let CpuTicks([user, nice, system, _idle, _iowait, irq, softirq, _steal]) = ticks;
-    (user + nice + system + irq + softirq) as f64 / TICKS_PER_SECOND
 }
 
 fn seconds(at: &Instant) -> f64 {

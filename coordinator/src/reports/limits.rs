@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A report is below 300 bytes with the longest names that Kubernetes allows a node.
-pub(super) const MESSAGE_BYTES: usize = 4 << 10;
+/// A report is below 300 bytes with the longest names that Kubernetes allows a node; what pods use takes some 60 bytes each,
+/// and as many for each container. Room for 500 pods of five containers with the longest names.
+pub(super) const MESSAGE_BYTES: usize = 256 << 10;
 /// Room for one token of the API server's largest sort and the other headers.
 pub(super) const HEADER_BYTES: u32 = 16 << 10;
 /// An agent needs one, and another while it replaces the first.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use ebb_core::broker::Own;
 use ebb_core::fleet::Event;
 use ebb_core::report::Report;
+use ebb_core::usage::NodeUsage;
+use ebb_proto::Invalid;
 use ebb_proto::v1::{self, Settings, reports_server::Reports};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -14,7 +16,8 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::limits::{Rate, SILENCE, STREAM_LIFE};
-use crate::cluster::Nodes;
+use crate::clock::Clock;
+use crate::cluster::Seen;
 use crate::metrics::{Metrics, Told};
 use crate::standing::Standing;
 use crate::token::{Denied, Review, Tokens};
@@ -30,7 +33,8 @@ pub struct Service<R> {
 /// What a report has to pass.
 #[derive(Clone)]
 pub struct Gate {
-    pub nodes: Nodes,
+    pub seen: Seen,
+    pub clock: Clock,
     pub standing: Standing,
     pub inbox: mpsc::Sender<Event>,
     pub metrics: Arc<Metrics>,
@@ -112,8 +116,12 @@ impl Gate {
                 Err((Told::TooFast, Status::resource_exhausted("too many reports")))
             };
             match result {
-                Ok(report) => {
+                Ok((report, usage)) => {
                     self.metrics.report(Told::Accepted);
+                    if let Some(usage) = usage {
+                        let order = (report.agent_start, report.sequence);
+                        self.seen.usage.take(self.clock, &report.node, order, usage);
+                    }
                     // The driver is gone only when the process is about to be.
                     let _ = self.inbox.send(Event::Report(report)).await;
                 }
@@ -126,18 +134,19 @@ impl Gate {
         }
     }
 
-    fn check(&self, message: v1::Report, agent: &Own) -> Result<Report, (Told, Status)> {
-        let report = Report::try_from(message)
-            .map_err(|invalid| (Told::Malformed, Status::invalid_argument(invalid.to_string())))?;
+    fn check(&self, mut message: v1::Report, agent: &Own) -> Result<(Report, Option<NodeUsage>), (Told, Status)> {
+        let malformed = |invalid: Invalid| (Told::Malformed, Status::invalid_argument(invalid.to_string()));
+        let usage = message.usage.take().map(NodeUsage::try_from).transpose().map_err(malformed)?;
+        let report = Report::try_from(message).map_err(malformed)?;
         if (&report.node, &report.node_uid) != (&agent.node, &agent.node_uid) {
             let text = format!("the report is about {} and the token of {}", report.node, agent.node);
             return Err((Told::WrongNode, Status::permission_denied(text)));
         }
-        if !self.nodes.has(&report.node, &report.node_uid) {
+        if !self.seen.nodes.has(&report.node, &report.node_uid) {
             let text = format!("the cluster has no node {} with this UID", report.node);
             return Err((Told::UnknownNode, Status::not_found(text)));
         }
-        Ok(report)
+        Ok((report, usage))
     }
 }
 

@@ -18,6 +18,8 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Server};
 
 use super::*;
+use crate::cluster::Nodes;
+use crate::metrics_api::Known;
 
 /// Tokens are the names of the nodes they are bound to; `nobody` is refused.
 struct Fake;
@@ -40,6 +42,8 @@ struct Lab {
     endpoint: Endpoint,
     standing: Standing,
     events: mpsc::Receiver<Event>,
+    seen: Seen,
+    clock: Clock,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -50,12 +54,13 @@ async fn lab() -> Lab {
     standing.set_leading(true).await;
     standing.set_synced(true).await;
     while events.try_recv().is_ok() {}
-    let nodes = Nodes::default();
+    let seen = Seen { nodes: Nodes::default(), usage: Known::new(true) };
     for name in ["a", "b"] {
-        nodes.note(&Event::NodeApplied(Node { name: name.into(), uid: format!("{name}-uid"), ..Node::default() }));
+        seen.note(&Event::NodeApplied(Node { name: name.into(), uid: format!("{name}-uid"), ..Node::default() }));
     }
     let metrics = Arc::new(Metrics::register(&mut Registry::default()));
-    let gate = Gate { nodes, standing: standing.clone(), inbox, metrics };
+    let clock = Clock::start();
+    let gate = Gate { seen: seen.clone(), clock, standing: standing.clone(), inbox, metrics };
     let stop = CancellationToken::new();
     let tokens = Arc::new(Tokens::new(Fake, TOKEN_AUDIENCE, "system:serviceaccount:ebb:ebb-agent".into()));
     let settings = Settings::from(&IdlePolicy::default());
@@ -65,7 +70,7 @@ async fn lab() -> Lab {
     let server = Server::builder().add_service(ReportsServer::new(service));
     tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-    Lab { endpoint, standing, events, _stop: stop.drop_guard() }
+    Lab { endpoint, standing, events, seen, clock, _stop: stop.drop_guard() }
 }
 
 fn report(node: &str) -> v1::Report {
@@ -142,4 +147,25 @@ async fn only_a_leader_with_a_whole_picture_listens() {
     lab.standing.set_synced(true).await;
     lab.standing.set_leading(false).await;
     assert_eq!(lab.say("a", vec![report("a")]).await, (false, Code::Unavailable));
+}
+
+#[tokio::test]
+async fn what_is_used_is_known_at_once_and_passes_the_same_gate() {
+    let lab = lab().await;
+    let used = |node: &str, window_ms| {
+        let amount = v1::Amount { cpu_nanocores: 7, memory_bytes: 8 };
+        let sample = v1::Sample { at_ms: 2, window_ms, amount: Some(amount) };
+        v1::Report { usage: Some(v1::Usage { node: Some(sample), pods: Vec::new() }), ..report(node) }
+    };
+    let known = || {
+        lab.seen.usage.read(|usages| {
+            let nodes = usages.nodes(lab.clock.now());
+            nodes.map(|node| (node.name.to_owned(), node.usage.amount.cpu_nanocores)).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(lab.say("a", vec![used("b", 10)]).await, (true, Code::PermissionDenied));
+    assert_eq!(lab.say("a", vec![used("a", 0)]).await, (true, Code::InvalidArgument));
+    assert_eq!(known(), []);
+    assert_eq!(lab.say("a", vec![used("a", 10)]).await, (true, Code::Ok));
+    assert_eq!(known(), [("a".to_owned(), 7)]);
 }

@@ -1,0 +1,96 @@
+//! What nodes and pods use, on the wire.
+
+use std::time::Duration;
+
+use ebb_core::time::Instant;
+use ebb_core::usage::{Amount, NodeUsage, PodUsage, Sample};
+
+use crate::{Invalid, v1};
+
+impl From<NodeUsage> for v1::Usage {
+    fn from(usage: NodeUsage) -> Self {
+        let sample = |sample: Sample| v1::Sample {
+            at_ms: sample.at.as_millis(),
+            window_ms: millis(sample.window),
+            amount: Some(sample.amount.into()),
+        };
+        let pod = |pod: PodUsage| v1::PodUsage {
+            uid: pod.uid,
+            at_ms: pod.at.as_millis(),
+            window_ms: millis(pod.window),
+            containers: pod
+                .containers
+                .into_iter()
+                .map(|(name, amount)| v1::ContainerUsage { name, amount: Some(amount.into()) })
+                .collect(),
+        };
+        Self { node: usage.node.map(sample), pods: usage.pods.into_iter().map(pod).collect() }
+    }
+}
+
+impl TryFrom<v1::Usage> for NodeUsage {
+    type Error = Invalid;
+
+    fn try_from(message: v1::Usage) -> Result<Self, Invalid> {
+        let sample = |sample: v1::Sample| {
+            let amount = amount(sample.amount)?;
+            Ok(Sample { at: Instant::from_millis(sample.at_ms), window: window(sample.window_ms)?, amount })
+        };
+        let pod = |pod: v1::PodUsage| {
+            if pod.uid.is_empty() || pod.containers.is_empty() {
+                return Err(Invalid("use of a pod without UID or containers"));
+            }
+            let container = |it: v1::ContainerUsage| Ok((it.name, amount(it.amount)?));
+            let containers = pod.containers.into_iter().map(container).collect::<Result<_, _>>()?;
+            let at = Instant::from_millis(pod.at_ms);
+            Ok(PodUsage { uid: pod.uid, at, window: window(pod.window_ms)?, containers })
+        };
+        Ok(Self {
+            node: message.node.map(sample).transpose()?,
+            pods: message.pods.into_iter().map(pod).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<Amount> for v1::Amount {
+    fn from(amount: Amount) -> Self {
+        Self { cpu_nanocores: amount.cpu_nanocores, memory_bytes: amount.memory_bytes }
+    }
+}
+
+fn amount(message: Option<v1::Amount>) -> Result<Amount, Invalid> {
+    let message = message.ok_or(Invalid("use without its amount"))?;
+    Ok(Amount { cpu_nanocores: message.cpu_nanocores, memory_bytes: message.memory_bytes })
+}
+
+fn window(millis: u64) -> Result<Duration, Invalid> {
+    (millis > 0).then(|| Duration::from_millis(millis)).ok_or(Invalid("use over no time"))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_survives_the_wire_and_what_breaks_the_protocol_is_refused() {
+        let amount = Amount { cpu_nanocores: 3, memory_bytes: 4 };
+        let (at, window) = (Instant::from_millis(5), Duration::from_millis(6));
+        let pod = PodUsage { uid: "u".into(), at, window, containers: vec![("c".into(), amount)] };
+        let usage = NodeUsage { node: Some(Sample { at, window, amount }), pods: vec![pod] };
+        assert_eq!(NodeUsage::try_from(v1::Usage::from(usage.clone())).unwrap(), usage);
+        let check = |change: fn(&mut v1::Usage)| {
+            let mut message = v1::Usage::from(usage.clone());
+            change(&mut message);
+            assert!(NodeUsage::try_from(message).is_err());
+        };
+        check(|message| message.node.as_mut().unwrap().amount = None);
+        check(|message| message.node.as_mut().unwrap().window_ms = 0);
+        check(|message| message.pods[0].uid.clear());
+        check(|message| message.pods[0].containers.clear());
+        check(|message| message.pods[0].containers[0].amount = None);
+    }
+}
