@@ -37,7 +37,7 @@ pub(super) fn policy(file: &File, overrides: &Overrides) -> Result<Policy, Vec<P
         check.prices(&file.groups.value, &groups);
     }
     if check.problems.is_empty() {
-        return Ok(Policy { groups, scale_up, scale_down, idle });
+        return Ok(Policy { groups, scale_up, scale_down, idle, ray: std::collections::BTreeMap::new() });
     }
     check.problems.sort();
     Err(check.problems)

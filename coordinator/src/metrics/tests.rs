@@ -46,7 +46,14 @@ fn full_page() -> String {
         instances: 0,
         failing: None,
     };
-    metrics.show(&Cluster { leading: true, synced: true, groups: vec![group], nodes: vec![], waiting: vec![] });
+    metrics.show(&Cluster {
+        leading: true,
+        synced: true,
+        groups: vec![group],
+        nodes: vec![],
+        waiting: vec![],
+        ray: vec![],
+    });
     let mut page = String::new();
     text::encode(&mut page, &registry).unwrap();
     page
