@@ -18,6 +18,7 @@ pub mod kubernetes;
 pub mod lease;
 pub mod metrics;
 pub mod picture;
+mod ray;
 pub mod real;
 pub mod record;
 pub mod reports;
