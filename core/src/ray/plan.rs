@@ -59,9 +59,10 @@ fn coming(cluster: &Cluster, reading: &Reading, workers: &[Workers]) -> Vec<u64>
             nameless[group] += 1;
         }
     }
-    let joined = |name: &&&str| reading.nodes.values().any(|node| node.is_there() && node.instance == **name);
+    let there = reading.nodes.values().filter(|node| node.is_there());
+    let instances: BTreeSet<_> = there.map(|node| node.instance.as_str()).collect();
     let coming = workers.iter().zip(nameless).map(|(workers, nameless)| {
-        let named = workers.names.iter().filter(joined).count();
+        let named = workers.names.intersection(&instances).count();
         (workers.names.len() - named).saturating_sub(nameless) as u64
     });
     coming.collect()
