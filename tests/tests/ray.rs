@@ -1,6 +1,5 @@
 //! Real Ray, the real coordinator and agents, a real API server; fakes are AWS, the kubelets (KWOK), and the test itself,
 //! which makes the workers' pods and starts what runs in them, as KubeRay and kubelets do.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::path::Path;
 use std::time::Duration;
