@@ -248,7 +248,8 @@ mod tests {
     #[test]
     fn an_empty_cluster_is_said_to_be_empty() {
         let mut told = sample();
-        told.seen.cluster = Cluster { leading: false, synced: false, groups: vec![], nodes: vec![], waiting: vec![] };
+        told.seen.cluster =
+            Cluster { leading: false, synced: false, groups: vec![], nodes: vec![], waiting: vec![], ray: vec![] };
         told.decisions.clear();
         let expected = "The coordinator decides nothing: it does not lead, and its watches are not live \
                         (2026-11-25T12:00:00Z)\n\nGroups 0\n NAME  TYPE  MIN  DESIRED  MAX  INSTANCES  READY\n\nNodes 0\n";

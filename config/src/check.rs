@@ -33,11 +33,12 @@ pub(super) fn policy(file: &File, overrides: &Overrides) -> Result<Policy, Vec<P
     overrides.apply(&mut scale_up, &mut scale_down);
     let idle = check.idle(&file.idle, file.scale_down.utilization_below.as_ref());
     let groups = check.groups(&file.groups, &scale_down);
+    let ray = file.ray.clusters(&mut check);
     if scale_up.expander == Expander::Price {
         check.prices(&file.groups.value, &groups);
     }
     if check.problems.is_empty() {
-        return Ok(Policy { groups, scale_up, scale_down, idle });
+        return Ok(Policy { groups, scale_up, scale_down, idle, ray });
     }
     check.problems.sort();
     Err(check.problems)

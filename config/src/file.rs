@@ -33,6 +33,8 @@ pub(super) struct File {
     pub(super) scale_down: ScaleDown,
     #[serde(default)]
     pub(super) idle: Idle,
+    #[serde(default)]
+    pub(super) ray: super::ray::Ray,
 }
 
 #[derive(Deserialize)]

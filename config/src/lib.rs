@@ -5,6 +5,7 @@
 mod check;
 mod file;
 mod hooks;
+mod ray;
 
 pub use check::{Check, count};
 pub use hooks::{Call, DEFAULT_TIMEOUT, Service, parse_hooks, read_hooks};

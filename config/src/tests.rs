@@ -194,7 +194,7 @@ fn what_is_no_configuration_says_what_was_expected() {
     );
     refused(
         &format!("{GROUP}scaleup: {{}}"),
-        &["f:2:1: unknown field `scaleup`, expected one of groups, scaleUp, scaleDown, idle"],
+        &["f:2:1: unknown field `scaleup`, expected one of groups, scaleUp, scaleDown, idle, ray"],
     );
     refused(
         &format!("{GROUP}scaleUp: {{pendingFor: 1s, pendingFor: 2s}}"),

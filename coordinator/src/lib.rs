@@ -19,6 +19,7 @@ pub mod lease;
 pub mod metrics;
 pub mod metrics_api;
 pub mod picture;
+mod ray;
 pub mod real;
 pub mod record;
 pub mod reports;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ebb_core::classify::Class;
 use ebb_core::fleet::{Action, Failure};
+use ebb_core::ray::Problem;
 use ebb_core::view::{Cluster, Node};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -95,6 +96,10 @@ pub struct Metrics {
     group_max: PerGroup,
     group_desired: PerGroup,
     group_instances: PerGroup,
+    ray_polls: Labels<1>,
+    ray_up: PerGroup,
+    ray_waiting_requests: PerGroup,
+    ray_anticipated_workers: PerGroup,
     cluster_autoscaler: Option<ClusterAutoscaler>,
 }
 
@@ -127,6 +132,10 @@ impl Metrics {
             group_max: Family::default(),
             group_desired: Family::default(),
             group_instances: Family::default(),
+            ray_polls: Family::default(),
+            ray_up: Family::default(),
+            ray_waiting_requests: Family::default(),
+            ray_anticipated_workers: Family::default(),
             cluster_autoscaler: None,
         };
         let ebb = registry.sub_registry_with_prefix("ebb_coordinator");
@@ -155,6 +164,12 @@ impl Metrics {
         ebb.register("group_max", "Greatest number of nodes, by configuration and group", metrics.group_max.clone());
         ebb.register("group_desired", "Desired capacity", metrics.group_desired.clone());
         ebb.register("group_instances", "Instances in service or on their way", metrics.group_instances.clone());
+        ebb.register("ray_polls", "Questions to Ray clusters' heads by result", metrics.ray_polls.clone());
+        ebb.register("ray_up", "Whether the Ray cluster's head answered the last question", metrics.ray_up.clone());
+        let help = "Tasks, actors and placement groups' bundles that wait in the Ray cluster";
+        ebb.register("ray_waiting_requests", help, metrics.ray_waiting_requests.clone());
+        let help = "Workers that the Ray cluster needs and that are no pods yet";
+        ebb.register("ray_anticipated_workers", help, metrics.ray_anticipated_workers.clone());
         metrics
     }
 
@@ -189,6 +204,11 @@ impl Metrics {
 
     pub fn brokered(&self, call: &'static str, result: Brokered) {
         self.brokered.get_or_create(&[("call", call), ("result", result.name())]).inc();
+    }
+
+    /// `None`: it answered.
+    pub fn ray_poll(&self, problem: Option<Problem>) {
+        self.ray_polls.get_or_create(&[("result", problem.map_or("ok", Problem::name))]).inc();
     }
 
     /// Counts a stream for as long as the guard lives.
@@ -230,6 +250,15 @@ impl Metrics {
             // Not known is not zero.
             set(&self.group_desired, group.desired.map_or(f64::NAN, f64::from));
             set(&self.group_instances, group.instances.into());
+        }
+        for cluster in &view.ray {
+            let set = |family: &PerGroup, value: f64| {
+                family.get_or_create(&[("cluster", cluster.name.clone())]).set(value);
+            };
+            set(&self.ray_up, u8::from(cluster.readable).into());
+            #[expect(clippy::cast_precision_loss, reason = "it is a float on the wire")]
+            set(&self.ray_waiting_requests, cluster.waiting.map_or(f64::NAN, |waiting| waiting as f64));
+            set(&self.ray_anticipated_workers, cluster.anticipated.into());
         }
     }
 }

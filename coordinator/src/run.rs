@@ -36,6 +36,7 @@ use crate::metrics::Metrics;
 use crate::metrics_api::{self, FrontProxy, Known};
 use crate::names;
 use crate::picture;
+use crate::ray;
 use crate::real::Real;
 use crate::record::Record;
 use crate::reports::{self, Gate};
@@ -133,6 +134,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         standing.clone(),
         inbox.clone(),
     )));
+    for (name, cluster) in &policy.ray {
+        let head = ray::Head { name: name.clone(), cluster: cluster.clone(), metrics: metrics.clone() };
+        intake.spawn(stop.clone().run_until_cancelled_owned(head.keep_asking(standing.clone(), inbox.clone())));
+    }
     let (certificate, certificates) = watch::channel(None);
     let keep = Certificates::new(client.clone(), &namespace, &args.tls_san).keep(certificate);
     intake.spawn(stop.clone().run_until_cancelled_owned(keep));

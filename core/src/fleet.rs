@@ -2,7 +2,7 @@
 //!
 //! Here: what is kept of the world. An `event` is taken in by `absorb`; `decide` looks at the whole and says which `action`s
 //! to take: `place` finds room for waiting pods, with `choice` of the group where a new node is needed, and for those that
-//! `buffers` expect; `shrink` says which nodes may go, within what `budget` lets. `picture` is what people see.
+//! `buffers` and `ray` expect; `shrink` says which nodes may go, within what `budget` lets. `picture` is what people see.
 
 mod absorb;
 mod action;
@@ -17,6 +17,7 @@ mod memory;
 mod picture;
 mod place;
 mod pods;
+mod ray;
 mod shrink;
 mod template;
 #[cfg(test)]
@@ -64,6 +65,9 @@ pub struct Fleet {
     pod_disruption_budgets: PodDisruptionBudgets,
     #[serde(default, with = "crate::journal::pairs")]
     buffers: BTreeMap<buffers::Key, buffers::Known>,
+    /// By namespace and name; those of the policy that were heard of.
+    #[serde(default)]
+    ray: BTreeMap<String, ray::Known>,
     storage: Storage,
     /// The node of each instance.
     node_of: HashMap<String, String>,
@@ -251,6 +255,7 @@ impl Fleet {
             pods: Pods::default(),
             pod_disruption_budgets: PodDisruptionBudgets::default(),
             buffers: BTreeMap::new(),
+            ray: BTreeMap::new(),
             storage: Storage::default(),
             node_of: HashMap::new(),
             calls: BTreeMap::new(),

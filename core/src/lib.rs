@@ -23,6 +23,7 @@ pub mod notice;
 pub mod policy;
 pub mod preflight;
 pub mod price;
+pub mod ray;
 pub mod reason;
 pub mod recording;
 pub mod report;

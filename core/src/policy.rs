@@ -10,6 +10,7 @@ use crate::classify::IdlePolicy;
 use crate::cron::Window;
 use crate::kubernetes::Taint;
 use crate::price::Dollars;
+use crate::ray;
 use crate::resources::Resources;
 use crate::time::format_duration;
 use crate::units::Permille;
@@ -22,6 +23,9 @@ pub struct Policy {
     pub scale_up: ScaleUp,
     pub scale_down: ScaleDown,
     pub idle: IdlePolicy,
+    /// Ray clusters whose demand is read, by namespace and name.
+    #[serde(default)]
+    pub ray: BTreeMap<String, ray::Cluster>,
 }
 
 /// An Auto Scaling group and the nodes it makes.

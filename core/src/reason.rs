@@ -38,6 +38,8 @@ pub enum Reason {
     NodeGone,
     /// Pods wait for a node.
     PodsPending { count: usize, first: String, longest: Duration },
+    /// Work waits in a Ray cluster for so many workers that are no pods yet, or in several.
+    RayWorkersWanted { count: usize, first: String },
     /// The node was measured idle, little of it is asked for, and its pods end by themselves.
     RunToCompletion { idle: Duration, pods: usize, requested: Permille },
     /// By this model the pod fits a node that is there; the scheduler's word is awaited.
@@ -79,6 +81,7 @@ impl Reason {
             Self::NoGroupFits { .. } => "NoGroupFits",
             Self::NodeGone => "NodeGone",
             Self::PodsPending { .. } => "PodsPending",
+            Self::RayWorkersWanted { .. } => "RayWorkersWanted",
             Self::RunToCompletion { .. } => "RunToCompletion",
             Self::SchedulerToPlace { .. } => "SchedulerToPlace",
             Self::NodeComing { .. } => "NodeComing",
@@ -116,6 +119,10 @@ impl fmt::Display for Reason {
             Self::PodsPending { count, first, longest } => {
                 write!(f, "{count} pods unschedulable for up to {}, first {first}", short(longest))
             }
+            Self::RayWorkersWanted { count: 1, first } => write!(f, "work in Ray waits for a worker of {first}"),
+            Self::RayWorkersWanted { count, first } => {
+                write!(f, "work in Ray waits for {count} workers, first of {first}")
+            }
             Self::RunToCompletion { idle, pods, requested } => {
                 let pods = match pods {
                     1 => "its pod ends by itself".into(),
@@ -149,6 +156,8 @@ impl fmt::Display for Obstacle {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "stay")]
 pub enum Stay {
+    /// A worker that a Ray cluster waits for is to come to it.
+    Anticipated { cluster: String, group: String },
     /// As many nodes drain as a budget lets (of the group, or of all). `until`: the end of its window.
     Budget { budget: String, group: Option<String>, most: u32, until: Option<Instant> },
     /// A PodDisruptionBudget lets one of its pods not be evicted now.
@@ -207,6 +216,7 @@ impl Stay {
     /// A closed set of CamelCase words.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Anticipated { .. } => "Anticipated",
             Self::Budget { .. } => "Budget",
             Self::Blocked { .. } => "Blocked",
             Self::BlockedTwice { .. } => "BlockedTwice",
@@ -240,6 +250,9 @@ impl Stay {
 impl fmt::Display for Stay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Anticipated { cluster, group } => {
+                write!(f, "work in the Ray cluster {cluster} waits for a worker of {group}, which fits it")
+            }
             Self::Budget { budget, group, most, until } => {
                 let whose = group.as_ref().map(|group| format!(" of group {group}")).unwrap_or_default();
                 let until = until.map(|until| format!(" until {until}")).unwrap_or_default();

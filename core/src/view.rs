@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::classify::{Class, Utilization};
 use crate::launch::Failing;
 use crate::price::Cost;
+use crate::ray::Problem;
 use crate::reason::{Reason, Stay};
 use crate::resources::Resources;
 use crate::time::Instant;
@@ -36,6 +37,9 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// Pods that the scheduler finds no node for, the longest waiting first.
     pub waiting: Vec<Waiting>,
+    /// Ray clusters of the configuration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ray: Vec<RayCluster>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +107,22 @@ pub struct Waiting {
     pub requests: Resources,
     /// What was last said about it.
     pub because: Option<Reason>,
+}
+
+/// A Ray cluster, as far as its head has told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RayCluster {
+    /// `NAMESPACE/NAME`
+    pub name: String,
+    /// Whether its head answered last time.
+    pub readable: bool,
+    pub problem: Option<Problem>,
+    pub read_at: Option<Instant>,
+    /// Requests that wait in it; `None`: it has told nothing yet.
+    pub waiting: Option<u64>,
+    /// Workers that it needs and that are no pods yet.
+    pub anticipated: u32,
 }
 
 /// A coordinator's answer when it is asked for its cluster.

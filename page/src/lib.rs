@@ -213,7 +213,14 @@ mod tests {
         let nodes = (0..nodes).map(node).collect();
         Snapshot {
             now: Instant::from_millis(60_000),
-            cluster: Cluster { leading: true, synced: true, groups: vec![group], nodes, waiting: Vec::new() },
+            cluster: Cluster {
+                leading: true,
+                synced: true,
+                groups: vec![group],
+                nodes,
+                waiting: Vec::new(),
+                ray: Vec::new(),
+            },
             ray: Vec::new(),
             hpas: Vec::new(),
             cost: Cost::default(),

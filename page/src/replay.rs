@@ -71,8 +71,14 @@ mod tests {
     }
 
     fn snapshot(seconds: u64) -> Snapshot {
-        let cluster =
-            Cluster { leading: true, synced: true, groups: Vec::new(), nodes: Vec::new(), waiting: Vec::new() };
+        let cluster = Cluster {
+            leading: true,
+            synced: true,
+            groups: Vec::new(),
+            nodes: Vec::new(),
+            waiting: Vec::new(),
+            ray: Vec::new(),
+        };
         Snapshot { now: at(seconds), cluster, ray: Vec::new(), hpas: Vec::new(), cost: Cost::default() }
     }
 

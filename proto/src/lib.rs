@@ -1,6 +1,8 @@
 //! The gRPC stream between agent and coordinator, and the way between its messages and the core's types.
 //! A message that breaks the protocol is refused here; behind this no report needs checking.
-//! Beside it, as bare messages, what the agent asks of the kubelet.
+//! Beside it what the agent asks of the kubelet, as bare messages, and what the coordinator asks of Ray.
+
+pub mod ray;
 
 mod usage;
 

@@ -132,7 +132,7 @@ fn snapshot() -> Snapshot {
     let groups = vec![group("cpu-workers", "m5.xlarge", 10, 3), group("gpu-workers", "g4dn.xlarge", 4, 1)];
     Snapshot {
         now: at(90),
-        cluster: Cluster { leading: true, synced: true, groups, nodes, waiting: vec![waiting] },
+        cluster: Cluster { leading: true, synced: true, groups, nodes, waiting: vec![waiting], ray: vec![] },
         ray: Vec::new(),
         hpas: Vec::new(),
         cost: Cost { node_seconds: 360, total: None, per_hour: Some(Dollars::from_micros(1_102_000)) },

@@ -36,6 +36,9 @@ pub(crate) enum Command {
     /// Print where moto_server is, another fake of AWS, which a test holds ours against; installs it into the cache
     #[command(hide = true)]
     Moto,
+    /// Print where a Python with Ray is, whose clusters a test reads; installs it into the cache
+    #[command(hide = true)]
+    Ray,
     /// Show the processes of every lab on this machine with their memory and CPU time
     Status,
     /// Start a lab and print the environment to use it with
@@ -137,6 +140,10 @@ pub(crate) fn run(command: Command) -> Result<()> {
         }
         Command::Moto => {
             println!("{}", crate::tools::moto_server()?.display());
+            Ok(())
+        }
+        Command::Ray => {
+            println!("{}", crate::tools::ray()?.display());
             Ok(())
         }
         Command::Status => status(),

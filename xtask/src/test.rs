@@ -12,9 +12,9 @@ use crate::{tools, vm};
 
 /// Runs the project's tests and checks, all of them or the groups named.
 ///
-/// `lab`, `manifests`, `drain`, `drain-chaos`, `burst`, `hpa`, `scheduler` and `fidelity` bring up control planes on loopback and build
-/// what those need (see `cargo xtask lab --help`); the first run on a machine takes about half an hour for that, later
-/// ones minutes. `bpf`, `deny`, `fuzz` and `imds` install tools into the cache, `vm` fetches kernels into it; `rights`,
+/// `lab`, `manifests`, `drain`, `drain-chaos`, `burst`, `hpa`, `ray`, `scheduler` and `fidelity` bring up control planes on
+/// loopback and build what those need (see `cargo xtask lab --help`); the first run on a machine takes about half an hour for that, later
+/// ones minutes. `bpf`, `deny`, `fuzz`, `imds` and `ray` install tools into the cache, `vm` fetches kernels into it; `rights`,
 /// `vm`, `prometheus` and `browser` install Debian packages. Every group runs, also after one has failed; the last line
 /// counts.
 #[derive(clap::Args)]
@@ -64,6 +64,8 @@ enum Group {
     Burst,
     /// metrics.k8s.io through the real aggregation layer, and the real HPA on it.
     Hpa,
+    /// Real Ray: what waits in it becomes nodes before any pod waits, and what becomes of that when its head dies.
+    Ray,
     /// The scheduling model against the real kube-scheduler, pod by pod.
     Scheduler,
     /// The simulator's scheduler and HPA against the real ones.
@@ -158,6 +160,7 @@ impl Group {
                 tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
             }
             Self::Hpa => tests(&["--package", "ebb-tests", "--test", "hpa", "--", "--show-output"]),
+            Self::Ray => tests(&["--package", "ebb-tests", "--test", "ray", "--", "--show-output"]),
             Self::Browser => {
                 tools::apt_install(&["chromium", "chromium-driver"])?;
                 // It prints how smooth a thousand nodes are, which it can say only while nothing else runs.

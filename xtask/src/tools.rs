@@ -15,6 +15,7 @@ const CARGO_FUZZ: &str = "0.13.2";
 const EC2_METADATA_MOCK: &str = "1.13.0";
 const HELM: &str = "v4.3.1";
 const MOTO: &str = "5.2.5";
+const RAY: &str = "2.60.0";
 
 /// The path of helm; builds it from its Go module when it is not in the cache.
 pub(crate) fn helm() -> Result<PathBuf> {
@@ -93,6 +94,17 @@ pub(crate) fn moto_server() -> Result<PathBuf> {
         run(Command::new(folder.join("bin/python")).args(["-m", "pip", "install", "--quiet", &package]))
     })
     .map(|folder| folder.join("bin/moto_server"))
+}
+
+/// The folder with Ray's programs and their Python; makes a Python environment with it when it is not in the cache.
+pub(crate) fn ray() -> Result<PathBuf> {
+    once(&format!("ray-{RAY}"), |folder| {
+        eprintln!("making a Python environment with Ray {RAY}");
+        run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
+        let package = format!("ray=={RAY}");
+        run(Command::new(folder.join("bin/python")).args(["-m", "pip", "install", "--quiet", &package]))
+    })
+    .map(|folder| folder.join("bin"))
 }
 
 /// Installs those of the Debian packages that are missing. Needs root.

@@ -80,6 +80,9 @@ fn class(node: &Node, now: Instant) -> String {
 fn outlook(stays: &Stay, now: Instant) -> String {
     let until = |at: &Instant| format!("at {}, in {}", moment(*at), span(at.since(now)));
     match stays {
+        Stay::Anticipated { .. } => {
+            "it may go when that work is done or has found workers elsewhere; Ray's own pods for it are awaited".to_owned()
+        }
         Stay::Blocked { .. } => {
             "it may go when more pods of that budget are healthy, or the budget asks for fewer".to_owned()
         }

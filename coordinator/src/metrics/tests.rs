@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use ebb_core::reason::Reason;
-use ebb_core::view::Group;
+use ebb_core::view::{Group, RayCluster};
 use prometheus_client::encoding::text;
 
 use super::*;
@@ -35,6 +35,9 @@ fn full_page() -> String {
     metrics.aws_call("SetDesiredCapacity", None);
     metrics.report(Told::Accepted);
     metrics.brokered("evict", Brokered::Done);
+    metrics.ray_poll(None);
+    let (name, readable) = ("ml/train".to_owned(), true);
+    let ray = RayCluster { name, readable, problem: None, read_at: None, waiting: None, anticipated: 0 };
     let instance_type = "m5.xlarge".to_owned();
     let group = Group {
         name: group,
@@ -46,7 +49,14 @@ fn full_page() -> String {
         instances: 0,
         failing: None,
     };
-    metrics.show(&Cluster { leading: true, synced: true, groups: vec![group], nodes: vec![], waiting: vec![] });
+    metrics.show(&Cluster {
+        leading: true,
+        synced: true,
+        groups: vec![group],
+        nodes: vec![],
+        waiting: vec![],
+        ray: vec![ray],
+    });
     let mut page = String::new();
     text::encode(&mut page, &registry).unwrap();
     page

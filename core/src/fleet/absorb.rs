@@ -67,6 +67,7 @@ impl Fleet {
             Event::PodApplied(pod) => self.pod_applied(now, pod),
             Event::PodDeleted { uid } => self.pod_deleted(now, &uid),
             Event::PodDisruptionBudget(change) => self.pod_disruption_budgets.apply(change).then_some(Soon::Batch),
+            Event::Ray { cluster, answer } => self.ray_answered(now, cluster, answer),
             Event::Storage(change) => {
                 let mut matters = false;
                 for uid in self.storage.apply(change) {

@@ -15,7 +15,7 @@ use super::{Action, Fleet, Target, count};
 use crate::agenda::Agenda;
 use crate::buffer::{Buffer, Room, Status};
 use crate::kubernetes::Pod;
-use crate::reason::Obstacle;
+use crate::reason::{Obstacle, Reason, Stay};
 use crate::resources::Resources;
 use crate::schedule::{Cluster, NodeId, ShapeId};
 use crate::time::Instant;
@@ -35,10 +35,21 @@ pub(super) struct Known {
     pub(super) told: Option<(Status, Instant)>,
 }
 
+/// Who wants room for pods that are not there.
+#[derive(Clone, Copy)]
+pub(super) enum Whose<'a> {
+    Buffer(&'a Key),
+    /// Work waits for these workers already.
+    Ray {
+        cluster: &'a str,
+        group: &'a str,
+    },
+}
+
 /// Room to be kept.
 #[derive(Clone, Copy)]
 pub(super) struct Reserve<'a> {
-    pub(super) key: &'a Key,
+    pub(super) whose: Whose<'a>,
     /// One of its pods.
     pub(super) pod: &'a Pod,
     pub(super) count: u32,
@@ -46,7 +57,27 @@ pub(super) struct Reserve<'a> {
 
 impl Reserve<'_> {
     pub(super) fn full_name(&self) -> String {
-        format!("{}/{}", self.key.0, self.key.1)
+        match self.whose {
+            Whose::Buffer((namespace, name)) => format!("{namespace}/{name}"),
+            Whose::Ray { cluster, group } => format!("{cluster} {group}"),
+        }
+    }
+
+    /// Why something is done for this many of them.
+    pub(super) fn wanted(&self, count: usize) -> Reason {
+        let first = self.full_name();
+        match self.whose {
+            Whose::Buffer(_) => Reason::BufferWanted { count, first },
+            Whose::Ray { .. } => Reason::RayWorkersWanted { count, first },
+        }
+    }
+
+    /// Why a node stays that has this room.
+    fn stay(&self) -> Stay {
+        match self.whose {
+            Whose::Buffer(_) => Stay::Buffered { buffer: self.full_name() },
+            Whose::Ray { cluster, group } => Stay::Anticipated { cluster: cluster.to_owned(), group: group.to_owned() },
+        }
     }
 }
 
@@ -59,14 +90,20 @@ pub(super) struct Stock {
 }
 
 impl Fleet {
-    /// What buffers ask for, in the order in which it is seen to: as of pods, the important and large ones first.
-    pub(super) fn reserves(&self) -> Vec<Reserve<'_>> {
-        let reserves = self.buffers.iter().filter_map(|(key, known)| {
+    /// What Ray clusters and then buffers ask for, in the order in which it is seen to: as of pods, the important and
+    /// large ones first.
+    pub(super) fn reserves(&self, agenda: &mut Agenda) -> Vec<Reserve<'_>> {
+        let buffers = self.buffers.iter().filter_map(|(key, known)| {
             let (pod, count) = known.buffer.wish().ok()?;
-            Some(Reserve { key, pod, count })
+            Some(Reserve { whose: Whose::Buffer(key), pod, count })
         });
-        let mut reserves: Vec<_> = reserves.collect();
-        reserves.sort_by(|a, b| (demand(a.pod), a.key).cmp(&(demand(b.pod), b.key)));
+        let mut reserves = self.ray_reserves(agenda);
+        reserves.extend(buffers);
+        let is_spare = |reserve: &Reserve| matches!(reserve.whose, Whose::Buffer(_));
+        let key = |reserve: &Reserve| (is_spare(reserve), reserve.full_name());
+        reserves.sort_by(|a, b| {
+            is_spare(a).cmp(&is_spare(b)).then_with(|| (demand(a.pod), key(a)).cmp(&(demand(b.pod), key(b))))
+        });
         reserves
     }
 
@@ -178,8 +215,8 @@ impl<'a> Kept<'a> {
         kept
     }
 
-    /// Goes on without the node, whose pods are moved, or names the buffer that needs it.
-    pub(super) fn release(&mut self, node: &str, to_move: &[&Pod]) -> Result<(), String> {
+    /// Goes on without the node, whose pods are moved, or says who needs it.
+    pub(super) fn release(&mut self, node: &str, to_move: &[&Pod]) -> Result<(), Stay> {
         let Some(&id) = self.ids.get(node).filter(|_| !self.lots.is_empty()) else { return Ok(()) };
         let before = self.lots.iter().map(|lot| (lot.sought, lot.found)).collect();
         self.released = Some((id, before));
@@ -195,7 +232,7 @@ impl<'a> Kept<'a> {
         self.open[id] = false;
         self.fill();
         let short = self.lots.iter().find(|lot| count(lot.at.len()) < lot.found);
-        let Some(short) = short.map(|lot| lot.reserve.full_name()) else { return Ok(()) };
+        let Some(short) = short.map(|lot| lot.reserve.stay()) else { return Ok(()) };
         self.reopen(node);
         Err(short)
     }

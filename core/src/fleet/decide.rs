@@ -53,11 +53,13 @@ impl Fleet {
         let goes_on = self.burst.is_some_and(|burst| !agenda.due(burst.until));
         let due: Vec<_> = waiting
             .iter()
-            .filter(|(_, since)| agenda.due(*since + self.policy.scale_up.pending_for) && !goes_on)
+            .filter(|(pod, since)| {
+                (self.is_ray_worker(&pod.like) || agenda.due(*since + self.policy.scale_up.pending_for)) && !goes_on
+            })
             .copied()
             .collect();
 
-        let reserves = self.reserves();
+        let reserves = self.reserves(&mut agenda);
         let placement = self.placement(now, &census, due, &reserves);
         let mut actions = self.grow(&mut agenda, &census, &placement);
         actions.extend(self.finish_drains(&mut agenda, &census, &placement));

@@ -10,6 +10,7 @@ use crate::buffer;
 use crate::disruption;
 use crate::kubernetes::{Node, Pod};
 use crate::launch::LaunchFailure;
+use crate::ray;
 use crate::report::Report;
 use crate::storage;
 
@@ -53,6 +54,11 @@ pub enum Event {
     },
     /// A PodDisruptionBudget.
     PodDisruptionBudget(disruption::Change),
+    /// What the head of a Ray cluster of the policy told, or that it told nothing.
+    Ray {
+        cluster: String,
+        answer: ray::Answer,
+    },
     /// A claim, a volume or a storage class.
     Storage(storage::Change),
     Report(Report),

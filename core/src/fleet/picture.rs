@@ -77,6 +77,7 @@ impl Fleet {
         });
         let mut waiting: Vec<_> = waiting.collect();
         waiting.sort_by(|a, b| (a.since, &a.pod).cmp(&(b.since, &b.pod)));
-        view::Cluster { leading: self.leading, synced: self.synced, groups, nodes: nodes.collect(), waiting }
+        let (leading, synced, nodes, ray) = (self.leading, self.synced, nodes.collect(), self.ray_picture(now));
+        view::Cluster { leading, synced, groups, nodes, waiting, ray }
     }
 }

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
 use super::Fleet;
-use super::buffers::{Key, Reserve, Stock};
+use super::buffers::{Key, Reserve, Stock, Whose};
 use super::choice::Demand;
 use super::pods::Entry;
 use crate::kubernetes::{Node, Pod};
@@ -101,15 +101,15 @@ pub(super) struct Placement<'a> {
 pub(super) enum Claim<'a> {
     /// A pod, and since when it waits.
     Pod(&'a Entry, Instant),
-    /// One pod of a buffer: it does not exist, and nothing is done for its sake at the cost of one that does.
-    Buffer(Reserve<'a>),
+    /// A pod that does not exist, so nothing is done for its sake at the cost of one that does.
+    Reserve(Reserve<'a>),
 }
 
 impl<'a> Claim<'a> {
     pub(super) fn pod(self) -> &'a Pod {
         match self {
             Self::Pod(pod, _) => &pod.like,
-            Self::Buffer(reserve) => reserve.pod,
+            Self::Reserve(reserve) => reserve.pod,
         }
     }
 }
@@ -131,13 +131,21 @@ pub(super) enum By {
         first: String,
         since: Instant,
     },
+    /// Ray clusters, for so many of their workers, and no pod that waits.
+    Workers {
+        count: usize,
+        first: String,
+    },
 }
 
 impl By {
     fn first(claim: Claim) -> Self {
         match claim {
             Claim::Pod(pod, since) => Self::Pods { count: 0, first: pod.full_name(), since },
-            Claim::Buffer(reserve) => Self::Buffers { count: 0, first: reserve.full_name() },
+            Claim::Reserve(reserve) => match reserve.whose {
+                Whose::Buffer(_) => Self::Buffers { count: 0, first: reserve.full_name() },
+                Whose::Ray { .. } => Self::Workers { count: 0, first: reserve.full_name() },
+            },
         }
     }
 
@@ -147,15 +155,17 @@ impl By {
                 *count += 1;
                 *since = other.min(*since);
             }
-            (Self::Buffers { count, .. }, Claim::Buffer(_)) => *count += 1,
+            (Self::Buffers { count, .. }, Claim::Reserve(Reserve { whose: Whose::Buffer(_), .. }))
+            | (Self::Workers { count, .. }, Claim::Reserve(Reserve { whose: Whose::Ray { .. }, .. })) => *count += 1,
             // It goes along.
-            (Self::Pods { .. }, Claim::Buffer(_)) | (Self::Buffers { .. }, Claim::Pod(..)) => {}
+            _ => {}
         }
     }
 
     pub(super) fn because(&self, now: Instant) -> Reason {
         match self {
             Self::Buffers { count, first } => Reason::BufferWanted { count: *count, first: first.clone() },
+            Self::Workers { count, first } => Reason::RayWorkersWanted { count: *count, first: first.clone() },
             Self::Pods { count, first, since } => {
                 Reason::PodsPending { count: *count, first: first.clone(), longest: now.since(*since) }
             }
@@ -182,7 +192,7 @@ pub(super) fn place<'a>(
     let mut claims: Vec<_> = waiting.into_iter().map(|(shape, pod, since)| (shape, Claim::Pod(pod, since))).collect();
     for reserve in reserves {
         let shape = cluster.shape(reserve.pod);
-        claims.extend((0..reserve.count).map(|_| (shape, Claim::Buffer(*reserve))));
+        claims.extend((0..reserve.count).map(|_| (shape, Claim::Reserve(*reserve))));
     }
     let mut demand = Demand::new(&claims, expander);
     let mut search = Search::default();
@@ -215,9 +225,10 @@ impl<'a> Placement<'a> {
     fn refuse(&mut self, claim: Claim<'a>, groups: &[(String, Obstacle)]) {
         match claim {
             Claim::Pod(pod, _) => self.explained.push((pod, Reason::NoGroupFits { groups: groups.to_vec() })),
-            Claim::Buffer(reserve) => {
-                let stock = self.stock.entry(reserve.key).or_default();
-                stock.refused.get_or_insert_with(|| groups.to_vec());
+            Claim::Reserve(reserve) => {
+                if let Whose::Buffer(key) = reserve.whose {
+                    self.stock.entry(key).or_default().refused.get_or_insert_with(|| groups.to_vec());
+                }
             }
         }
     }
@@ -228,19 +239,25 @@ impl<'a> Placement<'a> {
             Origin::Leaving(node) => {
                 let first = || match claim {
                     Claim::Pod(pod, _) => Reason::CapacityNeeded { pod: pod.full_name() },
-                    Claim::Buffer(reserve) => Reason::BufferWanted { count: 0, first: reserve.full_name() },
+                    Claim::Reserve(reserve) => reserve.wanted(0),
                 };
                 let because = self.kept.entry(node).or_insert_with(first);
-                if let (Reason::BufferWanted { count, .. }, Claim::Buffer(_)) = (because, claim) {
-                    *count += 1;
+                match (because, claim) {
+                    (Reason::BufferWanted { count, .. }, Claim::Reserve(Reserve { whose: Whose::Buffer(_), .. }))
+                    | (
+                        Reason::RayWorkersWanted { count, .. },
+                        Claim::Reserve(Reserve { whose: Whose::Ray { .. }, .. }),
+                    ) => *count += 1,
+                    _ => {}
                 }
             }
             Origin::Closed | Origin::Coming(_) | Origin::Serving(_) => {}
         }
         match claim {
-            Claim::Buffer(reserve) => {
-                let stock = self.stock.entry(reserve.key).or_default();
-                stock.there += u32::from(matches!(origin, Origin::Serving(_)));
+            Claim::Reserve(reserve) => {
+                if let Whose::Buffer(key) = reserve.whose {
+                    self.stock.entry(key).or_default().there += u32::from(matches!(origin, Origin::Serving(_)));
+                }
             }
             Claim::Pod(pod, _) => {
                 let because = match origin {

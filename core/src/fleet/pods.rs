@@ -1,7 +1,7 @@
 //! The pods, each on its node. What pods have in common is kept once: 150 000 pods come from some hundred templates, and
 //! beyond their names there is little to each.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem;
 use std::sync::Arc;
 
@@ -82,6 +82,14 @@ impl Pods {
     /// In the order of their UIDs.
     pub(super) fn on(&self, node: &str) -> impl Iterator<Item = &Entry> + Clone {
         self.bound.get(node).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Those that are like this.
+    pub(super) fn that(&self, is: impl Fn(&Pod) -> bool) -> impl Iterator<Item = &Entry> {
+        // There are few kinds of pods, and nearly always none of them is meant.
+        let likes: HashSet<*const Pod> = self.likes.keys().filter(|like| is(like)).map(Arc::as_ptr).collect();
+        let all = self.bound.values().chain([&self.unbound]).take(if likes.is_empty() { 0 } else { usize::MAX });
+        all.flat_map(BTreeMap::values).filter(move |entry| likes.contains(&Arc::as_ptr(&entry.like)))
     }
 
     /// Those that wait for a node, and since when, in the order of their UIDs.

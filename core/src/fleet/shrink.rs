@@ -131,8 +131,8 @@ impl Fleet {
             let forbidden = budgets.forbid(census[candidate.group].name, candidate.why);
             let stay = if spare[candidate.group] == 0 {
                 Some(Stay::Minimum { min: census[candidate.group].min })
-            } else if is_looked_at && let Err(buffer) = kept.release(name, &to_move.collect::<Vec<_>>()) {
-                Some(Stay::Buffered { buffer })
+            } else if is_looked_at && let Err(stay) = kept.release(name, &to_move.collect::<Vec<_>>()) {
+                Some(stay)
             } else if let Some((_, stay)) = forbidden.filter(|(least, _)| *turns > 0 || *least < most) {
                 Some(stay)
             } else if *turns == 0 {
@@ -163,7 +163,10 @@ impl Fleet {
             };
             match stay {
                 Some(stay) => {
-                    if !matches!(stay, Stay::Budget { .. } | Stay::Buffered { .. } | Stay::Turn { .. }) {
+                    if !matches!(
+                        stay,
+                        Stay::Anticipated { .. } | Stay::Budget { .. } | Stay::Buffered { .. } | Stay::Turn { .. }
+                    ) {
                         kept.reopen(name);
                     }
                     shrinking.stays.insert(name.clone(), stay);
@@ -181,8 +184,8 @@ impl Fleet {
         // Those that are not due yet: nothing is done about them, but what is said of them should be right.
         early.sort_by_key(|(member, until)| (*until, &member.node.name));
         for (member, _) in early {
-            if let Err(buffer) = kept.release(&member.node.name, &[]) {
-                shrinking.stays.insert(member.node.name.clone(), Stay::Buffered { buffer });
+            if let Err(stay) = kept.release(&member.node.name, &[]) {
+                shrinking.stays.insert(member.node.name.clone(), stay);
             }
         }
         shrinking

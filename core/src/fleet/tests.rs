@@ -1,6 +1,7 @@
 //! A world of groups, nodes and pods around a fleet: what it asks for is done, late or not at all.
 
 mod buffers;
+mod ray;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,0 +1,132 @@
+//! Ray clusters: what their heads have told, and the workers that follow from it and are no pods yet. `place` finds room
+//! for these after the pods that wait and before buffers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Fleet;
+use super::absorb::Soon;
+use super::buffers::{Reserve, Whose};
+use crate::agenda::Agenda;
+use crate::kubernetes::Pod;
+use crate::ray::{self, Amounts, Answer, Problem, Reading, Workers};
+use crate::time::Instant;
+use crate::view;
+
+/// What a head has told last counts so long: unknown is not empty. After that nothing more is asked for; what is there
+/// goes only as nodes without work do.
+const COUNTS_FOR: Duration = Duration::from_secs(5 * 60);
+
+/// How long the number of a new kind of request may be too low: a program asks for ten at first and tells the rest on a
+/// timer of a second, which the head reads on another of a second.
+const COUNTS_LAG: Duration = Duration::from_millis(1500);
+
+/// One cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Known {
+    last: Option<Last>,
+    /// Why there is no newer one.
+    problem: Option<Problem>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Last {
+    reading: Reading,
+    at: Instant,
+    /// Since when each kind of request has waited.
+    #[serde(with = "crate::journal::pairs")]
+    since: BTreeMap<Amounts, Instant>,
+}
+
+impl Fleet {
+    pub(super) fn ray_answered(&mut self, now: Instant, cluster: String, answer: Answer) -> Option<Soon> {
+        self.policy.ray.get(&cluster)?;
+        let known = self.ray.entry(cluster).or_insert(Known { last: None, problem: None });
+        let reading = match answer {
+            Answer::Read(reading) => *reading,
+            Answer::Unreadable(problem) => {
+                known.problem = Some(problem);
+                return None;
+            }
+        };
+        known.problem = None;
+        let before = known.last.take();
+        let counted = before.as_ref().is_some_and(|last| last.counts(now));
+        let same = before.as_ref().is_some_and(|last| last.reading.says_the_same(&reading));
+        let mut since = before.map(|last| last.since).unwrap_or_default();
+        since.retain(|shape, _| counted && reading.pending.contains_key(shape));
+        for shape in reading.pending.keys() {
+            since.entry(shape.clone()).or_insert(now);
+        }
+        known.last = Some(Last { reading, at: now, since });
+        (!(same && counted)).then_some(Soon::Batch)
+    }
+
+    /// Whether the pod is a worker of a Ray cluster that we know. What it waits for was seen before it came: there is
+    /// nothing to wait for once more.
+    pub(super) fn is_ray_worker(&self, pod: &Pod) -> bool {
+        self.policy.ray.values().flat_map(|cluster| &cluster.worker_groups).any(|group| group.is_of(pod))
+    }
+
+    /// Workers that are no pods yet.
+    pub(super) fn ray_reserves(&self, agenda: &mut Agenda) -> Vec<Reserve<'_>> {
+        let mut reserves = Vec::new();
+        for (name, cluster) in &self.policy.ray {
+            let Some(last) = self.ray.get(name).and_then(|known| known.last.as_ref()) else { continue };
+            if agenda.due(last.at + COUNTS_FOR) {
+                continue;
+            }
+            last.since.values().for_each(|since| _ = agenda.due(*since + COUNTS_LAG));
+            let missing = self.missing(agenda.now, cluster, last);
+            reserves.extend(cluster.worker_groups.iter().zip(missing).filter(|(_, count)| *count > 0).map(
+                |(group, count)| Reserve {
+                    whose: Whose::Ray { cluster: name, group: &group.name },
+                    pod: &group.pod,
+                    count,
+                },
+            ));
+        }
+        reserves
+    }
+
+    fn missing(&self, now: Instant, cluster: &ray::Cluster, last: &Last) -> Vec<u32> {
+        let is_news = |shape: &Amounts| last.since.get(shape).is_none_or(|since| now < *since + COUNTS_LAG);
+        ray::plan(cluster, &last.reading, &self.workers(cluster), is_news)
+    }
+
+    /// The cluster's pods, by worker group. One that is about to go is none any more: Ray asks for another.
+    fn workers(&self, cluster: &ray::Cluster) -> Vec<Workers<'_>> {
+        let names = |group: &ray::WorkerGroup| -> BTreeSet<&str> {
+            let pods = self.pods.that(|like| !like.finished && !like.terminating && group.is_of(like));
+            pods.map(|pod| pod.name.as_ref()).collect()
+        };
+        cluster.worker_groups.iter().map(|group| Workers { names: names(group) }).collect()
+    }
+
+    pub(super) fn ray_picture(&self, now: Instant) -> Vec<view::RayCluster> {
+        let clusters = self.policy.ray.iter().map(|(name, cluster)| {
+            let known = self.ray.get(name);
+            let last = known.and_then(|known| known.last.as_ref());
+            let counts = last.filter(|last| last.counts(now));
+            view::RayCluster {
+                name: name.clone(),
+                readable: last.is_some() && known.is_some_and(|known| known.problem.is_none()),
+                problem: known.and_then(|known| known.problem),
+                read_at: last.map(|last| last.at),
+                waiting: last.map(|last| last.reading.waiting()),
+                anticipated: counts.map_or(0, |last| self.missing(now, cluster, last).iter().sum()),
+            }
+        });
+        clusters.collect()
+    }
+}
+
+impl Last {
+    fn counts(&self, now: Instant) -> bool {
+        now < self.at + COUNTS_FOR
+    }
+}

@@ -1,0 +1,239 @@
+//! Ray clusters: what their head says of what waits (a [`Reading`]), and what kinds of worker pods they grow by.
+//! How many of these a reading leads to is found out in `plan`; what is done about them, in the fleet.
+
+mod plan;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use plan::{Workers, plan};
+
+use crate::kubernetes::Pod;
+use crate::resources::Resources;
+
+/// Ray counts in ten-thousandths itself.
+const UNIT: f64 = 10_000.0;
+/// Far more than any amount of bytes, and exact as a float.
+const LARGEST: f64 = (1_u64 << 52) as f64;
+/// What only the head has.
+const HEAD: &str = "node:__internal_head__";
+
+/// A Ray cluster as the configuration has it. `NAMESPACE/NAME` is its key there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cluster {
+    /// Host and port of its GCS.
+    pub address: String,
+    /// With the token that its head asks for; `None`: it asks for none.
+    pub token_file: Option<PathBuf>,
+    /// Certificates that the head's own must lead to, in PEM; `None`: it speaks without TLS.
+    pub ca_file: Option<PathBuf>,
+    pub worker_groups: Vec<WorkerGroup>,
+}
+
+/// Worker pods that are alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerGroup {
+    pub name: String,
+    /// One of its pods, without name and node. By its namespace and labels its pods are known.
+    pub pod: Pod,
+    /// What one worker brings to Ray.
+    pub resources: Amounts,
+    /// Workers that Ray keeps at all times, and never exceeds.
+    pub min: u32,
+    pub max: u32,
+}
+
+impl WorkerGroup {
+    pub fn is_of(&self, pod: &Pod) -> bool {
+        pod.namespace == self.pod.namespace
+            && self.pod.labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
+    }
+}
+
+/// Amounts of Ray's resources (`CPU`, `GPU`, `memory`, any other name), in ten-thousandths.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Amounts(Resources);
+
+impl Amounts {
+    /// Whether it is an amount.
+    #[must_use]
+    pub fn set(&mut self, name: &str, amount: f64) -> bool {
+        let scaled = (amount * UNIT).round();
+        let is_amount = (0.0..=LARGEST).contains(&scaled);
+        if is_amount {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "its bounds were just checked"
+            )]
+            self.0.set(name, scaled as u64);
+        }
+        is_amount
+    }
+}
+
+/// What a head has told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reading {
+    /// Another one after a restart that has lost what was before.
+    pub session: String,
+    /// By id.
+    pub nodes: BTreeMap<String, Node>,
+    /// Requests that wait, and how many are alike.
+    #[serde(with = "crate::journal::pairs")]
+    pub pending: BTreeMap<Amounts, u32>,
+    /// Placement groups that wait.
+    pub gangs: Vec<Gang>,
+    /// What must find room at all times, used or not.
+    #[serde(with = "crate::journal::pairs")]
+    pub floor: BTreeMap<Amounts, u32>,
+    /// Requests that ask for more than this model knows (labels of nodes), which are not planned for.
+    pub not_modelled: u32,
+}
+
+impl Reading {
+    /// Whether the two lead to the same: how long a node has been idle does not matter.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let nodes = self.nodes.len() == other.nodes.len()
+            && self.nodes.iter().zip(&other.nodes).all(|((id, a), (other_id, b))| id == other_id && a.is_like(b));
+        let rest = |reading: &Self| {
+            (
+                reading.session.clone(),
+                reading.pending.clone(),
+                reading.gangs.clone(),
+                reading.floor.clone(),
+                reading.not_modelled,
+            )
+        };
+        nodes && rest(self) == rest(other)
+    }
+
+    /// Requests that wait, with the bundles of placement groups.
+    pub fn waiting(&self) -> u64 {
+        let pending: u64 = self.pending.values().copied().map(u64::from).sum();
+        pending + self.gangs.iter().map(|gang| gang.bundles.len() as u64).sum::<u64>() + u64::from(self.not_modelled)
+    }
+}
+
+/// A node of Ray's, which is a worker or the head.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Node {
+    pub ip: String,
+    /// With KubeRay its pod's name, else empty.
+    pub instance: String,
+    /// With KubeRay its worker group, else empty.
+    pub group: String,
+    pub state: NodeState,
+    pub total: Amounts,
+    pub available: Amounts,
+}
+
+impl Node {
+    fn is_like(&self, other: &Self) -> bool {
+        let idle = matches!((self.state, other.state), (NodeState::Idle { .. }, NodeState::Idle { .. }));
+        let state = if idle { self.state } else { other.state };
+        *self == Self { state, ..other.clone() }
+    }
+
+    /// Whether it takes new work.
+    fn is_open(&self) -> bool {
+        matches!(self.state, NodeState::Idle { .. } | NodeState::Running)
+    }
+
+    /// Whether it has joined, and not left.
+    fn is_there(&self) -> bool {
+        self.state != NodeState::Dead
+    }
+
+    fn is_head(&self) -> bool {
+        self.total.0.amount(HEAD) > 0
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NodeState {
+    /// Dead nodes are told of for a while.
+    Dead,
+    /// It takes no new work.
+    Draining,
+    Idle {
+        millis: u64,
+    },
+    Running,
+}
+
+/// A placement group: all of it finds room, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gang {
+    pub bundles: Vec<Amounts>,
+    pub togetherness: Togetherness,
+}
+
+/// Where its bundles may be, each seen from the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Togetherness {
+    /// `PACK` and `SPREAD`, which are wishes.
+    #[default]
+    Any,
+    /// `STRICT_SPREAD`
+    Apart,
+    /// `STRICT_PACK`
+    OneWorker,
+}
+
+/// What came of asking a head.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Answer {
+    Read(Box<Reading>),
+    Unreadable(Problem),
+}
+
+/// Why a head tells nothing: a closed set, for metrics' labels and people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Problem {
+    /// What it says makes no sense.
+    Malformed,
+    /// It did not answer in time.
+    Late,
+    /// Without a token, or with another than it wants.
+    Unauthenticated,
+    /// Nobody answers.
+    Unreachable,
+}
+
+impl Problem {
+    pub const ALL: [Self; 4] = [Self::Late, Self::Malformed, Self::Unauthenticated, Self::Unreachable];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Late => "late",
+            Self::Malformed => "malformed",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Late => "its GCS does not answer in time",
+            Self::Malformed => "what its GCS says makes no sense to this version of Ebb",
+            Self::Unauthenticated => "its GCS refuses the token: tokenFile must hold that of RAY_AUTH_TOKEN",
+            Self::Unreachable => "its GCS cannot be reached at its address",
+        })
+    }
+}

@@ -1,0 +1,116 @@
+//! Real Ray: a head, workers and programs, as processes that know of no network but loopback.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use crate::{Lab, Program, binary, wait_until};
+
+/// A head takes five seconds, where nothing else runs.
+const SOON: Duration = Duration::from_secs(120);
+const PORT: u16 = 6379;
+
+/// From here on this thread, and all that it starts, has a network of its own with nothing but loopback: else Ray would
+/// find the machine's own address and listen on it. For tests that keep to one thread, as `tokio::test` does by itself.
+/// Needs root. What needs the real network (programs that are not in the cache) is made before.
+pub fn own_network() {
+    for program in ["build", "ray"] {
+        let made = Command::new(binary("xtask")).args(["lab", program]).output().expect("xtask starts");
+        assert!(made.status.success(), "xtask lab {program}: {}", String::from_utf8_lossy(&made.stderr));
+    }
+    // SAFETY: no file descriptor is concerned, as by `CLONE_FILES`.
+    #[expect(unsafe_code, reason = "rustix has no safe call for one thread's namespace")]
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("root may have a network namespace");
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("iproute2 is installed");
+    assert!(up.success(), "loopback comes up");
+}
+
+/// A Ray cluster. Its parts are stopped on drop.
+pub struct Ray {
+    bin: PathBuf,
+    token: Option<String>,
+    /// Sockets lie in it, whose paths must be short.
+    temp: PathBuf,
+    head: Option<Program>,
+    workers: Vec<Program>,
+}
+
+impl Ray {
+    /// With its head, on which nothing can run. `token`: what it asks everybody for.
+    pub async fn start(lab: &Lab, token: Option<&str>) -> Self {
+        let found = Command::new(binary("xtask")).args(["lab", "ray"]).output().expect("xtask starts");
+        let bin = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
+        let name = lab.dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let short: String = name.chars().rev().take(12).collect();
+        let temp = std::env::temp_dir().join(format!("ray-{}", short.chars().rev().collect::<String>()));
+        let token = token.map(str::to_owned);
+        let mut ray = Self { bin, token, temp, head: None, workers: Vec::new() };
+        ray.start_head(lab).await;
+        ray
+    }
+
+    /// As the coordinator finds it.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{PORT}")
+    }
+
+    pub async fn start_head(&mut self, lab: &Lab) {
+        let mut command = self.isolated(lab);
+        command.args(["--head", "--num-cpus=0", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]);
+        command.arg(format!("--port={PORT}")).arg("--temp-dir").arg(&self.temp);
+        self.head = Some(lab.spawn("ray-head", command));
+        let listens = async || tokio::net::TcpStream::connect(self.address()).await.is_ok();
+        wait_until("Ray's head to listen", SOON, listens, async || lab.log("ray-head")).await;
+    }
+
+    /// SIGKILL for all of it, as when its node dies.
+    pub fn kill_head(&mut self) {
+        self.head.take().expect("it was started").kill();
+    }
+
+    /// The container of a worker's pod, with what KubeRay tells it of the pod.
+    pub fn start_worker(&mut self, lab: &Lab, pod: &str, group: &str, cpus: u32) {
+        let ip = format!("127.0.0.{}", self.workers.len() + 2);
+        let mut command = self.isolated(lab);
+        command.arg(format!("--address={}", self.address())).arg(format!("--node-ip-address={ip}"));
+        command.arg(format!("--num-cpus={cpus}"));
+        command.env("RAY_CLOUD_INSTANCE_ID", pod).env("RAY_NODE_TYPE_NAME", group);
+        self.workers.push(lab.spawn(&format!("ray-{pod}"), command));
+    }
+
+    /// A program of the cluster, in Python. What it prints is the log of this name.
+    pub fn run(&self, lab: &Lab, name: &str, program: &Path, args: &[&str]) -> Program {
+        let mut command = lab.command(self.bin.join("python"));
+        command.arg("-u").arg(program).args(args);
+        self.set_environment(&mut command);
+        command.env("RAY_ADDRESS", self.address());
+        lab.spawn(name, command)
+    }
+
+    /// `ray start`, with processes that end with it.
+    fn isolated(&self, lab: &Lab) -> Command {
+        let mut command = lab.command("unshare");
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(self.bin.join("ray"));
+        command.args(["start", "--block", "--disable-usage-stats", "--object-store-memory=100000000"]);
+        self.set_environment(&mut command);
+        command
+    }
+
+    fn set_environment(&self, command: &mut Command) {
+        command.env("RAY_USAGE_STATS_ENABLED", "0").env("RAY_DEDUP_LOGS", "0");
+        if let Some(token) = &self.token {
+            command.env("RAY_AUTH_MODE", "token").env("RAY_AUTH_TOKEN", token);
+        }
+    }
+}
+
+impl Drop for Ray {
+    fn drop(&mut self) {
+        self.workers.clear();
+        self.head = None;
+        // It may not have come so far.
+        let _nothing_there = std::fs::remove_dir_all(&self.temp);
+    }
+}

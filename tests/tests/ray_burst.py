@@ -1,0 +1,20 @@
+"""A burst of tasks: COUNT of them, of CPUS each, that take SECONDS. One JSON line when they are submitted, one when done."""
+
+import json
+import sys
+import time
+
+import ray
+
+count, cpus, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+ray.init(address="auto", _node_ip_address="127.0.0.1", logging_level="error", log_to_driver=False)
+
+
+@ray.remote(num_cpus=cpus)
+def work():
+    time.sleep(seconds)
+
+
+print(json.dumps({"submitted": time.time()}))
+ray.get([work.remote() for _ in range(count)])
+print(json.dumps({"done": time.time()}))
