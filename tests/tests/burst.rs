@@ -311,6 +311,7 @@ async fn report_of(ebb: &Ebb, pod: &Pod) -> v1::Report {
         class: Some(v1::report::Class::Idle(v1::Idle { since_ms: 1 })),
         utilization: Some(v1::Utilization::default()),
         gpu_waste_since_ms: None,
+        usage: None,
     }
 }
 
