@@ -9,7 +9,7 @@ use ebb_core::decision::Decision;
 use ebb_core::fleet::steps;
 use ebb_core::reason::Stay;
 use ebb_core::time::Instant;
-use ebb_core::view::{Cluster, Group, Node, Seen, Step, Waiting};
+use ebb_core::view::{Cluster, Group, Node, RayCluster, Seen, Step, Waiting};
 
 use crate::ask::{self, Output, Told, ask, to_json};
 use crate::sheet::Align::{Left, Right};
@@ -44,6 +44,7 @@ fn text(told: &Told, sheet: &mut Sheet) -> String {
     groups(told, sheet);
     nodes(*now, cluster, sheet);
     waiting(*now, cluster, sheet);
+    ray(*now, cluster, sheet);
     let mut steps = last_steps(&told.decisions);
     if !steps.is_empty() {
         sheet.title("Decisions");
@@ -202,6 +203,28 @@ fn waiting(now: Instant, cluster: &Cluster, sheet: &mut Sheet) {
     }
 }
 
+/// What waits in Ray clusters, as their heads told.
+fn ray(now: Instant, cluster: &Cluster, sheet: &mut Sheet) {
+    if cluster.ray.is_empty() {
+        return;
+    }
+    sheet.title(&format!("Ray clusters {}", cluster.ray.len()));
+    for RayCluster { name, problem, read_at, waiting, anticipated, .. } in &cluster.ray {
+        let told = match (waiting, read_at) {
+            (Some(waiting), Some(at)) => {
+                let age =
+                    if problem.is_some() { format!(", as told {} ago", span(now.since(*at))) } else { String::new() };
+                format!("requests that wait: {waiting}, workers that are no pods yet: {anticipated}{age}")
+            }
+            _ => "has told nothing yet".to_owned(),
+        };
+        sheet.labelled(name, &told);
+        if let Some(problem) = problem {
+            sheet.because(1, &problem.to_string());
+        }
+    }
+}
+
 /// At most this wide, with whole words.
 fn shortened(text: &str, columns: usize) -> String {
     let clipped = clip(text, columns);
@@ -223,6 +246,10 @@ pub(crate) fn last_steps(decisions: &[Decision]) -> Vec<Step> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use ebb_core::ray::Problem;
+
     use super::*;
     use crate::ask::sample;
     use crate::golden::is_golden;
@@ -243,6 +270,34 @@ mod tests {
         assert_eq!(json["now"], "2026-11-25T12:00:00.000Z");
         assert_eq!(json["groups"][0]["name"], "cpu-workers");
         assert_eq!(json["decisions"][0]["reason"], "SchedulerToPlace");
+    }
+
+    #[test]
+    fn what_waits_in_ray_is_told_with_its_age_where_its_head_is_silent() {
+        let mut told = sample();
+        let now = told.seen.now;
+        let cluster = |name: &str, problem: Option<Problem>, ago: Option<u64>, waiting, anticipated| RayCluster {
+            name: name.into(),
+            readable: problem.is_none(),
+            problem,
+            read_at: ago.map(|ago| now.before(Duration::from_secs(ago))),
+            waiting,
+            anticipated,
+        };
+        told.seen.cluster.ray = vec![
+            cluster("ml/a", None, Some(0), Some(19), 7),
+            cluster("ml/b", Some(Problem::Late), Some(60), Some(2), 0),
+            cluster("ml/c", None, None, None, 0),
+        ];
+        let printed = text(&told, &mut Sheet::new(200, false));
+        let (_, section) = printed.split_once("Ray clusters 3\n").unwrap();
+        let expected = [
+            " ml/a  requests that wait: 19, workers that are no pods yet: 7",
+            " ml/b  requests that wait: 2, workers that are no pods yet: 0, as told 1m 0s ago",
+            " ↳ its GCS does not answer in time",
+            " ml/c  has told nothing yet",
+        ];
+        assert_eq!(section.lines().take(4).collect::<Vec<_>>(), expected);
     }
 
     #[test]
