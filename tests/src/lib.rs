@@ -238,6 +238,8 @@ impl Lab {
     fn kubectl_command(&self) -> Command {
         let mut kubectl = Command::new(self.bin.join("kubectl"));
         kubectl.arg("--kubeconfig").arg(&self.kubeconfig).kill_on_drop(true);
+        // What it knows of a server's APIs it keeps by the server's address, and that was another lab's before.
+        kubectl.env("KUBECACHEDIR", self.dir.join("kubectl"));
         kubectl
     }
 

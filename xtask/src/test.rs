@@ -13,10 +13,10 @@ use crate::{tools, vm};
 /// Runs the project's tests and checks, all of them or the groups named.
 ///
 /// `lab`, `manifests`, `drain`, `drain-chaos`, `burst`, `hpa`, `ray`, `scheduler` and `fidelity` bring up control planes on
-/// loopback and build what those need (see `cargo xtask lab --help`); the first run on a machine takes about half an hour for that, later
-/// ones minutes. `bpf`, `deny`, `fuzz`, `imds` and `ray` install tools into the cache, `vm` fetches kernels into it; `rights`,
-/// `vm`, `prometheus` and `browser` install Debian packages. Every group runs, also after one has failed; the last line
-/// counts.
+/// loopback and build what those need (see `cargo xtask lab --help`); the first run on a machine takes about half an hour
+/// for that, later ones minutes. `bpf`, `deny`, `fuzz`, `imds` and `ray` install tools into the cache, `vm` fetches kernels
+/// into it; `rights`, `vm`, `prometheus` and `browser` install Debian packages. Every group runs, also after one has
+/// failed; the last line counts.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to run; nothing: everything, in this order.
