@@ -15,7 +15,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::{config_map, names};
 
@@ -32,6 +32,9 @@ const BACKDATED_DAYS: i64 = 1;
 /// Between two looks at the Secret; and between two attempts when that failed.
 const LOOK_EVERY: Duration = Duration::from_secs(10 * 60);
 const RETRY_EVERY: Duration = Duration::from_secs(5);
+/// Between two looks at who is told of the CA; and after one that failed.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+const TELL_AGAIN: Duration = Duration::from_secs(2);
 /// On Secrets of our making: when to renew, and for which names it was made.
 const RENEW_AT: &str = "ebb.dev/renew-at";
 const NAMES: &str = "ebb.dev/names";
@@ -133,6 +136,50 @@ impl Certificates {
             // Another replica was faster, with the same CA; the next look makes sure of it.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
             other => other,
+        }
+    }
+}
+
+/// When the API server is to be told of the CA: whenever that changes, again after an attempt that failed, and again and
+/// again, as somebody may have applied the chart anew.
+pub(crate) struct Telling {
+    /// For the log.
+    whom: &'static str,
+    certificates: watch::Receiver<Option<Certificate>>,
+    /// How the last attempt went.
+    told: Option<bool>,
+}
+
+impl Telling {
+    pub(crate) fn new(whom: &'static str, certificates: watch::Receiver<Option<Certificate>>) -> Self {
+        Self { whom, certificates, told: None }
+    }
+
+    /// Waits until it is time; gives the CA, or `None` when there will be no more certificates.
+    pub(crate) async fn due(&mut self) -> Option<String> {
+        loop {
+            match self.told {
+                None => {}
+                Some(false) => sleep(TELL_AGAIN).await,
+                Some(true) => {
+                    if let Ok(Err(_)) = timeout(TELL_EVERY, self.certificates.changed()).await {
+                        return None;
+                    }
+                }
+            }
+            let ca = self.certificates.wait_for(Option::is_some).await.ok()?.as_ref().and_then(|it| it.ca.clone());
+            if ca.is_some() {
+                return ca;
+            }
+            // A certificate of somebody else's without its CA: whoever made it sets the bundle, too.
+            self.told = Some(true);
+        }
+    }
+
+    pub(crate) fn done(&mut self, told: anyhow::Result<()>) {
+        self.told = Some(told.is_ok());
+        if let Err(error) = told {
+            tracing::warn!(whom = self.whom, error = format!("{error:#}"), "the API server is not told of our CA");
         }
     }
 }

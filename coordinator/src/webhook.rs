@@ -1,7 +1,5 @@
 //! Tells the API server by which CA our webhook is known, where the chart made one (`agent.rights: admission`).
 
-use std::time::Duration;
-
 use anyhow::Context;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
@@ -9,39 +7,19 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
 
 use crate::kubernetes::CONTROLLER;
-use crate::tls::Certificate;
+use crate::tls::{Certificate, Telling};
 
 /// As the chart names it.
 const CONFIGURATION: &str = "ebb-agent";
 
-/// Somebody may have applied the chart anew; and after an attempt that failed.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
-const RETRY_EVERY: Duration = Duration::from_secs(2);
-
 /// Keeps it told, for ever.
-pub(crate) async fn keep(client: Client, mut certificates: watch::Receiver<Option<Certificate>>) {
+pub(crate) async fn keep(client: Client, certificates: watch::Receiver<Option<Certificate>>) {
     let configurations = Api::<ValidatingWebhookConfiguration>::all(client);
-    loop {
-        let ca = match certificates.wait_for(Option::is_some).await {
-            Ok(certificate) => certificate.as_ref().and_then(|certificate| certificate.ca.clone()),
-            Err(_) => return,
-        };
-        // A certificate of somebody else's without its CA: whoever made it sets the bundle, too.
-        let told = match ca {
-            Some(ca) => tell(&configurations, &ca).await,
-            None => Ok(()),
-        };
-        if let Err(error) = told {
-            tracing::warn!(error = format!("{error:#}"), "the API server is not told of the webhook's CA");
-            sleep(RETRY_EVERY).await;
-            continue;
-        }
-        if let Ok(Err(_)) = timeout(LOOK_EVERY, certificates.changed()).await {
-            return;
-        }
+    let mut telling = Telling::new(CONFIGURATION, certificates);
+    while let Some(ca) = telling.due().await {
+        telling.done(tell(&configurations, &ca).await);
     }
 }
 

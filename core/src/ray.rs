@@ -103,16 +103,12 @@ impl Reading {
     pub fn says_the_same(&self, other: &Self) -> bool {
         let nodes = self.nodes.len() == other.nodes.len()
             && self.nodes.iter().zip(&other.nodes).all(|((id, a), (other_id, b))| id == other_id && a.is_like(b));
-        let rest = |reading: &Self| {
-            (
-                reading.session.clone(),
-                reading.pending.clone(),
-                reading.gangs.clone(),
-                reading.floor.clone(),
-                reading.not_modelled,
-            )
-        };
-        nodes && rest(self) == rest(other)
+        nodes
+            && self.session == other.session
+            && self.pending == other.pending
+            && self.gangs == other.gangs
+            && self.floor == other.floor
+            && self.not_modelled == other.not_modelled
     }
 
     /// Requests that wait, with the bundles of placement groups.
@@ -139,8 +135,12 @@ pub struct Node {
 impl Node {
     fn is_like(&self, other: &Self) -> bool {
         let idle = matches!((self.state, other.state), (NodeState::Idle { .. }, NodeState::Idle { .. }));
-        let state = if idle { self.state } else { other.state };
-        *self == Self { state, ..other.clone() }
+        (idle || self.state == other.state)
+            && self.ip == other.ip
+            && self.instance == other.instance
+            && self.group == other.group
+            && self.total == other.total
+            && self.available == other.available
     }
 
     /// Whether it takes new work.

@@ -26,8 +26,8 @@ impl TryFrom<messages::GetClusterStatusReply> for Reading {
         for message in state.pending_resource_requests {
             let count = count(message.count)?;
             match shape(&message.request.ok_or(Invalid("a count of no request"))?)? {
-                Some(shape) => *reading.pending.entry(shape).or_default() += count,
-                None => reading.not_modelled += count,
+                Some(shape) => add(reading.pending.entry(shape).or_default(), count),
+                None => add(&mut reading.not_modelled, count),
             }
         }
         for message in state.pending_gang_resource_requests {
@@ -35,7 +35,7 @@ impl TryFrom<messages::GetClusterStatusReply> for Reading {
                 // One that is placed is still there, without its requests.
                 Some(gang) if gang.bundles.is_empty() => {}
                 Some(gang) => reading.gangs.push(gang),
-                None => reading.not_modelled += 1,
+                None => add(&mut reading.not_modelled, 1),
             }
         }
         for message in
@@ -43,8 +43,8 @@ impl TryFrom<messages::GetClusterStatusReply> for Reading {
         {
             let count = count(message.count)?;
             match shape(&message.request.ok_or(Invalid("a count of no request"))?)? {
-                Some(shape) => *reading.floor.entry(shape).or_default() += count,
-                None => reading.not_modelled += count,
+                Some(shape) => add(reading.floor.entry(shape).or_default(), count),
+                None => add(&mut reading.not_modelled, count),
             }
         }
         // They come in any order.
@@ -103,6 +103,11 @@ fn shape(request: &messages::ResourceRequest) -> Result<Option<Amounts>, Invalid
 
 fn count(raw: i64) -> Result<u32, Invalid> {
     u32::try_from(raw).map_err(|_| Invalid("a count that is none"))
+}
+
+/// Counts come from outside, and more than can be counted is no more than that.
+fn add(sum: &mut u32, count: u32) {
+    *sum = sum.saturating_add(count);
 }
 
 fn amounts<'a>(map: impl IntoIterator<Item = (&'a String, &'a f64)>) -> Result<Amounts, Invalid> {
@@ -185,6 +190,13 @@ mod tests {
         request.label_selectors[0].label_constraints.push(LabelConstraint {});
         let reading = read(state).unwrap();
         assert_eq!((reading.pending, reading.not_modelled), ([(cpu(0.5), 1)].into(), 3));
+    }
+
+    #[test]
+    fn counts_do_not_run_over() {
+        let mut state = state();
+        state.pending_resource_requests.iter_mut().for_each(|request| request.count = u32::MAX.into());
+        assert_eq!(read(state).unwrap().pending, [(cpu(0.5), u32::MAX)].into());
     }
 
     #[test]

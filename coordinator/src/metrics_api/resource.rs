@@ -26,7 +26,7 @@ pub(super) fn routes() -> Router<Shared> {
         .route(&format!("/apis/{VERSION}"), get(async || answer(&resources())))
         .route(&below("/nodes"), get(nodes))
         .route(&below("/nodes/{name}"), get(node))
-        .route(&below("/pods"), get(all_pods))
+        .route(&below("/pods"), get(pods))
         .route(&below("/namespaces/{namespace}/pods"), get(pods))
         .route(&below("/namespaces/{namespace}/pods/{name}"), get(pod))
 }
@@ -70,18 +70,16 @@ async fn nodes(State(shared): State<Shared>, headers: HeaderMap, RawQuery(query)
     list(&shared, &headers, query, "NodeMetricsList", |usages, now| usages.nodes(now).map(Item::of_node).collect())
 }
 
-async fn all_pods(State(shared): State<Shared>, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
-    list(&shared, &headers, query, "PodMetricsList", |usages, now| usages.pods(now, None).map(Item::of_pod).collect())
-}
-
+/// Of one namespace, or of all.
 async fn pods(
     State(shared): State<Shared>,
-    Path(namespace): Path<String>,
+    namespace: Option<Path<String>>,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Response {
+    let namespace = namespace.as_ref().map(|Path(namespace)| namespace.as_str());
     list(&shared, &headers, query, "PodMetricsList", |usages, now| {
-        usages.pods(now, Some(&namespace)).map(Item::of_pod).collect()
+        usages.pods(now, namespace).map(Item::of_pod).collect()
     })
 }
 

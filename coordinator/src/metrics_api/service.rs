@@ -1,7 +1,5 @@
 //! Tells the API server by which CA we are known, in the APIService that the chart made. One of another owner is theirs.
 
-use std::time::Duration;
-
 use anyhow::Context;
 use k8s_openapi::ByteString;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
@@ -9,37 +7,18 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
 
 use crate::kubernetes::CONTROLLER;
-use crate::tls::Certificate;
+use crate::tls::{Certificate, Telling};
 
 const NAME: &str = "v1beta1.metrics.k8s.io";
-/// Somebody may have applied the chart anew; and after an attempt that failed.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
-const RETRY_EVERY: Duration = Duration::from_secs(2);
 
 /// Keeps it told, for ever.
-pub(crate) async fn keep(client: Client, namespace: String, mut certificates: watch::Receiver<Option<Certificate>>) {
+pub(crate) async fn keep(client: Client, namespace: String, certificates: watch::Receiver<Option<Certificate>>) {
     let services = Api::<APIService>::all(client);
-    loop {
-        let ca = match certificates.wait_for(Option::is_some).await {
-            Ok(certificate) => certificate.as_ref().and_then(|certificate| certificate.ca.clone()),
-            Err(_) => return,
-        };
-        // A certificate of somebody else's without its CA: whoever made it sets the bundle, too.
-        let told = match ca {
-            Some(ca) => tell(&services, &namespace, &ca).await,
-            None => Ok(()),
-        };
-        if let Err(error) = told {
-            tracing::warn!(error = format!("{error:#}"), "the API server is not told of the CA of our metrics");
-            sleep(RETRY_EVERY).await;
-            continue;
-        }
-        if let Ok(Err(_)) = timeout(LOOK_EVERY, certificates.changed()).await {
-            return;
-        }
+    let mut telling = Telling::new(NAME, certificates);
+    while let Some(ca) = telling.due().await {
+        telling.done(tell(&services, &namespace, &ca).await);
     }
 }
 
