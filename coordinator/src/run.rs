@@ -135,7 +135,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         inbox.clone(),
     )));
     for (name, cluster) in &policy.ray {
-        let head = ray::Head { name: name.clone(), cluster: cluster.clone(), metrics: metrics.clone() };
+        let gcs = Arc::new(ray::Gcs::new(cluster.clone()));
+        let head = ray::Head { name: name.clone(), gcs, metrics: metrics.clone() };
         intake.spawn(stop.clone().run_until_cancelled_owned(head.keep_asking(standing.clone(), inbox.clone())));
     }
     let (certificate, certificates) = watch::channel(None);

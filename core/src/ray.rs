@@ -192,6 +192,26 @@ pub enum Togetherness {
     OneWorker,
 }
 
+/// Why a head is asked to drain one of its nodes. There is no third: a reason that is not said ends the node at once,
+/// with all that runs on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DrainReason {
+    /// It goes at once, if it still is idle by then; else it is refused, and nothing has changed.
+    IdleTermination,
+    /// It takes nothing new, and goes when what runs on it has ended. Ray does nothing at the deadline.
+    Preemption,
+}
+
+/// What a head answers. It accepts also for nodes that it does not know: whether one goes is told by the next reading.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Drained {
+    Accepted,
+    /// In its words.
+    Refused(String),
+}
+
 /// What came of asking a head.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

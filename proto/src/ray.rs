@@ -1,7 +1,8 @@
 //! What Ray's GCS says of its cluster, and the way from its messages to the core's [`Reading`]. What no GCS says is
 //! refused here.
 
-use ebb_core::ray::{Amounts, Gang, Node, NodeState, Reading, Togetherness};
+use ebb_core::ray::{Amounts, DrainReason, Drained, Gang, Node, NodeState, Reading, Togetherness};
+use ebb_core::time::Instant;
 
 use crate::Invalid;
 
@@ -53,6 +54,41 @@ impl TryFrom<messages::GetClusterStatusReply> for Reading {
     }
 }
 
+/// `node`: its id as a [`Reading`] has it.
+pub fn drain_request(
+    node: &str,
+    reason: DrainReason,
+    message: &str,
+    deadline: Instant,
+) -> Result<messages::DrainNodeRequest, Invalid> {
+    let reason = match reason {
+        DrainReason::IdleTermination => messages::DrainNodeReason::IdleTermination,
+        DrainReason::Preemption => messages::DrainNodeReason::Preemption,
+    };
+    Ok(messages::DrainNodeRequest {
+        node_id: bytes(node).ok_or(Invalid("a node's id that is none"))?,
+        reason: reason.into(),
+        reason_message: message.to_owned(),
+        deadline_timestamp_ms: i64::try_from(deadline.as_millis()).map_err(|_| Invalid("a deadline that is none"))?,
+    })
+}
+
+pub fn drained(reply: messages::DrainNodeReply) -> Drained {
+    if reply.is_accepted { Drained::Accepted } else { Drained::Refused(reply.rejection_reason_message) }
+}
+
+fn hex(id: &[u8]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bytes(hex: &str) -> Option<Vec<u8>> {
+    let digits = hex.as_bytes().chunks(2).map(|pair| {
+        let (2, Ok(pair)) = (pair.len(), std::str::from_utf8(pair)) else { return None };
+        u8::from_str_radix(pair, 16).ok()
+    });
+    digits.collect::<Option<Vec<_>>>().filter(|bytes| !bytes.is_empty())
+}
+
 fn node(message: messages::NodeState) -> Result<(String, Node), Invalid> {
     if message.node_id.is_empty() {
         return Err(Invalid("a node without id"));
@@ -66,7 +102,7 @@ fn node(message: messages::NodeState) -> Result<(String, Node), Invalid> {
         Ok(messages::NodeStatus::Dead) => NodeState::Dead,
         Ok(messages::NodeStatus::Unspecified) | Err(_) => return Err(Invalid("a node of unknown state")),
     };
-    let id = message.node_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = hex(&message.node_id);
     let node = Node {
         ip: message.node_ip_address,
         instance: message.instance_id,
@@ -163,7 +199,7 @@ mod tests {
     }
 
     fn read(state: ClusterResourceState) -> Result<Reading, Invalid> {
-        GetClusterStatusReply { cluster_resource_state: Some(state) }.try_into()
+        GetClusterStatusReply { cluster_resource_state: Some(state), autoscaling_state: None }.try_into()
     }
 
     fn cpu(amount: f64) -> Amounts {

@@ -1,18 +1,25 @@
 //! A head that is no Ray: it speaks the same protocol, and has faults to switch on.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Mutex;
 
-use ebb_core::ray::{NodeState, WorkerGroup};
+use ebb_core::ray::{Cluster, DrainReason, Drained, NodeState, Problem, WorkerGroup};
 use ebb_proto::ray::autoscaler::autoscaler_state_service_server::{
     AutoscalerStateService, AutoscalerStateServiceServer,
 };
-use ebb_proto::ray::autoscaler::{ClusterResourceState, GetClusterStatusReply, NodeState as NodeMessage, NodeStatus};
+use ebb_proto::ray::autoscaler::{
+    AutoscalingState, ClusterResourceState, DrainNodeReason, DrainNodeReply, DrainNodeRequest, GetClusterStatusReply,
+    GetClusterStatusRequest, NodeState as NodeMessage, NodeStatus, ReportAutoscalingStateReply,
+    ReportAutoscalingStateRequest,
+};
 use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::Response;
 use tonic::transport::Server;
+use tonic::{Request, Response, Status};
 
 use super::*;
 
@@ -34,6 +41,9 @@ struct State {
     token: Option<&'static str>,
     idle_millis: i64,
     asked: u32,
+    busy: bool,
+    drains: Vec<DrainNodeRequest>,
+    reported: Option<AutoscalingState>,
 }
 
 #[tonic::async_trait]
@@ -58,7 +68,28 @@ impl AutoscalerStateService for FakeHead {
         let status = if fault == Fault::Nonsense { 77 } else { NodeStatus::Idle.into() };
         let node = NodeMessage { node_id: vec![1], status, idle_duration_ms, ..NodeMessage::default() };
         let state = ClusterResourceState { node_states: vec![node], ..ClusterResourceState::default() };
-        Ok(Response::new(GetClusterStatusReply { cluster_resource_state: Some(state) }))
+        Ok(Response::new(GetClusterStatusReply { cluster_resource_state: Some(state), ..Default::default() }))
+    }
+
+    /// As Ray does: the wrong reason ends the node and is never answered; what it does not know, it accepts.
+    async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Result<Response<DrainNodeReply>, Status> {
+        let request = request.into_inner();
+        let is_accepted = match request.reason() {
+            DrainNodeReason::Unspecified => std::future::pending().await,
+            DrainNodeReason::IdleTermination => !self.0.lock().unwrap().busy,
+            DrainNodeReason::Preemption => true,
+        };
+        let rejection_reason_message = if is_accepted { String::new() } else { "no longer idle".into() };
+        self.set(|state| state.drains.push(request));
+        Ok(Response::new(DrainNodeReply { is_accepted, rejection_reason_message }))
+    }
+
+    async fn report_autoscaling_state(
+        &self,
+        request: Request<ReportAutoscalingStateRequest>,
+    ) -> Result<Response<ReportAutoscalingStateReply>, Status> {
+        self.set(|state| state.reported = request.into_inner().autoscaling_state);
+        Ok(Response::new(ReportAutoscalingStateReply {}))
     }
 }
 
@@ -86,7 +117,7 @@ fn head(address: SocketAddr, token_file: Option<PathBuf>) -> Head {
     let worker_groups: Vec<WorkerGroup> = Vec::new();
     let cluster = Cluster { address: address.to_string(), token_file, ca_file: None, worker_groups };
     let metrics = Arc::new(Metrics::register(&mut Registry::default()));
-    Head { name: "ml/train".into(), cluster, metrics }
+    Head { name: "ml/train".into(), gcs: Arc::new(Gcs::new(cluster)), metrics }
 }
 
 fn loopback() -> SocketAddr {
@@ -167,6 +198,33 @@ async fn a_head_that_comes_back_at_the_same_address_is_found_again() {
     let asked = fake.0.lock().unwrap().asked - before;
     assert!((2..=4).contains(&asked), "{asked} in three and a half seconds");
     asking.abort();
+    serving.shutdown_background();
+}
+
+#[tokio::test]
+async fn a_node_is_drained_with_a_reason_and_what_was_launched_is_told() {
+    let fake = FakeHead::default();
+    let (address, serving) = fake.serve(loopback());
+    let gcs = head(address, None).gcs;
+    let deadline = ebb_core::time::Instant::from_millis(1_000);
+    let idle = || gcs.drain("0aff", DrainReason::IdleTermination, "nobody needs it", deadline);
+    assert_eq!(idle().await.unwrap(), Drained::Accepted);
+    fake.set(|state| state.busy = true);
+    assert_eq!(idle().await.unwrap(), Drained::Refused("no longer idle".into()));
+    let lost = gcs.drain("0aff", DrainReason::Preemption, "spot", deadline).await.unwrap();
+    assert_eq!(lost, Drained::Accepted);
+    let drains = fake.0.lock().unwrap().drains.clone();
+    let seen = drains.iter().map(|drain| (drain.node_id.clone(), drain.reason, drain.deadline_timestamp_ms));
+    assert_eq!(seen.collect::<Vec<_>>(), [1, 1, 2].map(|reason| (vec![0x0a, 0xff], reason, 1_000)));
+    for nonsense in ["", "0", "zz", "äb"] {
+        let error = gcs.drain(nonsense, DrainReason::Preemption, "", deadline).await.unwrap_err();
+        assert!(error.to_string().contains("id"), "{error}");
+    }
+    assert_eq!(fake.0.lock().unwrap().drains.len(), 3, "nonsense is not sent");
+
+    let state = AutoscalingState { autoscaler_state_version: 7, ..AutoscalingState::default() };
+    gcs.report(state.clone()).await.unwrap();
+    assert_eq!(fake.0.lock().unwrap().reported, Some(state));
     serving.shutdown_background();
 }
 
