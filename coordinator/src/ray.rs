@@ -2,6 +2,7 @@
 //! What follows from it is the core's.
 
 mod gcs;
+mod objects;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +15,8 @@ use tokio::time::{Instant, sleep};
 use crate::metrics::Metrics;
 use crate::standing::Standing;
 
-pub(crate) use gcs::Gcs;
-
-use gcs::Error;
+pub(crate) use gcs::{Error, Gcs};
+pub(crate) use objects::{scale_cluster, show_group, watch};
 
 /// The head itself hears from its nodes once a second.
 const EVERY: Duration = Duration::from_secs(1);

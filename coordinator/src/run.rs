@@ -1,5 +1,6 @@
 //! Puts the parts together, and takes them apart again in an order in which nothing is lost.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -110,7 +111,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         decisions: decisions.clone(),
         record,
     };
+    let ray_clusters = policy.ray.iter();
+    let ray_clusters: BTreeMap<_, _> =
+        ray_clusters.map(|(name, cluster)| (name.clone(), Arc::new(ray::Gcs::new(cluster.clone())))).collect();
     let outside = Real {
+        ray: ray_clusters.clone(),
         autoscaling: AutoScaling::from_env(metrics.clone()).await,
         kubernetes: Kubernetes::new(client.clone(), identity.clone()),
     };
@@ -134,9 +139,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         standing.clone(),
         inbox.clone(),
     )));
-    for (name, cluster) in &policy.ray {
-        let gcs = Arc::new(ray::Gcs::new(cluster.clone()));
-        let head = ray::Head { name: name.clone(), gcs, metrics: metrics.clone() };
+    if !ray_clusters.is_empty() {
+        intake.spawn(stop.clone().run_until_cancelled_owned(ray::watch(client.clone(), inbox.clone())));
+    }
+    for (name, gcs) in ray_clusters {
+        let head = ray::Head { name, gcs, metrics: metrics.clone() };
         intake.spawn(stop.clone().run_until_cancelled_owned(head.keep_asking(standing.clone(), inbox.clone())));
     }
     let (certificate, certificates) = watch::channel(None);

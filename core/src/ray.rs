@@ -1,6 +1,7 @@
 //! Ray clusters: what their head says of what waits (a [`Reading`]), and what kinds of worker pods they grow by.
 //! How many of these a reading leads to is found out in `plan`; what is done about them, in the fleet.
 
+mod drive;
 mod plan;
 
 use std::collections::BTreeMap;
@@ -9,6 +10,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use drive::{Drive, GroupSpec, RayCluster, Refusal, Scale, ScaleChange, ScaleStatus};
+pub(crate) use drive::{Queue, Standing, Step, Worker, WorkerState};
 pub use plan::{Workers, plan};
 
 use crate::kubernetes::Pod;
@@ -22,7 +25,7 @@ const LARGEST: f64 = (1_u64 << 52) as f64;
 const HEAD: &str = "node:__internal_head__";
 
 /// A Ray cluster as the configuration has it. `NAMESPACE/NAME` is its key there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cluster {
     /// Host and port of its GCS.
@@ -32,6 +35,15 @@ pub struct Cluster {
     /// Certificates that the head's own must lead to, in PEM; `None`: it speaks without TLS.
     pub ca_file: Option<PathBuf>,
     pub worker_groups: Vec<WorkerGroup>,
+    /// Set: Ebb sets the replicas of all these groups.
+    #[serde(default)]
+    pub drive: Option<Drive>,
+    /// Whether its head is told what is on its way, as by Ray's own autoscaler.
+    #[serde(default)]
+    pub report_launches: bool,
+    /// Whether its workers' pods say which of them is to go first (`controller.kubernetes.io/pod-deletion-cost`).
+    #[serde(default)]
+    pub pod_deletion_cost: bool,
 }
 
 /// Worker pods that are alike.
@@ -75,6 +87,11 @@ impl Amounts {
             self.0.set(name, scaled as u64);
         }
         is_amount
+    }
+
+    /// Whether a worker that has so much could take it.
+    pub(crate) fn fit_in(&self, worker: &Self) -> bool {
+        self.0.lacking_in(&worker.0).is_none()
     }
 }
 
@@ -210,6 +227,25 @@ pub enum Drained {
     Accepted,
     /// In its words.
     Refused(String),
+}
+
+/// What is on its way to a Ray cluster, for `ray status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Launches {
+    /// Workers that are no pods yet, by group.
+    pub asked_for: Vec<(String, u32)>,
+    /// Pods that have not joined.
+    pub pods: Vec<Launching>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Launching {
+    pub pod: String,
+    pub group: String,
+    /// Whether it has a node.
+    pub placed: bool,
 }
 
 /// What came of asking a head.

@@ -1,6 +1,7 @@
 //! A world of groups, nodes and pods around a fleet: what it asks for is done, late or not at all.
 
 mod buffers;
+mod drive;
 mod ray;
 
 use std::collections::BTreeMap;
@@ -96,6 +97,7 @@ struct World {
     tokens: Vec<String>,
     /// How many of the next calls take effect, but their reply is lost.
     replies_lost: u32,
+    ray: drive::Model,
     log: Vec<String>,
 }
 
@@ -128,6 +130,7 @@ impl World {
             joining: Vec::new(),
             tokens: Vec::new(),
             replies_lost: 0,
+            ray: drive::Model::default(),
             log: Vec::new(),
         };
         world.launch();
@@ -216,7 +219,11 @@ impl World {
             | Action::Describe { .. }
             | Action::Explain { .. }
             | Action::Heartbeat { .. }
-            | Action::ShowBuffer { .. } => {}
+            | Action::ReportRay { .. }
+            | Action::SetPodDeletionCost { .. }
+            | Action::ShowBuffer { .. }
+            | Action::ShowRayWorkerGroup { .. } => {}
+            Action::DrainRayNode { .. } | Action::ScaleRayCluster { .. } => self.ray.check(action),
         }
     }
 
@@ -331,6 +338,13 @@ impl World {
             Action::Explain { pod, because, .. } => self.log.push(format!("{pod}: {because}")),
             Action::ShowBuffer { name, status, .. } => {
                 self.shown.entry(name.clone()).or_default().push(status.clone());
+            }
+            Action::DrainRayNode { .. }
+            | Action::ReportRay { .. }
+            | Action::ScaleRayCluster { .. }
+            | Action::SetPodDeletionCost { .. }
+            | Action::ShowRayWorkerGroup { .. } => {
+                return self.carry_out_in_ray(action);
             }
         }
         Event::Done(action)
