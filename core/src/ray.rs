@@ -61,6 +61,13 @@ pub struct WorkerGroup {
 }
 
 impl WorkerGroup {
+    /// The narrower of its own bounds and of those that its RayCluster has, if there is one.
+    pub(crate) fn bounds(&self, spec: Option<&GroupSpec>) -> (u32, u32) {
+        let (min, max) = spec.map_or((0, u32::MAX), |spec| (spec.min, spec.max));
+        let max = self.max.min(max);
+        (self.min.max(min).min(max), max)
+    }
+
     pub fn is_of(&self, pod: &Pod) -> bool {
         pod.namespace == self.pod.namespace
             && self.pod.labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value))

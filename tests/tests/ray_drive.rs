@@ -110,6 +110,9 @@ async fn a_burst_makes_workers_and_nodes_and_the_idle_go_by_name_with_their_node
     let log = chain.ebb.decisions().join("\n");
     println!("{log}");
     assert_eq!(chain.kuberay.seen.len(), 3, "no worker was made twice: {:?}", chain.kuberay.seen);
+    let asked = chain.ebb.lab.aws_calls("SetDesiredCapacity");
+    let most = asked.iter().map(|call| call.params["DesiredCapacity"].parse::<u32>().unwrap()).max();
+    assert_eq!(most, Some(3), "no node for workers that the RayCluster may not have");
     assert_eq!(log.matches("drain_ray_node").count(), 3, "each was asked for at its head");
 }
 

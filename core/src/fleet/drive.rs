@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::absorb::WATCH_LAG;
 use super::action::RayGroup;
-use super::ray::Known;
+use super::ray::{Known, Leaving};
 use super::{Action, Fleet, Target};
 use crate::agenda::Agenda;
 use crate::ray::{
@@ -16,7 +16,8 @@ use crate::reason::Reason;
 use crate::time::Instant;
 use crate::view;
 
-/// Whoever has agreed to go is not counted on for so long; by then it is named in the RayCluster, or has joined anew.
+/// Whoever has agreed to go is not counted on for so long, or until it has joined anew. By then it is named in the
+/// RayCluster, unless that cannot be written.
 const LEAVING_FOR: Duration = Duration::from_secs(60);
 /// A head that has refused to let a worker go is asked again about it after so long, if it still calls it idle.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
@@ -67,8 +68,8 @@ impl Fleet {
         match answer {
             Drained::Accepted => {
                 if let Some(known) = self.ray.get_mut(cluster) {
-                    known.leaving.retain(|_, until| now < *until);
-                    known.leaving.insert(pod.clone(), now + LEAVING_FOR);
+                    known.leaving.retain(|_, leaving| now < leaving.until);
+                    known.leaving.insert(pod.clone(), Leaving { node: node.clone(), until: now + LEAVING_FOR });
                 }
             }
             Drained::Refused(_) => {
@@ -148,7 +149,7 @@ impl Fleet {
         let reading = known.fresh(now).map(|last| (&last.reading, last.at));
         let nodes = reading.map(|(reading, _)| of_pods(reading)).unwrap_or_default();
         let standing = cluster.worker_groups.iter().map(|group| {
-            let spec = object.groups.iter().find(|spec| spec.name == group.name).unwrap_or(&NO_GROUP);
+            let spec = object.spec(&group.name).unwrap_or(&NO_GROUP);
             self.standing(now, known, spec, group, &nodes, reading.map(|(_, at)| at))
         });
         let waiting = reading.map_or(0, |(reading, _)| reading.waiting());
@@ -167,12 +168,16 @@ impl Fleet {
         let (mut workers, mut leaving) = (Vec::new(), BTreeSet::new());
         for pod in self.pods.that(|like| group.is_of(like)) {
             let name = pod.name.as_ref();
-            let let_go = known.leaving.get(name).is_some_and(|until| now < *until);
+            let node = nodes.get(name);
+            let let_go = known
+                .leaving
+                .get(name)
+                .is_some_and(|leaving| now < leaving.until && node.is_none_or(|(id, _)| *id == leaving.node));
             if let_go || spec.workers_to_delete.contains(name) {
                 leaving.insert(name);
             } else if !pod.like.terminating && !pod.like.finished {
                 let idle = |millis| read_at.map(|at| at.before(Duration::from_millis(millis)));
-                let state = match nodes.get(name) {
+                let state = match node {
                     Some((id, node)) => match node.state {
                         NodeState::Idle { millis } => {
                             idle(millis).map_or(WorkerState::Busy, |since| WorkerState::Idle { node: id, since })
@@ -185,8 +190,8 @@ impl Fleet {
                 workers.push(Worker { pod: name, state });
             }
         }
-        let (min, max) = (group.min.max(spec.min), group.max.min(spec.max));
-        Standing { spec, min: min.min(max), max, workers, leaving }
+        let (min, max) = group.bounds(Some(spec));
+        Standing { spec, min, max, workers, leaving }
     }
 
     /// `None`: nothing is known to go by.
@@ -281,7 +286,7 @@ impl Fleet {
         let object = self.ray.get(name).and_then(|known| known.object.as_ref());
         let groups = self.ray_writers(name, cluster).map(|(index, writer)| {
             let name = cluster.worker_groups[index].name.clone();
-            let spec = object.and_then(|object| object.groups.iter().find(|spec| spec.name == name));
+            let spec = object.and_then(|object| object.spec(&name));
             view::RayGroup { name, replicas: spec.map(|spec| spec.replicas), refusal: writer.err() }
         });
         groups.collect()
@@ -306,7 +311,10 @@ impl<'a> Driven<'a> {
             let pods = standing.workers.iter().map(|worker| worker.pod);
             pods.filter(|pod| !without.contains(pod)).collect()
         };
-        self.standing.iter().map(|standing| Workers { names: names(standing) }).collect()
+        self.standing
+            .iter()
+            .map(|standing| Workers { names: names(standing), min: standing.min, max: standing.max })
+            .collect()
     }
 
     fn queue(&self, missing: &[u32], index: usize, reading: &Reading) -> Queue {

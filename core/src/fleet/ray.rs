@@ -36,12 +36,22 @@ pub(super) struct Known {
     /// The version that our own last change was made to, and until when the watch may not show it.
     #[serde(default)]
     pub(super) written: Option<(String, Instant)>,
-    /// Pods whose workers have agreed to go, and until when that is remembered.
+    /// Pods whose workers have agreed to go.
     #[serde(default)]
-    pub(super) leaving: BTreeMap<String, Instant>,
+    pub(super) leaving: BTreeMap<String, Leaving>,
     /// What its head was last told, of which session it was, and when.
     #[serde(default)]
     pub(super) told: Option<(ray::Launches, String, Instant)>,
+}
+
+/// A worker that has agreed to go.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Leaving {
+    /// The node of Ray's that has: what runs in the pod may have started again since, as another.
+    pub(super) node: String,
+    /// How long that is remembered.
+    pub(super) until: Instant,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -93,7 +103,7 @@ impl Fleet {
                 continue;
             }
             last.since.values().for_each(|since| _ = agenda.due(*since + COUNTS_LAG));
-            let missing = last.missing(agenda.now, cluster, &self.workers(cluster));
+            let missing = last.missing(agenda.now, cluster, &self.workers(name, cluster));
             reserves.extend(cluster.worker_groups.iter().zip(missing).filter(|(_, count)| *count > 0).map(
                 |(group, count)| Reserve {
                     whose: Whose::Ray { cluster: name, group: &group.name },
@@ -106,12 +116,17 @@ impl Fleet {
     }
 
     /// The cluster's pods, by worker group. One that is about to go is none any more: Ray asks for another.
-    pub(super) fn workers(&self, cluster: &ray::Cluster) -> Vec<Workers<'_>> {
+    pub(super) fn workers(&self, name: &str, cluster: &ray::Cluster) -> Vec<Workers<'_>> {
+        let object = self.ray.get(name).and_then(|known| known.object.as_ref());
         let names = |group: &ray::WorkerGroup| -> BTreeSet<&str> {
             let pods = self.pods.that(|like| !like.finished && !like.terminating && group.is_of(like));
             pods.map(|pod| pod.name.as_ref()).collect()
         };
-        cluster.worker_groups.iter().map(|group| Workers { names: names(group) }).collect()
+        let workers = cluster.worker_groups.iter().map(|group| {
+            let (min, max) = group.bounds(object.and_then(|object| object.spec(&group.name)));
+            Workers { names: names(group), min, max }
+        });
+        workers.collect()
     }
 
     pub(super) fn ray_picture(&self, now: Instant) -> Vec<view::RayCluster> {
@@ -126,7 +141,8 @@ impl Fleet {
                 problem: known.and_then(|known| known.problem),
                 read_at: last.map(|last| last.at),
                 waiting: last.map(|last| last.reading.waiting()),
-                anticipated: counts.map_or(0, |last| last.missing(now, cluster, &self.workers(cluster)).iter().sum()),
+                anticipated: counts
+                    .map_or(0, |last| last.missing(now, cluster, &self.workers(name, cluster)).iter().sum()),
             }
         });
         clusters.collect()

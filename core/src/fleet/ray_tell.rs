@@ -37,7 +37,7 @@ impl Fleet {
             if known.object.as_ref().is_some_and(|object| object.in_tree_autoscaling) {
                 continue;
             }
-            let missing = last.missing(agenda.now, cluster, &self.workers(cluster));
+            let missing = last.missing(agenda.now, cluster, &self.workers(name, cluster));
             let launches = self.on_their_way(cluster, &last.reading, &missing);
             let (told, due) = match &known.told {
                 Some((told, session, at)) => {

@@ -147,6 +147,10 @@ impl Scale {
 }
 
 impl RayCluster {
+    pub fn spec(&self, group: &str) -> Option<&GroupSpec> {
+        self.groups.iter().find(|spec| spec.name == group)
+    }
+
     /// The group's place, if its replicas may be set.
     pub fn group(&self, name: &str) -> Result<usize, Refusal> {
         let index = self.groups.iter().position(|group| group.name == name).ok_or(Refusal::NoGroup)?;
@@ -163,7 +167,6 @@ impl RayCluster {
 #[derive(Clone, Debug)]
 pub(crate) struct Standing<'a> {
     pub spec: &'a GroupSpec,
-    /// The narrower of the RayCluster's bounds and of the configuration's.
     pub min: u32,
     pub max: u32,
     /// Those that stay so far.
@@ -266,7 +269,7 @@ impl<'a> Standing<'a> {
 
     /// By a number that is asked for.
     pub(crate) fn by_number(&self, wanted: u32) -> Step<'a> {
-        let (base, wanted) = (self.base(), wanted.clamp(self.min.min(self.max), self.max));
+        let (base, wanted) = (self.base(), wanted.clamp(self.min, self.max));
         let mut step = self.keep(base.max(wanted));
         let surplus = base.saturating_sub(wanted) as usize;
         let free = self

@@ -15,6 +15,8 @@ pub(super) struct Model {
     object: Option<RayCluster>,
     /// By pod, those that have joined: how long each task yet takes, and since when there is none.
     workers: BTreeMap<String, Work>,
+    /// How often what runs in a pod has left and is started again, and when that is done.
+    lives: BTreeMap<String, (u32, Instant)>,
     /// How long each task takes that waits.
     queue: Vec<u64>,
     made: u32,
@@ -102,6 +104,8 @@ impl World {
                 };
                 if answer == Drained::Accepted {
                     self.ray.workers.remove(pod);
+                    let (lives, again) = self.ray.lives.entry(pod.clone()).or_insert((0, self.now));
+                    (*lives, *again) = (*lives + 1, self.now + seconds(3));
                     self.log.push(format!("{pod} leaves Ray: {because}"));
                 }
                 return Event::RayNodeDrained { asked: action, answer };
@@ -160,8 +164,10 @@ impl World {
 
     fn work(&mut self) {
         for pod in self.pods.values().filter(|pod| pod.namespace == "ml" && pod.node.is_some()) {
-            let let_go = self.ray.object.as_ref().is_some_and(|it| it.groups[1].workers_to_delete.contains(&pod.name));
-            if !let_go {
+            // The operator is quick, else what is named would start again as well.
+            let named = self.ray.object.as_ref().is_some_and(|it| it.groups[1].workers_to_delete.contains(&pod.name));
+            let starts = self.ray.lives.get(&pod.name).is_some_and(|(_, again)| self.now < *again);
+            if !named && !starts {
                 self.ray.workers.entry(pod.name.clone()).or_insert(Work::Idle(self.now));
             }
         }
@@ -196,7 +202,8 @@ impl World {
                 total: amounts(1.0),
                 available,
             };
-            (format!("id-{pod}"), node)
+            let life = self.ray.lives.get(pod).map_or(0, |(lives, _)| *lives);
+            (format!("{life}-{pod}"), node)
         });
         let waiting = self.ray.queue.len() as u32;
         let pending = if waiting == 0 { BTreeMap::new() } else { [(amounts(1.0), waiting)].into() };
@@ -229,6 +236,10 @@ impl World {
             replicas,
         };
         self.tell(Event::RayWorkerGroup(ScaleChange::Applied(Box::new(scale))));
+    }
+
+    fn seen_anticipated(&self) -> u32 {
+        self.fleet.view(self.now).ray[0].anticipated
     }
 
     fn ray_log(&mut self) -> Vec<String> {
@@ -293,6 +304,9 @@ fn a_number_that_is_asked_for_is_kept_and_waits_for_those_that_work() {
     world.ask_for("scale", 100);
     world.drive(2);
     assert_eq!(world.replicas(), 8, "the RayCluster's own maximum");
+    world.ray.queue = vec![50; 30];
+    world.drive(30);
+    assert_eq!((world.desired("cpu"), world.seen_anticipated()), (8, 0), "no node for workers that may not be");
     let last = world.ray.shown.last().unwrap();
     assert_eq!((last.selector.as_str(), last.refusal), ("ray.io/group=cpu", None));
 }
@@ -390,6 +404,7 @@ proptest! {
             if what == 9 {
                 // Another's hand, which lowers blindly only here: as if nobody worked.
                 world.ray.workers.values_mut().for_each(|work| *work = Work::Idle(world.now));
+                world.operator();
             }
             world.drive(amount);
         }
