@@ -47,19 +47,34 @@ impl FakeKuberay {
         }
     }
 
-    pub async fn create(&self, lab: &Lab, name: &str, groups: &[WorkerGroup]) {
+    /// Its head's pod is there, and no scheduler's: nothing runs in it. `in_tree`: Ray's own autoscaler sets the replicas.
+    pub async fn create(&self, lab: &Lab, name: &str, in_tree: bool, groups: &[WorkerGroup]) {
         let groups = groups.iter().map(|WorkerGroup { name, replicas, max, requests }| {
             json!({
                 "groupName": name, "replicas": replicas, "minReplicas": 0, "maxReplicas": max,
-                "rayStartParams": {}, "template": {"spec": spec(requests)},
+                "rayStartParams": {}, "scaleStrategy": {}, "template": {"spec": spec(requests)},
             })
         });
         let groups: Vec<_> = groups.collect();
         let object = json!({
             "apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": name, "namespace": NAMESPACE},
-            "spec": {"headGroupSpec": {"rayStartParams": {}}, "workerGroupSpecs": groups},
+            "spec": {
+                "enableInTreeAutoscaling": in_tree, "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 60},
+                "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": {"spec": spec(&json!({"cpu": "1"}))}},
+                "workerGroupSpecs": groups,
+            },
         });
         lab.apply(&object.to_string()).await;
+        let mut head = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": format!("{name}-head"), "namespace": NAMESPACE,
+                "labels": {"ray.io/cluster": name, "ray.io/group": "headgroup", "ray.io/node-type": "head"},
+            },
+            "spec": spec(&json!({"cpu": "1"})),
+        });
+        head["spec"]["schedulerName"] = "nobody".into();
+        lab.apply(&head.to_string()).await;
     }
 
     /// Replicas, and workers to delete.
@@ -81,7 +96,8 @@ impl FakeKuberay {
                 self.operate(&cluster, &group).await;
             }
         }
-        let pods = self.pods.list(&ListParams::default().labels("ray.io/group")).await.expect("pods can be listed");
+        let pods =
+            self.pods.list(&ListParams::default().labels("ray.io/node-type=worker")).await.expect("pods can be listed");
         let mut there = BTreeSet::new();
         for pod in pods.items.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
             let name = pod.name_any();

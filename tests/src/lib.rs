@@ -4,6 +4,7 @@
 pub mod audit;
 mod aws;
 mod browser;
+mod chain;
 pub mod contest;
 mod drains;
 mod ebb;
@@ -38,6 +39,7 @@ use tokio::process::Command;
 
 pub use aws::{AwsCall, Group, Instance};
 pub use browser::{Browser, key};
+pub use chain::{Chain, ChainOptions, Level1};
 pub use drains::{Drains, PLOT, check_requests, now};
 pub use ebb::{BROKER_AUDIENCE, Ebb, Rights, node_of};
 pub use http::http;

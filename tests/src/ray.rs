@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+use serde_json::Value;
 
 use crate::{Lab, Program, binary, wait_until};
 
@@ -32,6 +33,9 @@ pub fn own_network() {
 pub struct Ray {
     bin: PathBuf,
     token: Option<String>,
+    /// Of the RayCluster, where Ray's own autoscaler runs.
+    autoscaled: Option<String>,
+    autoscaler: Option<Program>,
     /// Sockets lie in it, whose paths must be short.
     temp: PathBuf,
     head: Option<Program>,
@@ -43,13 +47,39 @@ pub struct Ray {
 impl Ray {
     /// With its head, on which nothing can run. `token`: what it asks everybody for.
     pub async fn start(lab: &Lab, token: Option<&str>) -> Self {
+        Self::start_with(lab, token, None).await
+    }
+
+    /// With Ray's own autoscaler for KubeRay (its second version), as the head's second container.
+    pub async fn start_autoscaled(lab: &Lab, cluster: &str) -> Self {
+        let mut ray = Self::start_with(lab, None, Some(cluster.to_owned())).await;
+        let mut command = lab.command(ray.bin.join("ray"));
+        command.args(["kuberay-autoscaler", "--cluster-name", cluster, "--cluster-namespace", "default"]);
+        command.args(["--gcs-address", &ray.address()]);
+        ray.set_environment(&mut command);
+        let url = lab.server.clone();
+        let (host, port) = url.trim_start_matches("https://").rsplit_once(':').expect("a server has a port");
+        command.env("KUBERNETES_SERVICE_HOST", host).env("KUBERNETES_SERVICE_PORT_HTTPS", port);
+        let kubeconfig = std::fs::read_to_string(&lab.kubeconfig).expect("the lab has its admin's");
+        let kubeconfig: Value = serde_json::from_str(&kubeconfig).expect("it is JSON");
+        let user = |file: &str| kubeconfig["users"][0]["user"][file].as_str().unwrap_or_default().to_owned();
+        command.env("RAY_KUBERAY_CLIENT_CERT_PATH", user("client-certificate"));
+        command.env("RAY_KUBERAY_CLIENT_KEY_PATH", user("client-key")).env("RAY_KUBERAY_CA_CERT_PATH", &lab.ca_file);
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", ray.bin.display()));
+        ray.autoscaler = Some(lab.spawn("ray-autoscaler", command));
+        ray
+    }
+
+    async fn start_with(lab: &Lab, token: Option<&str>, autoscaled: Option<String>) -> Self {
         let found = Command::new(binary("xtask")).args(["lab", "ray"]).output().expect("xtask starts");
         let bin = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
         let name = lab.dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let short: String = name.chars().rev().take(12).collect();
         let temp = std::env::temp_dir().join(format!("ray-{}", short.chars().rev().collect::<String>()));
         let token = token.map(str::to_owned);
-        let mut ray = Self { bin, token, temp, head: None, workers: BTreeMap::new(), addresses: 0 };
+        let mut ray =
+            Self { bin, token, autoscaled, autoscaler: None, temp, head: None, workers: BTreeMap::new(), addresses: 0 };
         ray.start_head(lab).await;
         ray
     }
@@ -63,6 +93,10 @@ impl Ray {
         let mut command = self.isolated(lab);
         command.args(["--head", "--num-cpus=0", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]);
         command.arg(format!("--port={PORT}")).arg("--temp-dir").arg(&self.temp);
+        if let Some(cluster) = &self.autoscaled {
+            command.arg("--no-monitor").env("RAY_CLOUD_INSTANCE_ID", format!("{cluster}-head"));
+            command.env("RAY_NODE_TYPE_NAME", "headgroup");
+        }
         self.head = Some(lab.spawn("ray-head", command));
         let listens = async || tokio::net::TcpStream::connect(self.address()).await.is_ok();
         wait_until("Ray's head to listen", SOON, listens, async || lab.log("ray-head")).await;
@@ -115,6 +149,9 @@ impl Ray {
 
     fn set_environment(&self, command: &mut Command) {
         command.env("RAY_USAGE_STATS_ENABLED", "0").env("RAY_DEDUP_LOGS", "0");
+        if self.autoscaled.is_some() {
+            command.env("RAY_enable_autoscaler_v2", "1");
+        }
         if let Some(token) = &self.token {
             command.env("RAY_AUTH_MODE", "token").env("RAY_AUTH_TOKEN", token);
         }
@@ -123,6 +160,7 @@ impl Ray {
 
 impl Drop for Ray {
     fn drop(&mut self) {
+        self.autoscaler = None;
         self.workers.clear();
         self.head = None;
         // It may not have come so far.

@@ -1,95 +1,19 @@
 //! A Ray cluster whose workers Ebb sets: real Ray, the real coordinator and agents, a real API server; fakes are AWS, the
 //! nodes' kubelets (KWOK), and KubeRay's operator.
 
-use std::path::Path;
 use std::time::Duration;
 
-use ebb_tests::{Ebb, FakeKuberay, Lab, LabOptions, Ray, Rights, WorkerGroup, own_network};
-use serde_json::{Value, json};
+use ebb_tests::{Chain, ChainOptions, Ebb, Level1};
+use serde_json::json;
 
-const SOON: Duration = Duration::from_secs(180);
-
-/// A lab with a Ray cluster of no workers yet, of which each takes a node.
-struct Chain {
-    ebb: Ebb,
-    ray: Ray,
-    kuberay: FakeKuberay,
-}
-
-impl Chain {
-    /// `drive`: what the configuration says of it, as YAML.
-    async fn start(drive: &str) -> Self {
-        own_network();
-        let groups = vec!["name=workers,type=m5.xlarge".to_owned()];
-        let lab = Lab::up(LabOptions { groups, ..LabOptions::default() }).await;
-        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-        lab.apply_file(deploy.join("manifests/ebb-ray.yaml")).await;
-        let mut ebb = Ebb::installed(lab, Rights::Impersonation).await;
-        // The manifests' own coordinator would wait for a node as well.
-        let deployment = ["--namespace", "ebb", "delete", "deployment", "ebb-coordinator", "--cascade=foreground"];
-        ebb.lab.kubectl(&deployment).await;
-        ebb.lab.apply_file(deploy.join("ray/rayworkergroups.yaml")).await;
-        ebb.lab.kubectl(&["wait", "--for=condition=Established", "crd/rayworkergroups.ebb.dev"]).await;
-        let kuberay = FakeKuberay::install(&ebb.lab).await;
-        let group = WorkerGroup { name: "cpu", replicas: 0, max: 3, requests: json!({"cpu": "3"}) };
-        kuberay.create(&ebb.lab, "train", &[group]).await;
-        let ray = Ray::start(&ebb.lab, None).await;
-        let config = format!(
-            "groups:
-- {{name: workers, min: 0, max: 6, instanceType: m5.xlarge}}
-idle: {{window: 2s}}
-ray:
-  clusters:
-  - name: train
-    namespace: default
-    address: {}
-    workerGroups:
-    - {{name: cpu, maxReplicas: 10, requests: {{cpu: 3}}, resources: {{CPU: 3}}}}
-{drive}",
-            ray.address()
-        );
-        ebb.start_coordinator(&config, &["--unneeded-for", "5s"]).await;
-        Self { ebb, ray, kuberay }
-    }
-
-    async fn wait_until(&mut self, what: &str, mut condition: impl AsyncFnMut(&Ebb, &FakeKuberay) -> bool) {
-        let Self { ebb, ray, kuberay } = self;
-        ebb.wait_until(what, SOON, async |ebb| {
-            kuberay.step(&ebb.lab, ray).await;
-            condition(ebb, kuberay).await
-        })
-        .await;
-    }
-
-    async fn wait_until_replicas(&mut self, replicas: u64) {
-        self.wait_until(&format!("{replicas} replicas"), async |_, kuberay| {
-            kuberay.group("train", "cpu").await.0 == replicas
-        })
-        .await;
-    }
-
-    async fn wait_until_joined(&mut self, workers: usize) {
-        self.wait_until(&format!("{workers} workers to have joined"), async |ebb, _| {
-            let log = ebb.lab.log("nodes");
-            log.lines().next_back().and_then(|line| line.parse().ok()) == Some(workers)
-        })
-        .await;
-    }
-
-    fn program(&self, log: &str, file: &str, words: &[&str]) -> ebb_tests::Program {
-        self.ray.run(&self.ebb.lab, log, &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(file), words)
-    }
-
-    fn printed(&self, log: &str, what: &str) -> Option<f64> {
-        let log = self.ebb.lab.log(log);
-        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.filter_map(|line| line[what].as_f64()).next_back()
-    }
+async fn chain(ray: &str) -> Chain {
+    let flags = &["--unneeded-for", "5s"];
+    Chain::start(ChainOptions { level1: Level1::Ebb, ray: Some(ray), flags, boot_delay: Duration::ZERO }).await
 }
 
 #[tokio::test]
 async fn a_burst_makes_workers_and_nodes_and_the_idle_go_by_name_with_their_nodes() {
-    let mut chain = Chain::start("    drive: {idleTimeout: 8s}").await;
+    let mut chain = chain("    drive: {idleTimeout: 8s}").await;
     let burst = chain.program("burst", "ray_burst.py", &["6", "3", "2"]);
     chain.wait_until_replicas(3).await;
     chain.wait_until("the tasks to be done", async |ebb, _| ebb.lab.log("burst").contains("done")).await;
@@ -118,7 +42,7 @@ async fn a_burst_makes_workers_and_nodes_and_the_idle_go_by_name_with_their_node
 
 #[tokio::test]
 async fn what_scales_a_ray_worker_group_scales_the_cluster_and_takes_no_worker_that_works() {
-    let mut chain = Chain::start("").await;
+    let mut chain = chain("").await;
     let wish = json!({
         "apiVersion": "ebb.dev/v1alpha1", "kind": "RayWorkerGroup",
         "metadata": {"name": "train-cpu", "namespace": "default"},
@@ -140,7 +64,9 @@ async fn what_scales_a_ray_worker_group_scales_the_cluster_and_takes_no_worker_t
 
     // One long task: one works, one is idle.
     let _nodes = chain.program("nodes", "ray_nodes.py", &[]);
-    chain.wait_until_joined(2).await;
+    chain
+        .wait_until("two workers to have joined", async |ebb, _| ebb.lab.log("nodes").lines().next_back() == Some("2"))
+        .await;
     let started = chain.ebb.lab.dir.join("started");
     let burst = chain.program("burst", "ray_burst.py", &["1", "3", "25", &started.to_string_lossy()]);
     chain.wait_until("the task to run", async |_, _| started.exists()).await;

@@ -322,3 +322,6 @@ impl<'a> Step<'a> {
 fn count(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;
