@@ -18,10 +18,7 @@ const MANIFESTS: [(&str, &[&str]); 5] = [
     ("deploy/manifests/ebb-admission.yaml", &["agent.rights=admission"]),
     ("deploy/manifests/ebb-brokered.yaml", &["agent.rights=brokered"]),
     ("deploy/manifests/ebb-metrics-api.yaml", &["metricsApi.enabled=true"]),
-    (
-        "deploy/manifests/ebb-custom-metrics-api.yaml",
-        &["metricsApi.enabled=true", "customMetricsApi.enabled=true"],
-    ),
+    ("deploy/manifests/ebb-custom-metrics-api.yaml", &["metricsApi.enabled=true", "customMetricsApi.enabled=true"]),
 ];
 
 /// The version that the chart is rendered for. Any that it supports would do, but Helm's own default changes with Helm.
