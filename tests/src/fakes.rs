@@ -73,6 +73,12 @@ impl FakeAgent {
         Self { reports, node: name, node_uid, started: now(), sequence: 0, window }
     }
 
+    /// A report that says nothing of use.
+    pub async fn tell_nothing(&mut self) {
+        self.sequence += 1;
+        self.send(None).await;
+    }
+
     /// Tells of the node, and that each of these pods uses so many thousandths of a CPU, and so many MiB.
     pub async fn tell(&mut self, pods: &[Pod], millicores: u64, mebibytes: u64) {
         self.sequence += 1;
@@ -82,7 +88,7 @@ impl FakeAgent {
     /// The same once more, as a report that comes twice.
     pub async fn repeat(&self, pods: &[Pod], millicores: u64, mebibytes: u64) {
         let pods = pods.iter().map(|pod| self.pod(pod, millicores, mebibytes, None)).collect();
-        self.send(self.usage(millicores, mebibytes, pods)).await;
+        self.send(Some(self.usage(millicores, mebibytes, pods))).await;
     }
 
     /// That each of these pods is loaded so.
@@ -93,7 +99,7 @@ impl FakeAgent {
 
     pub async fn tell_all(&mut self, usage: NodeUsage) {
         self.sequence += 1;
-        self.send(usage).await;
+        self.send(Some(usage)).await;
     }
 
     fn pod(&self, pod: &Pod, millicores: u64, mebibytes: u64, signals: Option<Signals>) -> PodUsage {
@@ -107,7 +113,7 @@ impl FakeAgent {
         NodeUsage { node: Some(node), pods }
     }
 
-    async fn send(&self, usage: NodeUsage) {
+    async fn send(&self, usage: Option<NodeUsage>) {
         let at = now();
         let report = Report {
             node: self.node.clone(),
@@ -119,7 +125,7 @@ impl FakeAgent {
             utilization: Utilization::default(),
             gpu_waste: None,
         };
-        let message = v1::Report { usage: Some(usage.into()), ..v1::Report::from(&report) };
+        let message = v1::Report { usage: usage.map(NodeUsage::into), ..v1::Report::from(&report) };
         self.reports.send(message).await.expect("the coordinator takes it");
     }
 }

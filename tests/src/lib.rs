@@ -10,6 +10,7 @@ mod ebb;
 mod fakes;
 pub mod hpa;
 mod http;
+pub mod loads;
 mod metadata;
 mod program;
 mod proxy;
