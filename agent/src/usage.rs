@@ -104,7 +104,7 @@ impl Meter {
         containers.sort_by(|(a, _), (b, _)| a.cmp(b));
         let at = self.clock.at(at);
         let uid = pod.uid.to_owned();
-        (!containers.is_empty()).then(|| PodUsage { uid, at, window: shortest, containers, signals: None })
+        (!containers.is_empty()).then_some(PodUsage { uid, at, window: shortest, containers, signals: None })
     }
 
     fn signals(&self, pod: &Pod<'_>, former: Option<&Pod<'_>>, window: Duration) -> Option<Signals> {

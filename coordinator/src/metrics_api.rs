@@ -7,6 +7,7 @@ mod custom;
 mod discovery;
 mod front_proxy;
 mod list;
+mod openapi;
 mod quantity;
 mod resource;
 mod selector;
@@ -121,6 +122,7 @@ pub(crate) fn router(
         .fallback(async |request: Request| not_found(&format!("{} is not served here", request.uri().path())))
         .layer(axum::middleware::from_fn_with_state(shared.clone(), admit))
         .with_state(shared)
+        .merge(openapi::routes(apis))
         // As API servers are asked; whoever answers is there.
         .route("/healthz", get(async || "ok"))
         .route("/livez", get(async || "ok"))

@@ -77,6 +77,10 @@ async fn nodes_and_pods_are_shown_to_who_may_see_them() {
     println!("{table}");
     assert!(table.starts_with("NAME") && table.contains("250m") && table.contains("64Mi"), "{table}");
 
+    let explained =
+        lab.kubectl(&["explain", "pods.containers.usage", "--api-version=metrics.k8s.io/v1beta1", &cache]).await;
+    assert!(explained.contains("PodMetrics") && explained.contains("working set"), "{explained}");
+
     // The user is the one who asks, and not the API server.
     let as_user =
         |user: &'static str| ["--as", user, "get", "--raw", "/apis/metrics.k8s.io/v1beta1/namespaces/default/pods"];

@@ -164,8 +164,22 @@ async fn the_hpa_follows_gpus_and_rays_queue() {
     assert_eq!((&shown["items"][0]["value"], &shown["items"][0]["describedObject"]), (&"35".into(), &object));
     ray.set_waiting(0);
     lab.wait_until("the queue to be empty", SOON, async || replicas(lab).await == 1).await;
+    the_manifests_of_the_docs_are_taken(lab, &ray).await;
     let other = get(lab, "/namespaces/default/rayclusters.ray.io/other/ray_waiting_requests").await.unwrap_err();
     assert!(other.contains("NotFound") && other.contains("configuration"), "{other}");
+}
+
+/// By the API server, and by the controller: it finds the second of the two metrics, while no worker tells the first.
+async fn the_manifests_of_the_docs_are_taken(lab: &Lab, ray: &FakeRayHead) {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/ray/gpu-workers.yaml");
+    lab.kubectl(&["apply", "--server-side", "--validate=strict", "--filename", file]).await;
+    ray.set_waiting(11);
+    let current = "jsonpath={.status.currentMetrics[?(@.type==\"Object\")].object.current.value}";
+    lab.wait_until("the controller to see the queue", SOON, async || {
+        lab.kubectl(&["get", "hpa", "ray-gpu-workers", "--output", current]).await == "11"
+    })
+    .await;
+    lab.kubectl(&["delete", "--filename", file]).await;
 }
 
 /// Tells that all pods are so busy until there are so many.

@@ -1,5 +1,5 @@
 //! The values of `custom.metrics.k8s.io/v1beta2`: how loaded pods are beyond CPU and memory, and how much waits in Ray
-//! clusters. Version `v1beta1` says the same in other words; the HPA takes this one since Kubernetes 1.13.
+//! clusters. Version `v1beta1` says the same in other words; the HPA takes either.
 
 use std::sync::Arc;
 
