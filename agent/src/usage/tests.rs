@@ -148,13 +148,19 @@ fn a_container_that_started_since_is_measured_from_its_start_once_that_is_long_e
     assert_eq!(usage.pods[0].window, seconds(5));
 }
 
-/// The only pod's of the last of these samples; all of them say that its container used nothing.
+/// The only pod's, after two samples, whose container used nothing.
 fn signals(change: impl Fn(u64, &mut Vec<Cgroup>)) -> Option<Signals> {
-    let world = World::new();
+    signals_of(["a", "a"], change)
+}
+
+/// `ids`: the container's in either sample.
+fn signals_of(ids: [&'static str; 2], change: impl Fn(u64, &mut Vec<Cgroup>)) -> Option<Signals> {
+    let mut world = World::new();
     let mut meter = Meter::new(world.clock);
     let mut usage = None;
-    for at in [10, 20] {
-        let mut sample = world.sample(at, &[("a", 0)]);
+    for (at, id) in [10, 20].into_iter().zip(ids) {
+        world.names = vec![(id, "work", 0)];
+        let mut sample = world.sample(at, &[(id, 0)]);
         let cgroups = sample.reading.cgroups.as_ref().unwrap();
         let mut all = cgroups.all.clone();
         let owner = Owner { container_id: None, ..Owner::clone(all[0].owner.as_ref().unwrap()) };
@@ -190,6 +196,9 @@ fn what_nobody_counts_is_missing() {
     let schedule = |millis| Some(CgroupSchedule { wait: Duration::from_millis(millis), ..CgroupSchedule::default() });
     let came = signals(|at, all| all[0].schedule = if at == 10 { None } else { schedule(10_000) });
     assert_eq!(came.unwrap().run_queue_wait, Some(1000), "it had not run before");
+    let waits = |at: u64, all: &mut Vec<Cgroup>| all[0].schedule = schedule(at * 100);
+    assert_eq!(signals(waits).unwrap().run_queue_wait, Some(100));
+    assert_eq!(signals_of(["a", "b"], waits).unwrap().run_queue_wait, Some(200), "another container, from its start");
     let fell = signals(|at, all| all[0].schedule = schedule(100 - at));
     assert_eq!(fell, None, "a counter that was set back");
 }
