@@ -159,9 +159,18 @@ impl Group {
                 let files = ["--test", "burst", "--test", "groups", "--test", "buffers"];
                 tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
             }
-            Self::Hpa => {
-                tests(&["--package", "ebb-tests", "--test", "hpa", "--test", "hpa_custom", "--", "--show-output"])
-            }
+            Self::Hpa => tests(&[
+                "--package",
+                "ebb-tests",
+                "--test",
+                "hpa",
+                "--test",
+                "hpa_agent",
+                "--test",
+                "hpa_custom",
+                "--",
+                "--show-output",
+            ]),
             Self::Ray => tests(&["--package", "ebb-tests", "--test", "ray", "--", "--show-output"]),
             Self::Browser => {
                 tools::apt_install(&["chromium", "chromium-driver"])?;
