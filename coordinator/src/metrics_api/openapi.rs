@@ -104,3 +104,22 @@ fn group_version_kind(kind: &str) -> Value {
 fn reference(schema: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{schema}")})
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kubectl_looks_for_is_found() {
+        let document = document();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            let kind = &item["get"]["x-kubernetes-group-version-kind"];
+            let explains = |schema: &&Value| schema["x-kubernetes-group-version-kind"][0] == *kind;
+            assert_eq!(schemas.values().filter(explains).count(), 1, "{path}");
+        }
+        let text = document.to_string();
+        let references = text.split("#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next());
+        assert!(references.into_iter().all(|name| schemas.contains_key(name)), "{text}");
+    }
+}
