@@ -26,7 +26,7 @@ use crate::clock::Clock;
 use crate::health::chain;
 use crate::metrics::Metrics;
 use crate::sampler::Sample;
-use crate::usage::Meter;
+use crate::usage::{Meter, Wanted};
 
 use backoff::pause;
 pub use url::CoordinatorUrl;
@@ -121,11 +121,11 @@ impl Uplink {
         let (sender, reports) = mpsc::channel(REPORTS_IN_FLIGHT);
         let mut request = Request::new(ReceiverStream::new(reports));
         request.metadata_mut().insert("authorization", token);
-        let (wants_usage, usage_wanted) = watch::channel(false);
+        let (wants, wanted) = watch::channel(Wanted::default());
         let take_settings = async {
             let mut settings = client.stream(request).await.map_err(Error::Refused)?.into_inner();
             while let Some(message) = settings.message().await.map_err(Error::Refused)? {
-                wants_usage.send_replace(message.usage);
+                wants.send_replace(Wanted { usage: message.usage, signals: message.signals });
                 let policy = IdlePolicy::try_from(message).map_err(Error::Settings)?;
                 if !*accepted {
                     tracing::info!(coordinator = %self.coordinator, "coordinator connected");
@@ -142,16 +142,11 @@ impl Uplink {
         };
         tokio::select! {
             ended = take_settings => ended,
-            () = self.send_reports(sender, said, usage_wanted) => Err(Error::Ended),
+            () = self.send_reports(sender, said, wanted) => Err(Error::Ended),
         }
     }
 
-    async fn send_reports(
-        &self,
-        sender: mpsc::Sender<v1::Report>,
-        said: &mut Said,
-        usage_wanted: watch::Receiver<bool>,
-    ) {
+    async fn send_reports(&self, sender: mpsc::Sender<v1::Report>, said: &mut Said, wanted: watch::Receiver<Wanted>) {
         let mut samples = self.samples.clone();
         samples.mark_changed();
         let mut last: Option<(Instant, Class)> = None;
@@ -161,7 +156,7 @@ impl Uplink {
             }
             let Some(sample) = samples.borrow_and_update().clone() else { continue };
             let Some(node_uid) = self.node_uid.borrow().clone() else { continue };
-            let usage = usage_wanted.borrow().then(|| said.meter.measure(&sample)).flatten();
+            let usage = said.meter.measure(&sample, *wanted.borrow());
             if usage.is_none() && last.is_some_and(|last| !is_due(last, &sample, self.interval)) {
                 continue;
             }

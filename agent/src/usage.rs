@@ -1,34 +1,56 @@
 //! What the node and its pods used between two readings of their cgroups, for the coordinator to serve.
 
+mod gpu;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
-use ebb_core::usage::{Amount, NodeUsage, PodUsage, Sample as Used};
+use ebb_core::units::Permille;
+use ebb_core::usage::{Amount, NodeUsage, PodUsage, Sample as Used, Signals};
 
 use crate::clock::Clock;
 use crate::reading::Reading;
 use crate::sampler::Sample;
 use crate::source::cgroup::Figures;
+use crate::source::ebpf::CgroupSchedule;
 use crate::source::proc::{CpuTicks, TICKS_PER_SECOND};
 use crate::workload::{self, Pod};
+
+use gpu::GpuMeter;
 
 /// A container that was not there at the reading before is measured since its start, which the kubelet tells by the second:
 /// when that second is no more than a fifth.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// What the coordinator wants to be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) usage: bool,
+    /// Pods' signals as well.
+    pub(crate) signals: bool,
+}
+
 /// Measures each time that cgroups were read anew.
 pub(crate) struct Meter {
     clock: Clock,
     before: Option<Arc<Reading>>,
+    /// GPUs are read with each sample.
+    gpus: GpuMeter,
 }
 
 impl Meter {
     pub(crate) fn new(clock: Clock) -> Self {
-        Self { clock, before: None }
+        Self { clock, before: None, gpus: GpuMeter::default() }
     }
 
     /// `None`: nothing new is known.
-    pub(crate) fn measure(&mut self, sample: &Sample) -> Option<NodeUsage> {
+    pub(crate) fn measure(&mut self, sample: &Sample, wanted: Wanted) -> Option<NodeUsage> {
+        if !wanted.usage {
+            return None;
+        }
+        if wanted.signals {
+            self.gpus.note(sample);
+        }
         let now = &sample.reading;
         let cgroups = now.cgroups.as_ref()?;
         let read_at = |reading: &Reading| reading.cgroups.as_ref().map(|cgroups| cgroups.at);
@@ -42,9 +64,15 @@ impl Meter {
         let former = workload::pods(before, &sample.names);
         let window = read_at(before).map(|at| cgroups.at.saturating_duration_since(at)).unwrap_or_default();
         let pods = workload::pods(now, &sample.names);
-        let pods = pods.iter().filter_map(|(uid, pod)| self.pod(pod, cgroups.at, former.get(uid), window)).collect();
-        let usage = NodeUsage { node: self.node(before, now), pods };
+        let pods = pods.iter().filter_map(|(uid, pod)| {
+            let former = former.get(uid);
+            let usage = self.pod(pod, cgroups.at, former, window)?;
+            let signals = wanted.signals.then(|| self.signals(pod, former, window)).flatten();
+            Some(PodUsage { signals, ..usage })
+        });
+        let usage = NodeUsage { pods: pods.collect(), node: self.node(before, now) };
         self.before = Some(now.clone());
+        self.gpus = GpuMeter::default();
         Some(usage)
     }
 
@@ -75,8 +103,48 @@ impl Meter {
         }
         containers.sort_by(|(a, _), (b, _)| a.cmp(b));
         let at = self.clock.at(at);
-        (!containers.is_empty()).then(|| PodUsage { uid: pod.uid.to_owned(), at, window: shortest, containers })
+        let uid = pod.uid.to_owned();
+        (!containers.is_empty()).then_some(PodUsage { uid, at, window: shortest, containers, signals: None })
     }
+
+    fn signals(&self, pod: &Pod<'_>, former: Option<&Pod<'_>>, window: Duration) -> Option<Signals> {
+        let gpus = self.gpus.of(pod.uid);
+        let over = window.as_secs_f64();
+        let signals = Signals {
+            window,
+            gpu_busy: gpus.and_then(gpu::Mean::busy),
+            gpu_memory_bytes: gpus.and_then(|gpus| gpus.memory),
+            run_queue_wait: former.and_then(|former| waited(pod, former)).and_then(|wait| thousandths(wait, window)),
+            memory_pressure: former
+                .and_then(|former| stalled(pod)?.checked_sub(stalled(former)?))
+                .and_then(|stalled| Permille::from_ratio(stalled.as_secs_f64(), over)),
+        };
+        let is_something = signals != Signals { window, ..Signals::default() };
+        (is_something && !window.is_zero()).then_some(signals)
+    }
+}
+
+/// For a CPU, by all tasks of the pod's containers together. One that has not run since the agent came is not known, and
+/// waited for nothing. `None`: nobody counts.
+fn waited(pod: &Pod<'_>, former: &Pod<'_>) -> Option<Duration> {
+    pod.schedule.as_ref()?;
+    let mut sum = Duration::ZERO;
+    for (name, container) in &pod.containers {
+        let wait = |schedule: &Option<CgroupSchedule>| schedule.as_ref().map_or(Duration::ZERO, |it| it.wait);
+        let then = former.containers.get(name).filter(|then| then.id == container.id);
+        sum += wait(&container.schedule).checked_sub(then.map_or(Duration::ZERO, |then| wait(&then.schedule)))?;
+    }
+    Some(sum)
+}
+
+/// For how long some task of the pod waited for memory, since it was made.
+fn stalled(pod: &Pod<'_>) -> Option<Duration> {
+    pod.figures?.pressure?.memory.some
+}
+
+fn thousandths(part: Duration, whole: Duration) -> Option<u64> {
+    let thousandths = part.as_secs_f64() / whole.as_secs_f64() * 1e3;
+    thousandths.is_finite().then_some(thousandths.round() as u64)
 }
 
 /// Of the container of this name, unless it is another one by now.

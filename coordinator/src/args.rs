@@ -9,6 +9,8 @@ use clap::Parser;
 use ebb_config::Overrides;
 use ebb_core::units::parse_quantity_milli;
 
+use crate::metrics_api::MetricsApi;
+
 /// Grows and shrinks Auto Scaling groups with the work on a Kubernetes cluster
 ///
 /// AWS is set up through the SDK's own environment: AWS_REGION, IRSA or Pod Identity, AWS_ENDPOINT_URL.
@@ -43,10 +45,21 @@ pub struct Args {
     #[arg(long, env = "EBB_LISTEN_BROKER", value_name = "ADDR")]
     pub listen_broker: Option<SocketAddr>,
 
-    /// Where to serve metrics.k8s.io to the API server (HTTPS), in place of metrics-server: the chart's value
-    /// `metricsApi.enabled`
+    /// Where to serve metrics to the API server (HTTPS): the chart's values `metricsApi.enabled` and
+    /// `customMetricsApi.enabled`
     #[arg(long, env = "EBB_LISTEN_METRICS_API", value_name = "ADDR")]
     pub listen_metrics_api: Option<SocketAddr>,
+
+    /// Which APIs are served there: metrics.k8s.io in place of metrics-server, custom.metrics.k8s.io in place of an
+    /// adapter of Prometheus
+    #[arg(
+        long,
+        env = "EBB_METRICS_APIS",
+        value_name = "GROUP",
+        value_delimiter = ',',
+        default_value = "metrics.k8s.io"
+    )]
+    pub metrics_apis: Vec<MetricsApi>,
 
     /// A kubeconfig, where the coordinator does not run in the cluster
     #[arg(long, env = "EBB_KUBECONFIG", value_name = "FILE")]

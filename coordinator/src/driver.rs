@@ -1,5 +1,6 @@
 //! The one loop: events in, actions out. It is the only owner of the fleet, and holds no rules itself.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ pub enum Query {
     Alive(oneshot::Sender<()>),
     /// What a successor should know.
     Memory(oneshot::Sender<Memory>),
+    /// What waits in each Ray cluster whose head has told lately, and when it told.
+    RayWaiting(oneshot::Sender<BTreeMap<String, (ebb_core::time::Instant, u64)>>),
     /// The picture without the nodes' pods.
     Outline(oneshot::Sender<Cluster>),
     /// With every pod in it, so it takes a while to draw in a large cluster.
@@ -93,6 +96,7 @@ impl Driver {
         match query {
             Query::Alive(reply) => _ = reply.send(()),
             Query::Memory(reply) => _ = reply.send(self.fleet.memory(now)),
+            Query::RayWaiting(reply) => _ = reply.send(self.fleet.ray_waiting(now)),
             Query::Outline(reply) => _ = reply.send(self.fleet.outline(now)),
             Query::Picture(reply) => _ = reply.send(self.fleet.view(now)),
         }
@@ -121,8 +125,6 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use ebb_core::fleet::GroupState;
     use ebb_core::journal::{Played, Replay};
     use ebb_core::kubernetes::Pod;

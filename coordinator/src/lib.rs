@@ -22,6 +22,7 @@ pub mod picture;
 mod ray;
 pub mod real;
 pub mod record;
+mod remembered;
 pub mod reports;
 pub mod standing;
 pub mod status;

@@ -1,9 +1,13 @@
-//! `metrics.k8s.io/v1beta1`, behind the API server's aggregation layer: what `kubectl top` and the HPA ask for, from what
-//! agents report. The API server names the user in headers and proves itself by its certificate; whether the user may is
+//! `metrics.k8s.io/v1beta1` and `custom.metrics.k8s.io/v1beta2`, behind the API server's aggregation layer: what
+//! `kubectl top` and the HPA ask for, from what agents report. The API server names the user in headers and proves itself by its certificate; whether the user may is
 //! asked back.
 
 mod access;
+mod custom;
+mod discovery;
 mod front_proxy;
+mod list;
+mod openapi;
 mod quantity;
 mod resource;
 mod selector;
@@ -18,18 +22,30 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use ebb_core::fleet::Event;
+use ebb_core::time::Instant;
 use ebb_core::usage::{NodeUsage, Order, Usages};
 use kube::Client;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
+use crate::driver::Queries;
 use crate::https::Peer;
 
 pub(crate) use front_proxy::FrontProxy;
 pub(crate) use service::keep as keep_service;
 
 use access::{Access, Asked};
+
+/// What can be served, by its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum MetricsApi {
+    #[value(name = "metrics.k8s.io")]
+    Resource,
+    #[value(name = "custom.metrics.k8s.io")]
+    Custom,
+}
 
 /// API servers keep connections open; more is somebody else's mistake.
 pub(crate) const CONNECTIONS: usize = 64;
@@ -77,24 +93,36 @@ impl Known {
 #[derive(Clone)]
 struct Shared {
     known: Known,
+    queries: Queries,
     clock: Clock,
     front_proxy: watch::Receiver<Option<FrontProxy>>,
     access: Arc<Access>,
 }
 
 pub(crate) fn router(
+    apis: &[MetricsApi],
     client: Client,
     known: Known,
+    queries: Queries,
     clock: Clock,
     front_proxy: watch::Receiver<Option<FrontProxy>>,
 ) -> Router {
-    let shared = Shared { known, clock, front_proxy, access: Arc::new(Access::new(client)) };
-    resource::routes()
-        .fallback(async |request: Request| {
-            failure(StatusCode::NOT_FOUND, "NotFound", &format!("{} is not served here", request.uri().path()))
-        })
+    let shared = Shared { known, queries, clock, front_proxy, access: Arc::new(Access::new(client)) };
+    let (mut groups, mut routes) = (Vec::new(), Router::new());
+    for api in apis {
+        let (group, below) = match api {
+            MetricsApi::Resource => (resource::group(), resource::routes()),
+            MetricsApi::Custom => (custom::group(), custom::routes()),
+        };
+        groups.push(group);
+        routes = routes.merge(below);
+    }
+    routes
+        .merge(discovery::routes(&groups))
+        .fallback(async |request: Request| not_found(&format!("{} is not served here", request.uri().path())))
         .layer(axum::middleware::from_fn_with_state(shared.clone(), admit))
         .with_state(shared)
+        .merge(openapi::routes(apis))
         // As API servers are asked; whoever answers is there.
         .route("/healthz", get(async || "ok"))
         .route("/livez", get(async || "ok"))
@@ -136,7 +164,24 @@ fn failure(code: StatusCode, reason: &str, message: &str) -> Response {
     (code, Json(status)).into_response()
 }
 
-fn answer(value: &Value) -> Response {
+fn not_found(message: &str) -> Response {
+    failure(StatusCode::NOT_FOUND, "NotFound", message)
+}
+
+fn bad_request(message: &str) -> Response {
+    failure(StatusCode::BAD_REQUEST, "BadRequest", message)
+}
+
+fn unavailable(message: &str) -> Response {
+    failure(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message)
+}
+
+fn answer(value: &impl Serialize) -> Response {
     let json = HeaderValue::from_static("application/json");
-    ([(header::CONTENT_TYPE, json)], value.to_string()).into_response()
+    ([(header::CONTENT_TYPE, json)], serde_json::to_vec(value).expect("keys are texts")).into_response()
+}
+
+/// Times of these APIs have no fraction.
+fn seconds(at: Instant) -> String {
+    Instant::from_millis(at.as_millis() / 1000 * 1000).to_string().replace(".000Z", "Z")
 }

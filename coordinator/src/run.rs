@@ -34,7 +34,7 @@ use crate::https;
 use crate::kubernetes::Kubernetes;
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
-use crate::metrics_api::{self, FrontProxy, Known};
+use crate::metrics_api::{self, FrontProxy, Known, MetricsApi};
 use crate::names;
 use crate::picture;
 use crate::ray;
@@ -131,8 +131,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     intake.spawn(stop.clone().run_until_cancelled_owned(status.keep()));
     let registry = Arc::new(registry);
-    let shown =
-        Shown { registry, metrics: metrics.clone(), standing: standing.clone(), queries, page, decisions, clock };
+    let shown = Shown {
+        registry,
+        metrics: metrics.clone(),
+        standing: standing.clone(),
+        queries: queries.clone(),
+        page,
+        decisions,
+        clock,
+    };
     intake.spawn(stop.clone().run_until_cancelled_owned(cluster::watch(
         client.clone(),
         seen.clone(),
@@ -171,18 +178,21 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     });
     let metrics_api = args.listen_metrics_api.map(|address| {
         let own = stop.clone();
-        intake.spawn(own.clone().run_until_cancelled_owned(metrics_api::keep_service(
-            client.clone(),
-            namespace.clone(),
-            certificates.clone(),
-        )));
+        for api in &args.metrics_apis {
+            let (client, namespace, certificates) = (client.clone(), namespace.clone(), certificates.clone());
+            let keep = metrics_api::keep_service(*api, client, namespace, certificates);
+            intake.spawn(own.clone().run_until_cancelled_owned(keep));
+        }
         let (told, front_proxy) = watch::channel(None);
         let (ca, clients) = watch::channel(None);
         intake.spawn(own.run_until_cancelled_owned(FrontProxy::keep(client.clone(), told, ca)));
-        let router = metrics_api::router(client.clone(), seen.usage.clone(), clock, front_proxy);
+        let (known, queries) = (seen.usage.clone(), queries.clone());
+        let router = metrics_api::router(&args.metrics_apis, client.clone(), known, queries, clock, front_proxy);
         https::serve(address, router, metrics_api::CONNECTIONS, certificates.clone(), Some(clients), stop.clone())
     });
-    let settings = Settings { usage: seen.usage.is_wanted(), ..Settings::from(&policy.idle) };
+    let usage = seen.usage.is_wanted();
+    let signals = usage && args.metrics_apis.contains(&MetricsApi::Custom);
+    let settings = Settings { usage, signals, ..Settings::from(&policy.idle) };
     let gate = Gate { seen, clock, standing: standing.clone(), inbox: inbox.clone(), metrics: metrics.clone() };
     let reports = reports::serve(
         args.listen_reports,
@@ -219,7 +229,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             Some("broker")
         }
         result = if_any(metrics_api) => {
-            result.context("serve metrics.k8s.io")?;
+            result.context("serve metrics to the API server")?;
             Some("metrics API")
         }
         result = http::serve(listener, shown, let_go.clone()) => {

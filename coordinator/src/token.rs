@@ -1,9 +1,7 @@
 //! Whose node an agent's token is bound to. The API server says so; we only look.
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use ebb_core::admission::{Found, NODE_NAME_CLAIM, NODE_UID_CLAIM};
@@ -15,7 +13,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
+
+use crate::remembered::Remembered;
 
 /// How long an answer is believed. Short enough for a deleted pod's token to be worth little, and long enough for an
 /// agent that connects again and again not to reach the API server each time.
@@ -94,18 +94,13 @@ pub struct Tokens<R> {
     /// `system:serviceaccount:NAMESPACE:NAME`
     account: String,
     reviews: Semaphore,
-    known: Mutex<HashMap<Digest, Answer>>,
+    known: Remembered<Digest, Result<Claims, Denied>>,
     secrets: [RandomState; 2],
 }
 
 /// In place of the token, which nothing should be able to read from our memory later. 128 bits under keys that nobody
 /// outside knows, so that nobody can aim for another's.
 type Digest = [u64; 2];
-
-struct Answer {
-    until: Instant,
-    claims: Result<Claims, Denied>,
-}
 
 impl<R: Review> Tokens<R> {
     /// `account`: the agent's full user name.
@@ -115,7 +110,7 @@ impl<R: Review> Tokens<R> {
             audience,
             account,
             reviews: Semaphore::new(REVIEWS),
-            known: Mutex::default(),
+            known: Remembered::new(BELIEVED, ANSWERS),
             secrets: [RandomState::new(), RandomState::new()],
         }
     }
@@ -144,7 +139,7 @@ impl<R: Review> Tokens<R> {
 
     async fn claims(&self, token: &str) -> Result<Claims, Denied> {
         let digest = self.secrets.each_ref().map(|secret| secret.hash_one(token));
-        if let Some(answer) = self.recall(digest) {
+        if let Some(answer) = self.known.recall(&digest) {
             return answer;
         }
         let status = {
@@ -152,26 +147,8 @@ impl<R: Review> Tokens<R> {
             in_time(self.review.review(token, self.audience)).await?
         };
         let answer = claims(status, &self.account, self.audience);
-        self.remember(digest, answer.clone());
+        self.known.remember(digest, answer.clone());
         answer
-    }
-
-    fn recall(&self, digest: Digest) -> Option<Result<Claims, Denied>> {
-        let known = self.known.lock().expect("nobody panics while holding it");
-        known.get(&digest).filter(|answer| Instant::now() < answer.until).map(|answer| answer.claims.clone())
-    }
-
-    fn remember(&self, digest: Digest, claims: Result<Claims, Denied>) {
-        let now = Instant::now();
-        let mut known = self.known.lock().expect("nobody panics while holding it");
-        if known.len() >= ANSWERS {
-            known.retain(|_, answer| now < answer.until);
-        }
-        // Still full: somebody makes up tokens. What is true will be asked again.
-        if known.len() >= ANSWERS {
-            known.clear();
-        }
-        known.insert(digest, Answer { until: now + BELIEVED, claims });
     }
 }
 

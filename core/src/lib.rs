@@ -15,6 +15,7 @@ pub mod drain;
 pub mod fleet;
 pub mod instance;
 pub mod intent;
+mod intern;
 pub mod journal;
 pub mod kubernetes;
 pub mod launch;

@@ -51,7 +51,6 @@ impl From<&Report> for v1::Report {
                 },
             }),
         };
-        let raw = |share: Option<Permille>| share.map(|share| u32::from(share.get()));
         let use_ = &report.utilization;
         Self {
             node: report.node.clone(),
@@ -151,6 +150,7 @@ impl From<&IdlePolicy> for v1::Settings {
             memory_pressure: band(Signal::MemoryPressure),
             run_queue: band(Signal::RunQueue),
             usage: false,
+            signals: false,
         }
     }
 }
@@ -200,6 +200,10 @@ fn signal(raw: i32) -> Result<Signal, Invalid> {
         Ok(v1::Signal::RunQueue) => Ok(Signal::RunQueue),
         Ok(v1::Signal::Unspecified) | Err(_) => Err(Invalid("a signal this version does not know")),
     }
+}
+
+fn raw(share: Option<Permille>) -> Option<u32> {
+    share.map(|share| share.get().into())
 }
 
 fn share(raw: u32) -> Result<Permille, Invalid> {

@@ -224,7 +224,7 @@ mod tests {
     }
 
     fn read(state: ClusterResourceState) -> Result<Reading, Invalid> {
-        GetClusterStatusReply { cluster_resource_state: Some(state), autoscaling_state: None }.try_into()
+        GetClusterStatusReply { cluster_resource_state: Some(state) }.try_into()
     }
 
     fn cpu(amount: f64) -> Amounts {

@@ -57,6 +57,8 @@ pub struct Ebb {
     pub http_port: u16,
     /// How often agents sample.
     pub agent_interval: &'static str,
+    /// For agents that are to read a host, in place of a recording of a node that does nothing.
+    pub agent_flags: Vec<String>,
     pub lab: Lab,
 }
 
@@ -90,6 +92,7 @@ impl Ebb {
             reports_port: free_port(),
             http_port: free_port(),
             agent_interval: "200ms",
+            agent_flags: Vec::new(),
             lab,
         }
     }
@@ -297,8 +300,11 @@ impl Ebb {
             .arg(self.ca_file())
             .arg("--coordinator-token-file")
             .arg(folder.join("token"))
-            .args(["--rights", self.rights.flag(), "--interval", self.agent_interval, "--source"])
-            .arg(format!("replay:{}", folder.join("readings").display()));
+            .args(["--rights", self.rights.flag(), "--interval", self.agent_interval])
+            .args(&self.agent_flags);
+        if self.agent_flags.is_empty() {
+            command.arg("--source").arg(format!("replay:{}", folder.join("readings").display()));
+        }
         if self.rights == Rights::Brokered {
             let token = self.lab.service_account_token(NAMESPACE, "ebb-agent", BROKER_AUDIENCE, Some(pod)).await;
             std::fs::write(folder.join("broker-token"), token).expect("the folder takes a file");

@@ -4,123 +4,20 @@
 
 use std::time::{Duration, Instant as Monotonic};
 
-use ebb_core::classify::{Class, Missing, Utilization};
-use ebb_core::report::Report;
-use ebb_core::usage::{Amount, NodeUsage, PodUsage, Sample};
-use ebb_proto::v1;
-use ebb_proto::v1::reports_client::ReportsClient;
-use ebb_tests::{Ebb, Lab, LabOptions, free_port, node_of, now};
-use k8s_openapi::api::apps::v1::Deployment;
+use ebb_tests::hpa::{RESOURCE, lab, replicas, running, running_now, serve, work};
+use ebb_tests::{Ebb, FakeAgent, Lab};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::Value;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Request;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
 const SOON: Duration = Duration::from_secs(120);
 const CONFIG: &str = "groups: [{name: cpu, min: 0, max: 1, instanceType: m5.12xlarge}]";
 
-/// Ebb with the manifests of the metrics API, in a lab where its Service leads to a port of this machine.
+/// The HPA's controller goes round each second, so that a test need not wait for minutes.
 async fn up() -> (Ebb, u16) {
-    // The controller's rounds, so that a test need not wait for minutes.
-    let sync = "--horizontal-pod-autoscaler-sync-period=1s".to_owned();
-    let groups = vec!["name=cpu,type=m5.12xlarge,desired=1,max=1".to_owned()];
-    let lab = Lab::up(LabOptions { groups, controller_manager_args: vec![sync], ..LabOptions::default() }).await;
-    lab.apply_file(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/manifests/ebb-metrics-api.yaml")).await;
-    lab.kubectl(&["--namespace", "ebb", "delete", "deployment,service", "ebb-coordinator", "--cascade=foreground"])
-        .await;
-    let service = "{apiVersion: v1, kind: Service, metadata: {name: ebb-coordinator, namespace: ebb}, \
-        spec: {type: ExternalName, externalName: localhost}}";
-    lab.apply(service).await;
-    let port = free_port();
-    lead_to(&lab, port).await;
-    let mut ebb = Ebb::installed(lab, ebb_tests::Rights::Impersonation).await;
-    ebb.start_coordinator(CONFIG, &["--listen-metrics-api", &format!("127.0.0.1:{port}")]).await;
-    ebb.lab.wait_until("the API to be available", SOON, async || is_available(&ebb.lab).await).await;
+    let (mut ebb, port) = lab(&["--horizontal-pod-autoscaler-sync-period=1s"]).await;
+    serve(&mut ebb, CONFIG, port).await;
     (ebb, port)
-}
-
-async fn lead_to(lab: &Lab, port: u16) {
-    let patch = format!(r#"{{"spec": {{"service": {{"port": {port}}}}}}}"#);
-    lab.kubectl(&["patch", "apiservice", API_SERVICE, "--type=merge", "--patch", &patch]).await;
-}
-
-const API_SERVICE: &str = "v1beta1.metrics.k8s.io";
-
-async fn is_available(lab: &Lab) -> bool {
-    let condition = r#"jsonpath={.status.conditions[?(@.type=="Available")].status}"#;
-    lab.kubectl(&["get", "apiservice", API_SERVICE, "--output", condition]).await == "True"
-}
-
-/// Speaks for the agent of one node.
-struct FakeAgent {
-    reports: mpsc::Sender<v1::Report>,
-    node: Node,
-    started: ebb_core::time::Instant,
-    sequence: u64,
-    window: Duration,
-}
-
-impl FakeAgent {
-    async fn start(ebb: &Ebb, window: Duration) -> Self {
-        let mut pods = Vec::new();
-        ebb.lab
-            .wait_until("the agent's pod", SOON, async || {
-                pods = ebb.agent_pods().await;
-                !pods.is_empty()
-            })
-            .await;
-        let pod = pods.remove(0);
-        let node = ebb.nodes().await.into_iter().find(|node| Some(node.name_any()) == node_of(&pod)).unwrap();
-        let ca = Certificate::from_pem(ebb.ca().await.unwrap());
-        let tls = ClientTlsConfig::new().ca_certificate(ca).domain_name("ebb-coordinator.ebb.svc");
-        let endpoint = Endpoint::from_shared(format!("https://127.0.0.1:{}", ebb.reports_port)).unwrap();
-        let mut client = ReportsClient::new(endpoint.tls_config(tls).unwrap().connect().await.unwrap());
-        let (reports, waiting) = mpsc::channel(8);
-        let mut request = Request::new(ReceiverStream::new(waiting));
-        let token = format!("Bearer {}", ebb.reports_token(&pod).await);
-        request.metadata_mut().insert("authorization", token.parse().unwrap());
-        let mut settings = client.stream(request).await.unwrap().into_inner();
-        assert!(settings.message().await.unwrap().unwrap().usage, "the coordinator asks for it");
-        tokio::spawn(async move { while let Ok(Some(_)) = settings.message().await {} });
-        Self { reports, node, started: now(), sequence: 0, window }
-    }
-
-    /// Tells of the node, and that each of these pods uses so many thousandths of a CPU, and so many MiB.
-    async fn tell(&mut self, pods: &[Pod], millicores: u64, mebibytes: u64) {
-        self.sequence += 1;
-        self.repeat(pods, millicores, mebibytes).await;
-    }
-
-    /// The same once more, as a report that comes twice.
-    async fn repeat(&self, pods: &[Pod], millicores: u64, mebibytes: u64) {
-        let (at, window) = (now(), self.window);
-        let amount = Amount { cpu_nanocores: millicores * 1_000_000, memory_bytes: mebibytes << 20 };
-        let pods = pods.iter().map(|pod| PodUsage {
-            uid: pod.uid().unwrap(),
-            at,
-            window,
-            containers: vec![("work".to_owned(), amount)],
-        });
-        let node = Some(Sample { at, window, amount });
-        let usage = NodeUsage { node, pods: pods.collect() };
-        let report = Report {
-            node: self.node.name_any(),
-            node_uid: self.node.uid().unwrap(),
-            agent_start: self.started,
-            sequence: self.sequence,
-            sampled_at: at,
-            class: Class::Unknown { since: at, missing: Missing::History },
-            utilization: Utilization::default(),
-            gpu_waste: None,
-        };
-        let message = v1::Report { usage: Some(usage.into()), ..v1::Report::from(&report) };
-        self.reports.send(message).await.unwrap();
-    }
 }
 
 #[tokio::test]
@@ -143,7 +40,7 @@ async fn nodes_and_pods_are_shown_to_who_may_see_them() {
     let nothing = get("/pods").await;
     assert_eq!((&nothing["kind"], &nothing["items"]), (&"PodMetricsList".into(), &Value::Array(Vec::new())));
     let mut agent = FakeAgent::start(&ebb, Duration::from_secs(10)).await;
-    let node = agent.node.name_any();
+    let node = agent.node.clone();
     lab.apply(&work(2)).await;
     let pods = running(lab, 2).await;
     agent.tell(&pods, 250, 64).await;
@@ -180,6 +77,10 @@ async fn nodes_and_pods_are_shown_to_who_may_see_them() {
     println!("{table}");
     assert!(table.starts_with("NAME") && table.contains("250m") && table.contains("64Mi"), "{table}");
 
+    let explained =
+        lab.kubectl(&["explain", "pods.containers.usage", "--api-version=metrics.k8s.io/v1beta1", &cache]).await;
+    assert!(explained.contains("PodMetrics") && explained.contains("working set"), "{explained}");
+
     // The user is the one who asks, and not the API server.
     let as_user =
         |user: &'static str| ["--as", user, "get", "--raw", "/apis/metrics.k8s.io/v1beta1/namespaces/default/pods"];
@@ -191,12 +92,12 @@ async fn nodes_and_pods_are_shown_to_who_may_see_them() {
 
     // What is another's is left alone.
     let theirs = r#"{"spec": {"service": {"name": "metrics-server"}, "caBundle": null}}"#;
-    lab.kubectl(&["patch", "apiservice", API_SERVICE, "--type=merge", "--patch", theirs]).await;
+    lab.kubectl(&["patch", "apiservice", RESOURCE, "--type=merge", "--patch", theirs]).await;
     lab.wait_until("the coordinator to say so", SOON, async || {
         lab.log("coordinator").contains("Service ebb/metrics-server")
     })
     .await;
-    let bundle = lab.kubectl(&["get", "apiservice", API_SERVICE, "--output", "jsonpath={.spec.caBundle}"]).await;
+    let bundle = lab.kubectl(&["get", "apiservice", RESOURCE, "--output", "jsonpath={.spec.caBundle}"]).await;
     assert_eq!(bundle, "");
 }
 
@@ -270,46 +171,6 @@ async fn assert_stays(lab: &Lab, expected: u32, what: &str) {
     let hpas: Api<HorizontalPodAutoscaler> = Api::default_namespaced(lab.client().await);
     let status = hpas.get("work").await.unwrap().status.unwrap();
     assert_eq!(status.desired_replicas, i32::try_from(expected).unwrap(), "{what}");
-}
-
-async fn replicas(lab: &Lab) -> u32 {
-    let deployments: Api<Deployment> = Api::default_namespaced(lab.client().await);
-    u32::try_from(deployments.get("work").await.unwrap().spec.unwrap().replicas.unwrap()).unwrap()
-}
-
-async fn running(lab: &Lab, count: usize) -> Vec<Pod> {
-    let mut pods = Vec::new();
-    lab.wait_until("the pods to run", SOON, async || {
-        pods = running_now(lab).await;
-        pods.len() == count
-    })
-    .await;
-    pods
-}
-
-async fn running_now(lab: &Lab) -> Vec<Pod> {
-    let pods: Api<Pod> = Api::default_namespaced(lab.client().await);
-    let pods = pods.list(&ListParams::default().labels("app=work")).await.unwrap().items;
-    let runs = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
-    pods.into_iter().filter(runs).collect()
-}
-
-fn work(replicas: u32) -> String {
-    format!(
-        r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: work, namespace: default}}
-spec:
-  replicas: {replicas}
-  selector: {{matchLabels: {{app: work}}}}
-  template:
-    metadata: {{labels: {{app: work}}}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers: [{{name: work, image: work, resources: {{requests: {{cpu: 100m, memory: 128Mi}}}}}}]
-"#
-    )
 }
 
 const HPA: &str = r"

@@ -18,7 +18,8 @@ use crate::process::{capture, root, run as run_command};
 /// with Go; it makes cgroups, and for ten seconds it sets the sysctl kernel.bpf_stats_enabled. `ebpf` takes 40 seconds.
 /// `burst` brings up a lab (see `cargo xtask lab --help`) and takes about five seconds a trial; `decide` does so, too, and
 /// fills it first, which takes a minute for every 20 000 pods or so. `drain` brings up three, one after the other, and
-/// takes about 25 minutes. `planning` takes ten seconds, `sim` minutes. Nothing is left running. Progress goes to standard
+/// takes about 25 minutes. `hpa` builds metrics-server with Go, brings up a lab, fills it as `decide` does, and takes some three
+/// minutes a round. `planning` takes ten seconds, `sim` minutes. Nothing is left running. Progress goes to standard
 /// error. A busy machine makes all figures worse. Aims are printed beside the figures; nothing fails when one is missed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -30,8 +31,8 @@ pub(crate) struct Args {
     /// How long `agent` measures, idle and under load.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(5..=3600))]
     seconds: u64,
-    /// How often `drain` measures. One call of kubectl for many nodes takes minutes: it is measured once, and for more than
-    /// 100 nodes not at all.
+    /// How often `drain` and `hpa` measure. One call of kubectl that drains many nodes takes minutes: it is measured once, and
+    /// for more than 100 nodes not at all.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// How many nodes `drain` drains at once; each has an agent of 16 MiB.
@@ -40,10 +41,10 @@ pub(crate) struct Args {
     /// How often `burst` and `decide` measure.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=90))]
     trials: u32,
-    /// The nodes that there are for `decide`.
+    /// The nodes that there are for `decide` and `hpa`.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     nodes: u32,
-    /// The pods that there are for `decide`; 30 on each node fill it.
+    /// The pods that there are for `decide` and `hpa`; 30 on each node fill it.
     #[arg(long, default_value_t = 30_000, value_parser = clap::value_parser!(u32).range(0..=300_000))]
     pods: u32,
 }
@@ -62,6 +63,9 @@ enum Group {
     /// The agents' drain beside `kubectl drain`: one node with 110 pods, one with a PodDisruptionBudget, many at once; time
     /// over the pods' grace, requests by the API server's audit log.
     Drain,
+    /// `metrics.k8s.io` beside metrics-server: from a change of load to a changed PodMetrics and to other replicas by the real
+    /// HPA, and memory. Agents and kubelets are fakes, which tell the same load.
+    Hpa,
     /// How long the rules take to find room for a burst, as it grows, and for pods that mean something for each other.
     Planning,
     /// Virtual time a second of the simulator, as clusters grow.
@@ -95,6 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::Burst => ("burst", lab::burst(args.trials)?),
             Group::Decide => ("decide", lab::decide(args)?),
             Group::Drain => ("drain", lab::drain(args)?),
+            Group::Hpa => ("hpa", lab::hpa(args)?),
             Group::Planning => ("planning", planning()?),
             Group::Sim => ("sim", sim()?),
         };

@@ -33,6 +33,9 @@ pub(crate) enum Command {
     /// Print where ec2-metadata-mock is, Amazon's mock of the metadata service, which a test asks; builds it into the cache
     #[command(hide = true)]
     MetadataMock,
+    /// Print where metrics-server is, beside which ours is measured; builds it into the cache
+    #[command(hide = true)]
+    MetricsServer,
     /// Print where moto_server is, another fake of AWS, which a test holds ours against; installs it into the cache
     #[command(hide = true)]
     Moto,
@@ -140,6 +143,10 @@ pub(crate) fn run(command: Command) -> Result<()> {
         }
         Command::Moto => {
             println!("{}", crate::tools::moto_server()?.display());
+            Ok(())
+        }
+        Command::MetricsServer => {
+            println!("{}", crate::tools::metrics_server()?.display());
             Ok(())
         }
         Command::Ray => {

@@ -13,11 +13,12 @@ use crate::tools::helm;
 const CHART: &str = "deploy/chart";
 const EXAMPLE: &str = "config/example.yaml";
 /// What is committed, and the values of each that differ from the chart's own.
-const MANIFESTS: [(&str, &[&str]); 5] = [
+const MANIFESTS: [(&str, &[&str]); 6] = [
     ("deploy/manifests/ebb.yaml", &[]),
     ("deploy/manifests/ebb-admission.yaml", &["agent.rights=admission"]),
     ("deploy/manifests/ebb-brokered.yaml", &["agent.rights=brokered"]),
     ("deploy/manifests/ebb-metrics-api.yaml", &["metricsApi.enabled=true"]),
+    ("deploy/manifests/ebb-custom-metrics-api.yaml", &["metricsApi.enabled=true", "customMetricsApi.enabled=true"]),
     (
         "deploy/manifests/ebb-ray.yaml",
         &[

@@ -159,7 +159,10 @@ impl Group {
                 let files = ["--test", "burst", "--test", "groups", "--test", "buffers"];
                 tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
             }
-            Self::Hpa => tests(&["--package", "ebb-tests", "--test", "hpa", "--", "--show-output"]),
+            Self::Hpa => {
+                let files = ["--test", "hpa", "--test", "hpa_agent", "--test", "hpa_custom"];
+                tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
+            }
             Self::Ray => {
                 let files = ["--test", "ray", "--test", "ray_drive"];
                 tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())

@@ -14,6 +14,7 @@ const CARGO_DENY: &str = "0.20.2";
 const CARGO_FUZZ: &str = "0.13.2";
 const EC2_METADATA_MOCK: &str = "1.13.0";
 const HELM: &str = "v4.3.1";
+const METRICS_SERVER: &str = "0.9.0";
 const MOTO: &str = "5.2.5";
 const RAY: &str = "2.60.0";
 
@@ -63,6 +64,21 @@ pub(crate) fn ec2_metadata_mock() -> Result<PathBuf> {
             .env("GOWORK", "off"))
     })
     .map(|folder| folder.join("ec2-metadata-mock"))
+}
+
+/// The path of metrics-server; builds it from its Go module when it is not in the cache.
+pub(crate) fn metrics_server() -> Result<PathBuf> {
+    once(&format!("metrics-server-{METRICS_SERVER}"), |folder| {
+        eprintln!("building metrics-server {METRICS_SERVER} with Go");
+        let package = format!("sigs.k8s.io/metrics-server/cmd/metrics-server@v{METRICS_SERVER}");
+        run(Command::new("go")
+            .args(["install", "-trimpath", "-ldflags", "-s -w", &package])
+            .env("CGO_ENABLED", "0")
+            .env("GOBIN", folder)
+            .env("GOFLAGS", "")
+            .env("GOWORK", "off"))
+    })
+    .map(|folder| folder.join("metrics-server"))
 }
 
 /// The path of cargo-deny; builds it when it is not in the cache.

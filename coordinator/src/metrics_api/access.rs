@@ -1,7 +1,5 @@
 //! Whether a user may read what is asked for: the API server's own authorizers say so.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use k8s_openapi::api::authorization::v1::{
@@ -9,9 +7,11 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::api::PostParams;
 use kube::{Api, Client};
-use tokio::time::{Instant, timeout};
+use percent_encoding::percent_decode_str;
+use tokio::time::timeout;
 
 use super::front_proxy::User;
+use crate::remembered::Remembered;
 
 /// How long an answer is believed: what API servers use for those they aggregate.
 const BELIEVED: Duration = Duration::from_secs(10);
@@ -28,15 +28,18 @@ pub(super) enum Asked {
         namespace: String,
         resource: String,
         name: String,
+        subresource: String,
     },
     /// Discovery.
     Path(String),
 }
 
 impl Asked {
-    /// `/apis/GROUP/VERSION[/namespaces/NAMESPACE]/RESOURCE[/NAME]`
+    /// `/apis/GROUP/VERSION[/namespaces/NAMESPACE]/RESOURCE[/NAME[/SUBRESOURCE]]`
     pub(super) fn of(path: &str) -> Self {
-        let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        let part = |part: &str| percent_decode_str(part).decode_utf8_lossy().into_owned();
+        let parts: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(part).collect();
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let (group, version, namespace, rest) = match parts.as_slice() {
             ["apis", group, version, "namespaces", namespace, rest @ ..] if !rest.is_empty() => {
                 (group, version, *namespace, rest)
@@ -44,46 +47,38 @@ impl Asked {
             ["apis", group, version, rest @ ..] => (group, version, "", rest),
             _ => return Self::Path(path.to_owned()),
         };
-        let (resource, name) = match rest {
-            [resource] => (*resource, ""),
-            [resource, name] => (*resource, *name),
+        let (resource, name, subresource) = match rest {
+            [resource] => (*resource, "", ""),
+            [resource, name] => (*resource, *name, ""),
+            [resource, name, subresource] => (*resource, *name, *subresource),
             _ => return Self::Path(path.to_owned()),
         };
-        let [group, version, namespace, resource, name] =
-            [*group, *version, namespace, resource, name].map(str::to_owned);
-        Self::Resource { group, version, namespace, resource, name }
+        let [group, version, namespace, resource, name, subresource] =
+            [*group, *version, namespace, resource, name, subresource].map(str::to_owned);
+        Self::Resource { group, version, namespace, resource, name, subresource }
     }
 }
 
 pub(super) struct Access {
     reviews: Api<SubjectAccessReview>,
-    known: Mutex<HashMap<(User, Asked), (Instant, bool)>>,
+    known: Remembered<(User, Asked), bool>,
 }
 
 impl Access {
     pub(super) fn new(client: Client) -> Self {
-        Self { reviews: Api::all(client), known: Mutex::default() }
+        Self { reviews: Api::all(client), known: Remembered::new(BELIEVED, ANSWERS) }
     }
 
     pub(super) async fn review(&self, user: &User, asked: &Asked) -> Result<bool, String> {
         let key = (user.clone(), asked.clone());
-        if let Some((until, allowed)) = self.known.lock().expect("nobody panics while holding it").get(&key)
-            && Instant::now() < *until
-        {
-            return Ok(*allowed);
+        if let Some(allowed) = self.known.recall(&key) {
+            return Ok(allowed);
         }
         let review = SubjectAccessReview { spec: spec(user, asked), ..SubjectAccessReview::default() };
         let params = PostParams::default();
         let answer = timeout(TIMEOUT, self.reviews.create(&params, &review)).await.map_err(|_| "no reply in time")?;
         let allowed = answer.map_err(|error| error.to_string())?.status.is_some_and(|status| status.allowed);
-        let now = Instant::now();
-        let mut known = self.known.lock().expect("nobody panics while holding it");
-        if known.len() >= ANSWERS {
-            known.retain(|_, (until, _)| now < *until);
-        }
-        if known.len() < ANSWERS {
-            known.insert(key, (now + BELIEVED, allowed));
-        }
+        self.known.remember(key, allowed);
         Ok(allowed)
     }
 }
@@ -96,7 +91,7 @@ fn spec(user: &User, asked: &Asked) -> SubjectAccessReviewSpec {
         ..SubjectAccessReviewSpec::default()
     };
     match asked {
-        Asked::Resource { group, version, namespace, resource, name } => {
+        Asked::Resource { group, version, namespace, resource, name, subresource } => {
             let some = |text: &String| (!text.is_empty()).then(|| text.clone());
             spec.resource_attributes = Some(ResourceAttributes {
                 group: some(group),
@@ -104,6 +99,7 @@ fn spec(user: &User, asked: &Asked) -> SubjectAccessReviewSpec {
                 namespace: some(namespace),
                 resource: some(resource),
                 name: some(name),
+                subresource: some(subresource),
                 verb: Some(if name.is_empty() { "list" } else { "get" }.to_owned()),
                 ..ResourceAttributes::default()
             });
@@ -122,17 +118,18 @@ mod tests {
 
     #[test]
     fn a_path_is_read_as_the_api_server_reads_it() {
-        let resource = |namespace: &str, resource: &str, name: &str| {
-            let [group, version, namespace, resource, name] =
-                ["metrics.k8s.io", "v1beta1", namespace, resource, name].map(str::to_owned);
-            Asked::Resource { group, version, namespace, resource, name }
+        let resource = |namespace: &str, resource: &str, name: &str, subresource: &str| {
+            let [group, version, namespace, resource, name, subresource] =
+                ["metrics.k8s.io", "v1beta1", namespace, resource, name, subresource].map(str::to_owned);
+            Asked::Resource { group, version, namespace, resource, name, subresource }
         };
         let check =
             |rest: &str, expected| assert_eq!(Asked::of(&format!("/apis/metrics.k8s.io/v1beta1{rest}")), expected);
-        check("/nodes", resource("", "nodes", ""));
-        check("/nodes/a", resource("", "nodes", "a"));
-        check("/namespaces/ml/pods", resource("ml", "pods", ""));
-        check("/namespaces/ml/pods/a", resource("ml", "pods", "a"));
+        check("/nodes", resource("", "nodes", "", ""));
+        check("/nodes/a", resource("", "nodes", "a", ""));
+        check("/namespaces/ml/pods", resource("ml", "pods", "", ""));
+        check("/namespaces/ml/pods/a", resource("ml", "pods", "a", ""));
+        check("/namespaces/ml/pods/%2A/busy", resource("ml", "pods", "*", "busy"));
         check("", Asked::Path("/apis/metrics.k8s.io/v1beta1".into()));
         check("/a/b/c/d", Asked::Path("/apis/metrics.k8s.io/v1beta1/a/b/c/d".into()));
         assert_eq!(Asked::of("/apis"), Asked::Path("/apis".into()));

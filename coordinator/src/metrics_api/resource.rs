@@ -1,29 +1,38 @@
 //! The objects of `metrics.k8s.io/v1beta1`: NodeMetrics and PodMetrics, alone, in lists, and as tables for `kubectl get`.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, header};
+use axum::response::Response;
 use axum::routing::get;
 use ebb_core::time::Instant;
-use ebb_core::usage::{Amount, Listed, PodUsage, Sample, Usages};
+use ebb_core::usage::{Amount, Labels, Listed, PodUsage, Sample, Usages};
 use serde_json::{Value, json};
 
+use super::discovery::{Group, Resource};
 use super::selector::Narrowing;
-use super::{Shared, answer, failure, quantity};
+use super::{Shared, answer, bad_request, list, not_found, quantity, seconds};
 
 const GROUP: &str = "metrics.k8s.io";
 const VERSION: &str = "metrics.k8s.io/v1beta1";
 
+pub(super) fn group() -> Group {
+    let resource = |(name, kind, namespaced): (&str, &'static str, bool)| Resource {
+        name: name.to_owned(),
+        kind,
+        namespaced,
+        verbs: &["get", "list"],
+    };
+    let resources = [("nodes", "NodeMetrics", false), ("pods", "PodMetrics", true)].map(resource).into();
+    Group { name: GROUP, version: "v1beta1", resources }
+}
+
 pub(super) fn routes() -> Router<Shared> {
     let below = |rest: &str| format!("/apis/{VERSION}{rest}");
     Router::new()
-        .route("/apis", get(groups))
-        .route(&format!("/apis/{GROUP}"), get(async || answer(&group())))
-        .route(&format!("/apis/{VERSION}"), get(async || answer(&resources())))
         .route(&below("/nodes"), get(nodes))
         .route(&below("/nodes/{name}"), get(node))
         .route(&below("/pods"), get(pods))
@@ -31,43 +40,8 @@ pub(super) fn routes() -> Router<Shared> {
         .route(&below("/namespaces/{namespace}/pods/{name}"), get(pod))
 }
 
-fn group() -> Value {
-    let version = json!({"groupVersion": VERSION, "version": "v1beta1"});
-    json!({"kind": "APIGroup", "apiVersion": "v1", "name": GROUP, "versions": [version], "preferredVersion": version})
-}
-
-/// Name, kind, and whether in namespaces.
-const RESOURCES: [(&str, &str, bool); 2] = [("nodes", "NodeMetrics", false), ("pods", "PodMetrics", true)];
-const VERBS: [&str; 2] = ["get", "list"];
-
-fn resources() -> Value {
-    let resource = |(name, kind, namespaced): (&str, &str, bool)| json!({"name": name, "singularName": "", "namespaced": namespaced, "kind": kind, "verbs": VERBS});
-    let resources = RESOURCES.map(resource);
-    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": VERSION, "resources": resources})
-}
-
-/// API servers ask for all at once (`apidiscovery.k8s.io/v2`), and take what is neither that nor refused for an error.
-async fn groups(headers: HeaderMap) -> Response {
-    const DISCOVERY: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if !accept.contains(DISCOVERY) {
-        return answer(&json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": [group()]}));
-    }
-    let resource = |(name, kind, namespaced): (&str, &str, bool)| {
-        let kind = json!({"group": GROUP, "version": "v1beta1", "kind": kind});
-        let scope = if namespaced { "Namespaced" } else { "Cluster" };
-        json!({"resource": name, "responseKind": kind, "scope": scope, "singularResource": "", "verbs": VERBS})
-    };
-    let version = json!({"version": "v1beta1", "resources": RESOURCES.map(resource), "freshness": "Current"});
-    let group = json!({"metadata": {"name": GROUP}, "versions": [version]});
-    let all = json!({
-        "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": [group],
-    });
-    ([(header::CONTENT_TYPE, DISCOVERY)], all.to_string()).into_response()
-}
-
 async fn nodes(State(shared): State<Shared>, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
-    list(&shared, &headers, query, "NodeMetricsList", |usages, now| usages.nodes(now).map(Item::of_node).collect())
+    show_list(&shared, &headers, query, "NodeMetricsList", |usages, now| usages.nodes(now).map(Item::of_node).collect())
 }
 
 /// Of one namespace, or of all.
@@ -78,16 +52,17 @@ async fn pods(
     RawQuery(query): RawQuery,
 ) -> Response {
     let namespace = namespace.as_ref().map(|Path(namespace)| namespace.as_str());
-    list(&shared, &headers, query, "PodMetricsList", |usages, now| {
+    show_list(&shared, &headers, query, "PodMetricsList", |usages, now| {
         usages.pods(now, namespace).map(Item::of_pod).collect()
     })
 }
 
 async fn node(State(shared): State<Shared>, Path(name): Path<String>, headers: HeaderMap) -> Response {
     let now = shared.clock.now();
-    let found =
-        shared.known.read(|usages| usages.node(now, &name).map(|node| show(&Item::of_node(node), now, &headers)));
-    found.unwrap_or_else(|| missing("nodemetrics", &name))
+    match shared.known.read(|usages| usages.node(now, &name)) {
+        Some(node) => show(&Item::of_node(node), now, &headers),
+        None => missing("nodemetrics", &name),
+    }
 }
 
 async fn pod(
@@ -96,75 +71,72 @@ async fn pod(
     headers: HeaderMap,
 ) -> Response {
     let now = shared.clock.now();
-    let found = shared
-        .known
-        .read(|usages| usages.pod(now, &namespace, &name).map(|pod| show(&Item::of_pod(pod), now, &headers)));
-    found.unwrap_or_else(|| missing("podmetrics", &format!("{namespace}/{name}")))
+    match shared.known.read(|usages| usages.pod(now, &namespace, &name)) {
+        Some(pod) => show(&Item::of_pod(pod), now, &headers),
+        None => missing("podmetrics", &format!("{namespace}/{name}")),
+    }
 }
 
 fn missing(resource: &str, name: &str) -> Response {
-    let text = format!("{resource}.{GROUP} {name:?} not found: no agent has told of it lately");
-    failure(StatusCode::NOT_FOUND, "NotFound", &text)
+    not_found(&format!("{resource}.{GROUP} {name:?} not found: no agent has told of it lately"))
 }
 
-fn list(
+fn show_list(
     shared: &Shared,
     headers: &HeaderMap,
     query: Option<String>,
     kind: &str,
-    items: impl for<'a> FnOnce(&'a Usages, Instant) -> Vec<Item<'a>>,
+    items: impl FnOnce(&Usages, Instant) -> Vec<Item>,
 ) -> Response {
     let narrowing = match Narrowing::of(query.as_deref().unwrap_or_default()) {
         Ok(narrowing) => narrowing,
-        Err(text) => return failure(StatusCode::BAD_REQUEST, "BadRequest", &text),
+        Err(text) => return bad_request(&text),
     };
     let now = shared.clock.now();
-    shared.known.read(|usages| {
-        let mut items = items(usages, now);
-        items.retain(|item| narrowing.matches(item.namespace, item.name, item.labels));
-        if wants_table(headers) {
-            return answer(&table(&items, now));
-        }
-        let items: Vec<Value> = items.iter().map(|item| item.json(now)).collect();
-        answer(&json!({"kind": kind, "apiVersion": VERSION, "metadata": {}, "items": items}))
-    })
+    // Agents' words wait for as long as this takes; for the writing they need not.
+    let mut items = shared.known.read(|usages| items(usages, now));
+    items.retain(|item| narrowing.matches(&item.namespace, &item.name, &item.labels));
+    if wants_table(headers) {
+        return show_table(&items, now);
+    }
+    answer(&list::list(kind, VERSION, &items, |item| item.json(now)))
 }
 
-fn show(item: &Item<'_>, now: Instant, headers: &HeaderMap) -> Response {
-    if wants_table(headers) { answer(&table(std::slice::from_ref(item), now)) } else { answer(&item.json(now)) }
+fn show(item: &Item, now: Instant, headers: &HeaderMap) -> Response {
+    if wants_table(headers) { show_table(std::slice::from_ref(item), now) } else { answer(&item.json(now)) }
 }
 
 /// One NodeMetrics or PodMetrics.
-struct Item<'a> {
-    namespace: &'a str,
-    name: &'a str,
-    labels: &'a BTreeMap<String, String>,
+struct Item {
+    namespace: Arc<str>,
+    name: Arc<str>,
+    labels: Arc<Labels>,
     at: Instant,
     window: Duration,
-    used: Used<'a>,
+    used: Used,
 }
 
-enum Used<'a> {
+enum Used {
     Node(Amount),
-    Pod(&'a PodUsage),
+    Pod(Arc<PodUsage>),
 }
 
-impl<'a> Item<'a> {
-    fn of_node(Listed { namespace, name, labels, usage }: Listed<'a, Sample>) -> Self {
+impl Item {
+    fn of_node(Listed { namespace, name, labels, usage }: Listed<Sample>) -> Self {
         Self { namespace, name, labels, at: usage.at, window: usage.window, used: Used::Node(usage.amount) }
     }
 
-    fn of_pod(Listed { namespace, name, labels, usage }: Listed<'a, &'a PodUsage>) -> Self {
+    fn of_pod(Listed { namespace, name, labels, usage }: Listed<Arc<PodUsage>>) -> Self {
         Self { namespace, name, labels, at: usage.at, window: usage.window, used: Used::Pod(usage) }
     }
 
     fn metadata(&self, now: Instant) -> Value {
-        let mut metadata = json!({"name": self.name, "creationTimestamp": seconds(now)});
+        let mut metadata = json!({"name": &*self.name, "creationTimestamp": seconds(now)});
         if !self.namespace.is_empty() {
-            metadata["namespace"] = self.namespace.into();
+            metadata["namespace"] = json!(&*self.namespace);
         }
         if !self.labels.is_empty() {
-            metadata["labels"] = json!(self.labels);
+            metadata["labels"] = json!(&*self.labels);
         }
         metadata
     }
@@ -191,6 +163,14 @@ impl<'a> Item<'a> {
         value
     }
 
+    fn row(&self, now: Instant) -> Value {
+        let total = self.total();
+        let object =
+            json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": self.metadata(now)});
+        let (cpu, memory) = (quantity::cpu(total.cpu_nanocores), quantity::memory(total.memory_bytes));
+        json!({"cells": [&*self.name, cpu, memory, window(self.window)], "object": object})
+    }
+
     fn total(&self) -> Amount {
         let sum = |sum: Amount, (_, amount): &(String, Amount)| Amount {
             cpu_nanocores: sum.cpu_nanocores.saturating_add(amount.cpu_nanocores),
@@ -207,11 +187,6 @@ fn usage(amount: Amount) -> Value {
     json!({"cpu": quantity::cpu(amount.cpu_nanocores), "memory": quantity::memory(amount.memory_bytes)})
 }
 
-/// Times of the API have no fraction.
-fn seconds(at: Instant) -> String {
-    Instant::from_millis(at.as_millis() / 1000 * 1000).to_string().replace(".000Z", "Z")
-}
-
 /// As Go writes a duration.
 fn window(window: Duration) -> String {
     format!("{}s", window.as_secs_f64())
@@ -224,7 +199,7 @@ fn wants_table(headers: &HeaderMap) -> bool {
     first.split(';').any(|part| part.trim() == "as=Table")
 }
 
-fn table(items: &[Item<'_>], now: Instant) -> Value {
+fn show_table(items: &[Item], now: Instant) -> Response {
     let column = |name: &str, format: &str, description: &str| json!({"name": name, "type": "string", "format": format, "description": description, "priority": 0});
     let columns = [
         column("Name", "name", "Name of the node or pod"),
@@ -232,17 +207,7 @@ fn table(items: &[Item<'_>], now: Instant) -> Value {
         column("Memory", "quantity", "Working set at the end of the window"),
         column("Window", "duration", "Time over which it was measured"),
     ];
-    let row = |item: &Item<'_>| {
-        let total = item.total();
-        let object =
-            json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": item.metadata(now)});
-        let (cpu, memory) = (quantity::cpu(total.cpu_nanocores), quantity::memory(total.memory_bytes));
-        json!({"cells": [item.name, cpu, memory, window(item.window)], "object": object})
-    };
-    let rows: Vec<Value> = items.iter().map(row).collect();
-    json!({
-        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "columnDefinitions": columns, "rows": rows,
-    })
+    answer(&list::table(&columns, items, |item| item.row(now)))
 }
 
 #[cfg(test)]
@@ -254,9 +219,10 @@ mod tests {
         let amount = |cpu_nanocores, memory_bytes| Amount { cpu_nanocores, memory_bytes };
         let containers = vec![("side".into(), amount(1_500, 1024)), ("work".into(), amount(250_000_000, 3 << 20))];
         let at = Instant::from_millis(1_795_514_400_700);
-        let usage = PodUsage { uid: "u".into(), at, window: Duration::from_millis(9_500), containers };
-        let labels = BTreeMap::from([("app".to_owned(), "ray".to_owned())]);
-        let item = Item::of_pod(Listed { namespace: "ml", name: "train-0", labels: &labels, usage: &usage });
+        let window = Duration::from_millis(9_500);
+        let usage = Arc::new(PodUsage { uid: "u".into(), at, window, containers, signals: None });
+        let labels = Arc::new(Labels::from([("app".to_owned(), "ray".to_owned())]));
+        let item = Item::of_pod(Listed { namespace: "ml".into(), name: "train-0".into(), labels, usage });
         let now = Instant::from_millis(1_795_514_403_100);
         let expected = json!({
             "kind": "PodMetrics", "apiVersion": "metrics.k8s.io/v1beta1",
@@ -271,9 +237,9 @@ mod tests {
             ],
         });
         assert_eq!(item.json(now), expected);
-        let table = table(&[item], now);
-        assert_eq!(table["rows"][0]["cells"], json!(["train-0", "250001500n", "3073Ki", "9.5s"]));
-        assert_eq!(table["rows"][0]["object"]["metadata"], expected["metadata"]);
+        let row = item.row(now);
+        assert_eq!(row["cells"], json!(["train-0", "250001500n", "3073Ki", "9.5s"]));
+        assert_eq!(row["object"]["metadata"], expected["metadata"]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `labelSelector` and `fieldSelector` of a request, as API servers read them.
+//! `labelSelector`, `fieldSelector` and `metricLabelSelector` of a request, as API servers read them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,6 +8,8 @@ use kube::core::{Expression, Selector, SelectorExt};
 #[derive(Debug, Default)]
 pub(super) struct Narrowing {
     labels: Selector,
+    /// Of the metric itself, of which ours have none.
+    metric_labels: Selector,
     /// `metadata.name` and `metadata.namespace`, and whether it must be that or must not.
     fields: Vec<(Field, bool, String)>,
 }
@@ -25,6 +27,7 @@ impl Narrowing {
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*key {
                 "labelSelector" => narrowing.labels = labels(&value)?,
+                "metricLabelSelector" => narrowing.metric_labels = labels(&value)?,
                 "fieldSelector" => narrowing.fields = fields(&value)?,
                 "watch" if matches!(&*value, "true" | "1") => {
                     return Err("metrics cannot be watched: ask again for newer ones".into());
@@ -44,7 +47,7 @@ impl Narrowing {
             };
             (is == value) == *equal
         };
-        self.fields.iter().all(is_so) && self.labels.matches(of)
+        self.fields.iter().all(is_so) && self.labels.matches(of) && self.metric_labels.matches(&BTreeMap::new())
     }
 }
 
@@ -162,6 +165,16 @@ mod tests {
         check("fieldSelector=metadata.name!%3Da,metadata.namespace%3D%3Dml", "b", true);
         check("fieldSelector=metadata.namespace!%3Dml", "a", false);
         check("limit=500&resourceVersion=0", "a", true);
+    }
+
+    #[test]
+    fn a_metric_has_no_labels_to_be_selected_by() {
+        let check = |query: &str, expected| {
+            assert_eq!(Narrowing::of(query).unwrap().matches("ml", "a", &BTreeMap::new()), expected, "{query}");
+        };
+        check("metricLabelSelector=", true);
+        check("metricLabelSelector=gpu%3D0", false);
+        check("metricLabelSelector=!gpu", true);
     }
 
     #[test]

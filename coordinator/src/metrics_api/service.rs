@@ -1,4 +1,4 @@
-//! Tells the API server by which CA we are known, in the APIService that the chart made. One of another owner is theirs.
+//! Tells the API server by which CA we are known, in the APIServices that the chart made. One of another owner is theirs.
 
 use anyhow::Context;
 use k8s_openapi::ByteString;
@@ -8,57 +8,107 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::MetricsApi;
 use crate::kubernetes::CONTROLLER;
 use crate::tls::{Certificate, Telling};
 
-const NAME: &str = "v1beta1.metrics.k8s.io";
+impl MetricsApi {
+    fn api_service(self) -> &'static str {
+        match self {
+            Self::Resource => "v1beta1.metrics.k8s.io",
+            Self::Custom => "v1beta2.custom.metrics.k8s.io",
+        }
+    }
 
-/// Keeps it told, for ever.
-pub(crate) async fn keep(client: Client, namespace: String, certificates: watch::Receiver<Option<Certificate>>) {
-    let services = Api::<APIService>::all(client);
-    let mut telling = Telling::new(NAME, certificates);
-    while let Some(ca) = telling.due().await {
-        telling.done(tell(&services, &namespace, &ca).await);
+    /// Other versions of the group, which others may serve. Of two the API server prefers one by priority, and the HPA
+    /// asks for none but that.
+    fn rivals(self) -> &'static [&'static str] {
+        match self {
+            Self::Resource => &[],
+            Self::Custom => &["v1beta1.custom.metrics.k8s.io"],
+        }
+    }
+
+    /// The chart's value.
+    fn setting(self) -> &'static str {
+        match self {
+            Self::Resource => "metricsApi.enabled",
+            Self::Custom => "customMetricsApi.enabled",
+        }
     }
 }
 
-async fn tell(services: &Api<APIService>, namespace: &str, ca: &str) -> anyhow::Result<()> {
-    let context = || format!("APIService {NAME}");
-    let standing = services.get(NAME).await.with_context(context)?;
+/// Keeps it told, for ever.
+pub(crate) async fn keep(
+    api: MetricsApi,
+    client: Client,
+    namespace: String,
+    certificates: watch::Receiver<Option<Certificate>>,
+) {
+    let services = Api::<APIService>::all(client);
+    let mut telling = Telling::new(api.api_service(), certificates);
+    while let Some(ca) = telling.due().await {
+        telling.done(tell(api, &services, &namespace, &ca).await);
+    }
+}
+
+async fn tell(api: MetricsApi, services: &Api<APIService>, namespace: &str, ca: &str) -> anyhow::Result<()> {
+    let name = api.api_service();
+    let context = || format!("APIService {name}");
+    let standing = services.get(name).await.with_context(context)?;
     match change(&standing, namespace, ca) {
         Ok(None) => {}
         Ok(Some(patch)) => {
             let params = PatchParams { field_manager: Some(CONTROLLER.into()), ..PatchParams::default() };
-            services.patch(NAME, &params, &Patch::Merge(patch)).await.with_context(context)?;
-            tracing::info!(api_service = NAME, "CA written");
+            services.patch(name, &params, &Patch::Merge(patch)).await.with_context(context)?;
+            tracing::info!(api_service = name, "CA written");
         }
-        Err(owner) => tracing::warn!(
-            api_service = NAME,
-            owner,
-            "it is another's, and left alone: remove what serves it before Ebb is to (metrics-server's Helm release, its \
-             addon), or set metricsApi.enabled to false"
-        ),
+        Err(owner) => {
+            let setting = api.setting();
+            tracing::warn!(
+                api_service = name,
+                owner,
+                "it is another's, and left alone: remove what serves it before Ebb is to (its Helm release, its addon), or \
+                 set {setting} to false"
+            );
+        }
+    }
+    for rival in api.rivals() {
+        let context = || format!("APIService {rival}");
+        let Some(standing) = services.get_opt(rival).await.with_context(context)? else { continue };
+        if let Some(owner) = owner(&standing, namespace) {
+            tracing::warn!(
+                api_service = rival,
+                owner,
+                "another serves this version of the group, and HPAs ask only for the version of higher priority: have one of \
+                 the two"
+            );
+        }
     }
     Ok(())
 }
 
 /// A merge patch, where one is needed; an error names whose it is.
 fn change(standing: &APIService, namespace: &str, ca: &str) -> Result<Option<Value>, String> {
-    let spec = standing.spec.as_ref();
-    let service = spec.and_then(|spec| spec.service.as_ref());
-    let owner = service.map(|service| (service.namespace.as_deref(), service.name.as_deref()));
-    if owner != Some((Some(namespace), Some(crate::names::SERVICE))) {
-        return Err(match owner {
-            Some((of, name)) => format!("Service {}/{}", of.unwrap_or_default(), name.unwrap_or_default()),
-            None => "the API server itself".to_owned(),
-        });
+    if let Some(owner) = owner(standing, namespace) {
+        return Err(owner);
     }
     let bundle = ByteString(ca.as_bytes().to_vec());
-    if spec.is_some_and(|spec| spec.ca_bundle.as_ref() == Some(&bundle)) {
+    if standing.spec.as_ref().is_some_and(|spec| spec.ca_bundle.as_ref() == Some(&bundle)) {
         return Ok(None);
     }
     // Who skipped the check until there was a bundle need not any more; the API server refuses both together.
     Ok(Some(json!({"spec": {"caBundle": bundle, "insecureSkipTLSVerify": null}})))
+}
+
+/// Whose it is; `None`: ours.
+fn owner(standing: &APIService, namespace: &str) -> Option<String> {
+    let service = standing.spec.as_ref().and_then(|spec| spec.service.as_ref());
+    match service.map(|service| (service.namespace.as_deref(), service.name.as_deref())) {
+        Some((Some(of), Some(crate::names::SERVICE))) if of == namespace => None,
+        Some((of, name)) => Some(format!("Service {}/{}", of.unwrap_or_default(), name.unwrap_or_default())),
+        None => Some("the API server itself".to_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ impl AutoscalerStateService for FakeHead {
         let status = if fault == Fault::Nonsense { 77 } else { NodeStatus::Idle.into() };
         let node = NodeMessage { node_id: vec![1], status, idle_duration_ms, ..NodeMessage::default() };
         let state = ClusterResourceState { node_states: vec![node], ..ClusterResourceState::default() };
-        Ok(Response::new(GetClusterStatusReply { cluster_resource_state: Some(state), ..Default::default() }))
+        Ok(Response::new(GetClusterStatusReply { cluster_resource_state: Some(state) }))
     }
 
     /// As Ray does: the wrong reason ends the node and is never answered; what it does not know, it accepts.

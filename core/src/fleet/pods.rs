@@ -1,5 +1,4 @@
-//! The pods, each on its node. What pods have in common is kept once: 150 000 pods come from some hundred templates, and
-//! beyond their names there is little to each.
+//! The pods, each on its node. What pods have in common is kept once: beyond their names there is little to each.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem;
@@ -7,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::intern::Interner;
 use crate::kubernetes::{Need, Pod};
 use crate::time::Instant;
 
@@ -19,8 +19,8 @@ pub(super) struct Pods {
     unbound: BTreeMap<Arc<str>, Entry>,
     /// The node of each that has one, by UID.
     nodes: HashMap<Arc<str>, Arc<str>>,
-    /// What pods are like, and how many are.
-    likes: HashMap<Arc<Pod>, usize>,
+    /// What pods are like.
+    likes: Interner<Pod>,
 }
 
 /// One pod.
@@ -96,7 +96,7 @@ impl Pods {
     /// Those that are like this.
     pub(super) fn that(&self, is: impl Fn(&Pod) -> bool) -> impl Iterator<Item = &Entry> {
         // There are few kinds of pods, and nearly always none of them is meant.
-        let likes: HashSet<*const Pod> = self.likes.keys().filter(|like| is(like)).map(Arc::as_ptr).collect();
+        let likes: HashSet<*const Pod> = self.likes.iter().filter(|like| is(like)).map(Arc::as_ptr).collect();
         let all = self.bound.values().chain([&self.unbound]).take(if likes.is_empty() { 0 } else { usize::MAX });
         all.flat_map(BTreeMap::values).filter(move |entry| likes.contains(&Arc::as_ptr(&entry.like)))
     }
@@ -121,7 +121,7 @@ impl Pods {
         if let Some((before, _)) = self.remove(&entry.uid.clone()) {
             entry.uid = before.uid;
         }
-        entry.like = self.share(entry.like);
+        entry.like = self.likes.share(entry.like);
         let place = match node {
             None => &mut self.unbound,
             Some(node) => {
@@ -149,12 +149,7 @@ impl Pods {
                 entry
             }
         };
-        if let Some(count) = self.likes.get_mut(&entry.like) {
-            *count -= 1;
-            if *count == 0 {
-                self.likes.remove(&entry.like);
-            }
-        }
+        self.likes.release(&entry.like);
         Some((entry, node))
     }
 
@@ -163,12 +158,6 @@ impl Pods {
         let Some(entry) = self.get(uid).filter(|entry| entry.like.needs != needs) else { return false };
         let node = self.nodes.get(uid).map(AsRef::as_ref);
         self.apply(Pod { needs, ..entry.pod(node) })
-    }
-
-    fn share(&mut self, like: Arc<Pod>) -> Arc<Pod> {
-        let like = self.likes.get_key_value(&like).map_or(like, |(known, _)| known.clone());
-        *self.likes.entry(like.clone()).or_default() += 1;
-        like
     }
 }
 
@@ -267,7 +256,7 @@ mod tests {
                     prop_assert_eq!(on, expected.cloned().collect::<Vec<_>>());
                 }
                 // Nothing is kept that no pod is like.
-                prop_assert_eq!(pods.likes.values().sum::<usize>(), model.len());
+                prop_assert_eq!(pods.likes.sharers(), model.len());
             }
             prop_assert_eq!(BTreeMap::from(pods), model);
         }

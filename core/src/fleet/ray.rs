@@ -129,6 +129,13 @@ impl Fleet {
         workers.collect()
     }
 
+    /// What waits in each cluster whose head has told lately, and when it told.
+    pub fn ray_waiting(&self, now: Instant) -> BTreeMap<String, (Instant, u64)> {
+        let lasts = self.ray.iter().filter_map(|(name, known)| Some((name, known.last.as_ref()?)));
+        let count = lasts.filter(|(_, last)| last.counts(now));
+        count.map(|(name, last)| (name.clone(), (last.at, last.reading.waiting()))).collect()
+    }
+
     pub(super) fn ray_picture(&self, now: Instant) -> Vec<view::RayCluster> {
         let clusters = self.policy.ray.iter().map(|(name, cluster)| {
             let known = self.ray.get(name);

@@ -7,7 +7,7 @@ fn at(second: u64) -> Instant {
 fn word(pod: &str, cpu_nanocores: u64) -> NodeUsage {
     let amount = Amount { cpu_nanocores, memory_bytes: 1 };
     let window = Duration::from_secs(10);
-    let pod = PodUsage { uid: pod.into(), at: at(0), window, containers: vec![("work".into(), amount)] };
+    let pod = PodUsage { uid: pod.into(), at: at(0), window, containers: vec![("work".into(), amount)], signals: None };
     NodeUsage { node: Some(Sample { at: at(0), window, amount }), pods: vec![pod] }
 }
 
@@ -100,4 +100,26 @@ fn a_pod_that_is_over_or_waits_is_not_listed() {
     usages.take(at(0), "a", (at(0), 1), word("p", 7));
     usages.pod_applied(&kubernetes::Pod { finished: true, ..pod("p", "train-0", "a") });
     assert_eq!(cpu(&usages, at(0)), None);
+}
+
+#[test]
+fn what_pods_have_in_common_is_kept_once_and_no_longer_than_they_are_there() {
+    let mut usages = Usages::default();
+    let of = |uid: &str, name: &str, app: &str| kubernetes::Pod {
+        labels: Labels::from([("app".to_owned(), app.to_owned())]),
+        ..pod(uid, name, "a")
+    };
+    let kept = |usages: &Usages| (usages.labels.iter().count(), usages.labels.sharers(), usages.namespaces.sharers());
+    usages.pod_applied(&of("1", "a", "ray"));
+    usages.pod_applied(&of("2", "b", "ray"));
+    assert_eq!(kept(&usages), (1, 2, 2));
+    usages.pod_applied(&of("2", "b", "web"));
+    assert_eq!(kept(&usages), (2, 2, 2), "its labels changed");
+    usages.pod_applied(&of("3", "b", "ray"));
+    assert_eq!(kept(&usages), (1, 2, 2), "another one of the name");
+    for uid in ["2", "1", "3", "3"] {
+        usages.pod_deleted(uid);
+    }
+    assert_eq!(kept(&usages), (0, 0, 0));
+    assert!(usages.pods.is_empty() && usages.keys.is_empty());
 }

@@ -188,11 +188,86 @@ const DRAINS: [Compared; 26] = [
 pub(super) fn drain(args: &Args) -> Result<Vec<Row>> {
     eprintln!("{} rounds; {} nodes at once (--drained-nodes)", args.rounds, args.drained_nodes);
     let document = in_a_lab("bench-drain", "ebb-agent", &[args.rounds, args.drained_nodes])?;
+    compare(&document, &DRAINS)
+}
+
+const METRICS_SERVER: &str = "metrics-server";
+
+/// By their places in the document.
+const HPA: [Compared; 11] = [
+    (
+        "more load to PodMetrics that show some of it",
+        "s",
+        "/ebb/up/firstSeconds/median",
+        Some(("/metricsServer/up/firstSeconds/median", METRICS_SERVER)),
+        "",
+    ),
+    (
+        "the longest of them",
+        "s",
+        "/ebb/up/firstSeconds/max",
+        Some(("/metricsServer/up/firstSeconds/max", METRICS_SERVER)),
+        "",
+    ),
+    (
+        "to PodMetrics that show all of it",
+        "s",
+        "/ebb/up/wholeSeconds/median",
+        Some(("/metricsServer/up/wholeSeconds/median", METRICS_SERVER)),
+        "",
+    ),
+    (
+        "to more replicas, by the real HPA",
+        "s",
+        "/ebb/up/replicasSeconds/median",
+        Some(("/metricsServer/up/replicasSeconds/median", METRICS_SERVER)),
+        "",
+    ),
+    (
+        "less load to PodMetrics that show all of it",
+        "s",
+        "/ebb/down/wholeSeconds/median",
+        Some(("/metricsServer/down/wholeSeconds/median", METRICS_SERVER)),
+        "",
+    ),
+    (
+        "to fewer replicas, by the real HPA",
+        "s",
+        "/ebb/down/replicasSeconds/median",
+        Some(("/metricsServer/down/replicasSeconds/median", METRICS_SERVER)),
+        "",
+    ),
+    ("resident memory", "MiB", "/rssMib/ebb", Some(("/rssMib/metricsServer", METRICS_SERVER)), ""),
+    (
+        "of it, since agents told what pods use",
+        "MiB",
+        "/rssMib/ebbForUsage",
+        Some(("/rssMib/metricsServer", METRICS_SERVER)),
+        "",
+    ),
+    ("all pods in one list", "s", "/listed/ebb/seconds", Some(("/listed/metricsServer/seconds", METRICS_SERVER)), ""),
+    ("pods in it", "", "/listed/ebb/pods", Some(("/listed/metricsServer/pods", METRICS_SERVER)), ""),
+    (
+        "memory at most, with that list",
+        "MiB",
+        "/listed/ebb/peakMib",
+        Some(("/listed/metricsServer/peakMib", METRICS_SERVER)),
+        "",
+    ),
+];
+
+pub(super) fn hpa(args: &Args) -> Result<Vec<Row>> {
+    eprintln!("{} nodes, {} pods (--nodes, --pods); {} rounds (--rounds)", args.nodes, args.pods, args.rounds);
+    let document = in_a_lab("bench-hpa", "ebb-coordinator", &[args.rounds, args.nodes, args.pods])?;
+    compare(&document, &HPA)
+}
+
+fn compare(document: &Value, rows: &[Compared]) -> Result<Vec<Row>> {
     let figure = |path: &str| document.pointer(path).and_then(Value::as_f64).with_context(|| format!("find {path}"));
-    let row = |(what, unit, ours, theirs, aim): Compared| {
+    let row = |&(what, unit, ours, theirs, aim): &Compared| {
         // Not every peer is measured with very many nodes.
         let theirs = theirs.and_then(|(path, who)| Some((figure(path).ok()?, who)));
         anyhow::Ok(Row { what, unit, ours: figure(ours)?, theirs, aim })
     };
-    DRAINS.into_iter().map(row).collect()
+    rows.iter().map(row).collect()
 }

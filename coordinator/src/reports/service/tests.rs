@@ -160,7 +160,7 @@ async fn what_is_used_is_known_at_once_and_passes_the_same_gate() {
     let known = || {
         lab.seen.usage.read(|usages| {
             let nodes = usages.nodes(lab.clock.now());
-            nodes.map(|node| (node.name.to_owned(), node.usage.amount.cpu_nanocores)).collect::<Vec<_>>()
+            nodes.map(|node| (node.name.to_string(), node.usage.amount.cpu_nanocores)).collect::<Vec<_>>()
         })
     };
     assert_eq!(lab.say("a", vec![used("b", 10)]).await, (true, Code::PermissionDenied));

@@ -191,3 +191,20 @@ fn who_is_not_configured_is_not_heard_and_a_fleet_that_knows_ray_can_be_written_
     let event = Event::Ray { cluster: NAME.into(), answer: Answer::Unreadable(Problem::Late) };
     assert_eq!(serde_json::from_str::<Event>(&serde_json::to_string(&event).unwrap()).unwrap(), event);
 }
+
+#[test]
+fn what_waits_is_told_for_as_long_as_the_heads_last_word_counts() {
+    let mut world = world(1);
+    let waiting = |world: &World| world.fleet.ray_waiting(world.now).get(NAME).copied();
+    assert_eq!(waiting(&world), None);
+    world.ray_tells(19, &[]);
+    let told = world.now;
+    world.ray_fails(Problem::Late);
+    assert_eq!(waiting(&world), Some((told, 19)));
+    while world.now < told + Duration::from_secs(299) {
+        world.run(1);
+    }
+    assert_eq!(waiting(&world), Some((told, 19)));
+    world.run(1);
+    assert_eq!(waiting(&world), None, "unknown is not empty");
+}
