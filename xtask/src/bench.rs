@@ -19,7 +19,7 @@ use crate::process::{capture, root, run as run_command};
 /// `burst` brings up a lab (see `cargo xtask lab --help`) and takes about five seconds a trial; `decide` does so, too, and
 /// fills it first, which takes a minute for every 20 000 pods or so. `drain` brings up three, one after the other, and
 /// takes about 25 minutes. `hpa` builds metrics-server with Go, brings up a lab, fills it as `decide` does, and takes some three
-/// minutes a round. `planning` takes ten seconds, `sim` minutes. Nothing is left running. Progress goes to standard
+/// minutes a round. `planning` takes ten seconds, `ray` seven minutes with four labs, `sim` minutes. Nothing is left running. Progress goes to standard
 /// error. A busy machine makes all figures worse. Aims are printed beside the figures; nothing fails when one is missed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -68,6 +68,9 @@ enum Group {
     Hpa,
     /// How long the rules take to find room for a burst, as it grows, and for pods that mean something for each other.
     Planning,
+    /// From tasks in real Ray to nodes and back, level by level: ahead of Ray's own autoscaler and through its pending pods, and
+    /// with Ebb setting the workers, beside what the flow says. EC2's boot is modelled.
+    Ray,
     /// Virtual time a second of the simulator, as clusters grow.
     Sim,
 }
@@ -101,6 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Group::Drain => ("drain", lab::drain(args)?),
             Group::Hpa => ("hpa", lab::hpa(args)?),
             Group::Planning => ("planning", planning()?),
+            Group::Ray => ("ray", lab::ray()?),
             Group::Sim => ("sim", sim()?),
         };
         match args.output {

@@ -62,7 +62,7 @@ async fn up_and_down(options: ChainOptions<'_>) -> Value {
     json!({
         "firstAsked": since(from, first), "allAsked": since(from, all), "replicas": since(from, replicas),
         "podsMade": since(from, made), "placed": since(from, placed), "done": since(from, done),
-        "fewer": since(done, fewer), "none": since(done, none), "firstTerminated": since(none, drained),
+        "fewer": since(done, fewer), "none": since(done, none), "firstTerminated": since(done, drained),
         "gone": since(done, now()),
     })
 }

@@ -262,6 +262,33 @@ pub(super) fn hpa(args: &Args) -> Result<Vec<Row>> {
     compare(&document, &HPA)
 }
 
+const PENDING: &str = "through pending pods";
+
+/// By their places in the document. The aims are the flow's typical durations.
+const RAY: [Compared; 11] = [
+    (
+        "tasks to the first node asked for, ahead of Ray",
+        "s",
+        "/anticipated/firstAsked",
+        Some(("/pending/firstAsked", PENDING)),
+        "",
+    ),
+    ("to the third of three", "s", "/anticipated/allAsked", Some(("/pending/allAsked", PENDING)), ""),
+    ("the same", "s", "/anticipated/allAsked", Some(("/pendingFor/allAsked", "the flow's: pending for 30 s")), ""),
+    ("Ebb sets the workers: tasks to three replicas", "s", "/driven/replicas", None, "5-10 s"),
+    ("to the pods", "s", "/driven/podsMade", None, "30-60 s"),
+    ("to three nodes asked for", "s", "/driven/allAsked", None, "at once after the pods"),
+    ("to the pods on ready nodes, with a boot of 10 s", "s", "/driven/placed", None, "4-7 min with boots of 3-5"),
+    ("to all tasks done", "s", "/driven/done", None, ""),
+    ("tasks done to the first worker that goes", "s", "/driven/fewer", None, "60 s"),
+    ("to the first node terminated, unneeded for 20 s", "s", "/driven/firstTerminated", None, "10 min and more"),
+    ("to the last node gone", "s", "/driven/gone", None, "15-20 min with 10 min unneeded"),
+];
+
+pub(super) fn ray() -> Result<Vec<Row>> {
+    compare(&in_a_lab("bench-ray", "ebb-coordinator", &[])?, &RAY)
+}
+
 fn compare(document: &Value, rows: &[Compared]) -> Result<Vec<Row>> {
     let figure = |path: &str| document.pointer(path).and_then(Value::as_f64).with_context(|| format!("find {path}"));
     let row = |&(what, unit, ours, theirs, aim): &Compared| {
