@@ -21,6 +21,8 @@ pub(super) struct Model {
     queue: Vec<u64>,
     made: u32,
     silent: bool,
+    /// So many of the next changes of the RayCluster fail.
+    unwritable: u32,
     shown: Vec<ScaleStatus>,
     told: Option<(u64, Launches)>,
     costs: BTreeMap<String, Option<i32>>,
@@ -112,6 +114,10 @@ impl World {
             }
             Action::ScaleRayCluster { resource_version, groups, because, .. } => {
                 let object = self.ray.object.as_mut().unwrap();
+                if self.ray.unwritable > 0 {
+                    self.ray.unwritable -= 1;
+                    return Event::Failed { action, failure: Failure::Unavailable };
+                }
                 if *resource_version != object.resource_version {
                     return Event::Failed { action, failure: Failure::Conflict };
                 }
@@ -213,8 +219,9 @@ impl World {
 
     fn drive(&mut self, seconds: u64) {
         for _ in 0..seconds {
-            self.work();
             self.tell_of_ray();
+            // What was told is old by the time something is done about it.
+            self.work();
             self.run(1);
             self.operator();
         }
@@ -256,7 +263,7 @@ fn a_burst_raises_the_replicas_and_the_idle_go_by_name_after_their_head_agreed()
     world.drive(20);
     world.ray.queue = vec![30; 4];
     world.drive(8);
-    assert_eq!(world.ray_log(), ["1 -> 2 []: 3 requests wait in Ray", "2 -> 4 []: 3 requests wait in Ray"]);
+    assert_eq!(world.ray_log(), ["1 -> 2 []: 4 requests wait in Ray", "2 -> 4 []: 3 requests wait in Ray"]);
     world.drive(40);
     assert!(world.ray.queue.is_empty());
     assert_eq!(world.replicas(), 4, "all tasks are done, and nobody has been idle for a minute");
@@ -272,6 +279,23 @@ fn a_burst_raises_the_replicas_and_the_idle_go_by_name_after_their_head_agreed()
     let settled = world.ray_log();
     world.drive(300);
     assert_eq!(world.ray_log(), Vec::<String>::new(), "nothing is written twice after {settled:#?}");
+}
+
+#[test]
+fn a_worker_that_agreed_to_go_and_came_back_before_it_was_named_works_like_any_other() {
+    let mut world = world(Some(DRIVE));
+    world.ray.queue = vec![5; 2];
+    world.drive(20);
+    assert_eq!(world.ray.workers.len(), 2);
+    world.ray.unwritable = 4;
+    world.drive(60);
+    assert!(world.ray_log().iter().any(|line| line.contains("leaves Ray")));
+    world.ray.queue = vec![60; 2];
+    // The operator checks that nobody goes that works.
+    world.drive(60);
+    assert_eq!((world.replicas(), world.ray.unwritable), (2, 0));
+    world.drive(90);
+    assert_eq!(world.replicas(), 1);
 }
 
 #[test]
@@ -393,7 +417,10 @@ proptest! {
         for (what, amount) in steps {
             match what {
                 0..=3 => world.ray.queue.extend(vec![amount; 1 + amount as usize % 4]),
-                4 => world.failing.push(if amount % 2 == 0 { Failure::Conflict } else { Failure::Unavailable }),
+                4 => world.failing.extend(vec![
+                    if amount % 2 == 0 { Failure::Conflict } else { Failure::Unavailable };
+                    amount as usize % 5
+                ]),
                 5 => world.replies_lost += 1,
                 6 => world.ray.silent = !world.ray.silent,
                 7 => world.start(),
