@@ -152,7 +152,7 @@ async fn the_hpa_follows_gpus_and_rays_queue() {
     assert_stays(lab, 2).await;
     until(&mut agent, lab, 100, 1).await;
 
-    lab.apply(RAY_CLUSTERS).await;
+    lab.apply(include_str!("../src/rayclusters.yaml")).await;
     let queue = "{type: Object, object: {describedObject: {apiVersion: ray.io/v1, kind: RayCluster, name: train}, \
         metric: {name: ray_waiting_requests}, target: {type: AverageValue, averageValue: '10'}}}";
     lab.apply(&hpa(queue)).await;
@@ -217,18 +217,3 @@ spec:
 "
     )
 }
-
-const RAY_CLUSTERS: &str = r"
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: rayclusters.ray.io}
-spec:
-  group: ray.io
-  names: {kind: RayCluster, listKind: RayClusterList, plural: rayclusters, singular: raycluster}
-  scope: Namespaced
-  versions:
-    - name: v1
-      served: true
-      storage: true
-      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-";
