@@ -2,6 +2,7 @@
 //! What follows from it is the core's.
 
 mod gcs;
+mod node_drain;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::standing::Standing;
 
 pub(crate) use gcs::Gcs;
+pub(crate) use node_drain::{NodeDrains, router};
 
 use gcs::Error;
 
@@ -108,5 +110,7 @@ fn pause(failures: u32) -> Duration {
     EVERY.saturating_mul(1 << failures.saturating_sub(1).min(6)).min(LONGEST_PAUSE)
 }
 
+#[cfg(test)]
+mod fake_head;
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,9 @@
 //! Puts the parts together, and takes them apart again in an order in which nothing is lost.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -126,6 +127,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     intake.spawn(stop.clone().run_until_cancelled_owned(status.keep()));
     let registry = Arc::new(registry);
+    let drain_queries = queries.clone();
     let shown =
         Shown { registry, metrics: metrics.clone(), standing: standing.clone(), queries, page, decisions, clock };
     intake.spawn(stop.clone().run_until_cancelled_owned(cluster::watch(
@@ -134,8 +136,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         standing.clone(),
         inbox.clone(),
     )));
+    let mut ray_heads = BTreeMap::new();
     for (name, cluster) in &policy.ray {
         let gcs = Arc::new(ray::Gcs::new(cluster.clone()));
+        ray_heads.insert(name.clone(), gcs.clone());
         let head = ray::Head { name: name.clone(), gcs, metrics: metrics.clone() };
         intake.spawn(stop.clone().run_until_cancelled_owned(head.keep_asking(standing.clone(), inbox.clone())));
     }
@@ -175,13 +179,25 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let router = metrics_api::router(client.clone(), seen.usage.clone(), clock, front_proxy);
         https::serve(address, router, metrics_api::CONNECTIONS, certificates.clone(), Some(clients), stop.clone())
     });
-    let settings = Settings { usage: seen.usage.is_wanted(), ..Settings::from(&policy.idle) };
+    let (usage, ray) = (seen.usage.is_wanted(), !policy.ray.is_empty());
+    let settings = Settings { usage, ray, ..Settings::from(&policy.idle) };
+    let tokens = Arc::new(tokens(ebb_proto::TOKEN_AUDIENCE));
+    let node_drains = ray::NodeDrains {
+        tokens: tokens.clone(),
+        heads: ray_heads,
+        queries: drain_queries,
+        standing: standing.clone(),
+        clock,
+        in_vain: Mutex::default(),
+        metrics: metrics.clone(),
+    };
     let gate = Gate { seen, clock, standing: standing.clone(), inbox: inbox.clone(), metrics: metrics.clone() };
     let reports = reports::serve(
         args.listen_reports,
-        Arc::new(tokens(ebb_proto::TOKEN_AUDIENCE)),
+        tokens,
         gate,
         settings,
+        ray::router(node_drains),
         certificates,
         stop.clone(),
     );

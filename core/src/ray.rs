@@ -1,6 +1,7 @@
 //! Ray clusters: what their head says of what waits (a [`Reading`]), and what kinds of worker pods they grow by.
 //! How many of these a reading leads to is found out in `plan`; what is done about them, in the fleet.
 
+pub mod node_drain;
 mod plan;
 
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ const LARGEST: f64 = (1_u64 << 52) as f64;
 const HEAD: &str = "node:__internal_head__";
 
 /// A Ray cluster as the configuration has it. `NAMESPACE/NAME` is its key there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cluster {
     /// Host and port of its GCS.
@@ -31,7 +32,18 @@ pub struct Cluster {
     pub token_file: Option<PathBuf>,
     /// Certificates that the head's own must lead to, in PEM; `None`: it speaks without TLS.
     pub ca_file: Option<PathBuf>,
+    /// What the head knows its client by; `None`: it asks for no certificate.
+    #[serde(default)]
+    pub client: Option<ClientCertificate>,
     pub worker_groups: Vec<WorkerGroup>,
+}
+
+/// Both in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientCertificate {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
 }
 
 /// Worker pods that are alike.
@@ -99,7 +111,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Whether the two lead to the same: how long a node has been idle does not matter.
+    /// Whether the two lead to the same: how long a node has been idle does not matter, nor why one is not.
     pub fn says_the_same(&self, other: &Self) -> bool {
         let nodes = self.nodes.len() == other.nodes.len()
             && self.nodes.iter().zip(&other.nodes).all(|((id, a), (other_id, b))| id == other_id && a.is_like(b));
@@ -130,6 +142,9 @@ pub struct Node {
     pub state: NodeState,
     pub total: Amounts,
     pub available: Amounts,
+    /// Why it is not idle, in Ray's words. Those of an idle node are of an earlier time, and are left out.
+    #[serde(default)]
+    pub activity: Vec<String>,
 }
 
 impl Node {
@@ -149,11 +164,11 @@ impl Node {
     }
 
     /// Whether it has joined, and not left.
-    fn is_there(&self) -> bool {
+    pub(crate) fn is_there(&self) -> bool {
         self.state != NodeState::Dead
     }
 
-    fn is_head(&self) -> bool {
+    pub(crate) fn is_head(&self) -> bool {
         self.total.0.amount(HEAD) > 0
     }
 }

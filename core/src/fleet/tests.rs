@@ -2,6 +2,7 @@
 
 mod buffers;
 mod ray;
+mod ray_workers;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

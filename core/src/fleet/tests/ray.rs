@@ -22,8 +22,7 @@ fn worker_pod() -> Pod {
 
 fn world(nodes: u32) -> World {
     let workers = WorkerGroup { name: "cpu".into(), pod: worker_pod(), resources: amounts(3.0), min: 0, max: 10 };
-    let cluster =
-        Cluster { address: "head:6379".into(), token_file: None, ca_file: None, worker_groups: vec![workers] };
+    let cluster = Cluster { address: "head:6379".into(), worker_groups: vec![workers], ..Cluster::default() };
     let mut policy = pools(&["cpu"]);
     policy.groups.get_mut("cpu").unwrap().max = nodes;
     policy.ray = [(NAME.to_owned(), cluster)].into();
@@ -41,6 +40,7 @@ impl World {
                 state: NodeState::Running,
                 total: amounts(3.0),
                 available: Amounts::default(),
+                activity: Vec::new(),
             };
             ((*name).to_owned(), node)
         };

@@ -18,7 +18,7 @@ fn group(name: &str, resources: &[(&str, f64)], min: u32, max: u32) -> WorkerGro
 /// CPU workers of four cores, ten at most; GPU workers of eight cores and a GPU, three at most.
 fn cluster() -> Cluster {
     let worker_groups = vec![group("gpu", &[("CPU", 8.0), ("GPU", 1.0)], 0, 3), group("cpu", &[("CPU", 4.0)], 0, 10)];
-    Cluster { address: "head:6379".into(), token_file: None, ca_file: None, worker_groups }
+    Cluster { address: "head:6379".into(), worker_groups, ..Cluster::default() }
 }
 
 fn node(group: &str, instance: &str, total: &[(&str, f64)], available: &[(&str, f64)]) -> Node {
@@ -29,6 +29,7 @@ fn node(group: &str, instance: &str, total: &[(&str, f64)], available: &[(&str, 
         state: NodeState::Running,
         total: amounts(total),
         available: amounts(available),
+        activity: Vec::new(),
     }
 }
 
