@@ -43,7 +43,7 @@ pub use http::http;
 pub use metadata::MetadataMock;
 pub use program::{Program, binary, free_port};
 pub use proxy::{Fault, Proxy, Seen};
-pub use ray::{Ray, own_network};
+pub use ray::{Ray, Tls, own_network};
 pub use rustix::process::Signal;
 pub use terminal::Terminal;
 pub use wait::wait_until;

@@ -160,7 +160,10 @@ impl Group {
                 tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
             }
             Self::Hpa => tests(&["--package", "ebb-tests", "--test", "hpa", "--", "--show-output"]),
-            Self::Ray => tests(&["--package", "ebb-tests", "--test", "ray", "--", "--show-output"]),
+            Self::Ray => {
+                let files = ["--test", "ray", "--test", "ray_drain"];
+                tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
+            }
             Self::Browser => {
                 tools::apt_install(&["chromium", "chromium-driver"])?;
                 // It prints how smooth a thousand nodes are, which it can say only while nothing else runs.
