@@ -77,6 +77,8 @@ struct Drive {
     /// The latest answer to an eviction, by pod UID.
     answers: BTreeMap<String, drain::Reply>,
     running: BTreeMap<(String, HookPhase), AbortHandle>,
+    /// The hook that was asked last, at which phase of which drain.
+    asked: Option<(String, HookPhase, String)>,
 }
 
 impl Edge {
@@ -123,6 +125,7 @@ impl Edge {
             requests: FuturesUnordered::new(),
             answers: BTreeMap::new(),
             running: BTreeMap::new(),
+            asked: None,
         }
     }
 
@@ -159,7 +162,12 @@ impl Edge {
                 vec![if is_check { Event::Checked { uid, reply } } else { Event::Evicted { uid, reply } }]
             }
             Reply::Hooked { hook, phase, outcome } => {
-                tracing::info!(hook, phase = phase.name(), ?outcome, "hook answered");
+                let phase_name = phase.name();
+                match outcome {
+                    // Which it may do each second.
+                    HookOutcome::Later { .. } => tracing::debug!(hook, phase = phase_name, ?outcome, "hook answered"),
+                    _ => tracing::info!(hook, phase = phase_name, ?outcome, "hook answered"),
+                }
                 drive.running.remove(&(hook.clone(), phase));
                 vec![Event::Hook { hook, phase, outcome }]
             }
@@ -188,7 +196,13 @@ impl Edge {
             Action::Evict { pod, grace } => drive.requests.push(self.evict(pod, grace)),
             Action::Delete { pod, grace } => drive.requests.push(self.delete(pod, grace)),
             Action::RunHook { hook, phase, until, about } => {
-                tracing::info!(hook, phase = phase.name(), drain = about.id, "hook asked");
+                let point = (hook.clone(), phase, about.id.clone());
+                if drive.asked.as_ref() == Some(&point) {
+                    tracing::debug!(hook, phase = phase.name(), drain = about.id, "hook asked again");
+                } else {
+                    tracing::info!(hook, phase = phase.name(), drain = about.id, "hook asked");
+                    drive.asked = Some(point);
+                }
                 let (run, handle) = abortable(self.hooks.run(&hook, phase, until, &about));
                 drive.running.insert((hook.clone(), phase), handle);
                 drive.requests.push(Box::pin(async move {

@@ -5,9 +5,11 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::Context;
+use ebb_config::Service;
 use ebb_core::classify::IdlePolicy;
 use ebb_core::drain;
 use ebb_core::notice::Notices;
+use ebb_proto::RAY_HOOK;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 use tokio::net::TcpListener;
@@ -19,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::args::{Args, Command, SourceArg};
 use crate::clock::Clock;
 use crate::drain::Edge;
-use crate::drain::hooks::Hooks;
+use crate::drain::hooks::{AboutRay, Hooks};
 use crate::health::{Healths, chain};
 use crate::metrics::{Dcgm, Metrics, Page, ResourceMetrics};
 use crate::sampler::{Input, Sampler};
@@ -64,7 +66,16 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
         None => None,
     };
     let node = args.node_name.as_deref().unwrap_or_default();
-    let (hooks, known_hooks) = Hooks::load(node, args.drain.hooks_file.as_deref(), args.drain.hooks_dir.as_deref())?;
+    let (mut hooks, mut known_hooks) =
+        Hooks::load(node, args.drain.hooks_file.as_deref(), args.drain.hooks_dir.as_deref())?;
+    let (has_ray, told) = watch::channel(None);
+    let coordinator = Service {
+        url: args.coordinator.beside(RAY_HOOK),
+        ca_file: Some(args.coordinator_ca.clone()),
+        token_file: Some(args.coordinator_token_file.clone()),
+        server_name: args.coordinator_server_name.clone(),
+    };
+    hooks.ask_about_ray(coordinator, AboutRay { told, clock }, &mut known_hooks);
     let drain = drain::Settings {
         leave_load_balancers: args.drain.leave_load_balancers,
         hooks: known_hooks,
@@ -163,6 +174,7 @@ async fn serve(args: Args, log: logging::Handle) -> anyhow::Result<()> {
             interval: args.interval,
             clock,
             policy: policy_sender,
+            has_ray,
             metrics,
         };
         tasks.spawn(edge.run(stop.clone()));

@@ -69,6 +69,8 @@ pub struct Uplink {
     pub interval: Duration,
     pub clock: Clock,
     pub policy: watch::Sender<IdlePolicy>,
+    /// Where others learn whether there is Ray, once the coordinator has told. It stays so while that is away.
+    pub has_ray: watch::Sender<Option<bool>>,
     pub metrics: Metrics,
 }
 
@@ -126,6 +128,7 @@ impl Uplink {
             let mut settings = client.stream(request).await.map_err(Error::Refused)?.into_inner();
             while let Some(message) = settings.message().await.map_err(Error::Refused)? {
                 wants.send_replace(Wanted { usage: message.usage, signals: message.signals });
+                self.has_ray.send_replace(Some(message.ray));
                 let policy = IdlePolicy::try_from(message).map_err(Error::Settings)?;
                 if !*accepted {
                     tracing::info!(coordinator = %self.coordinator, "coordinator connected");

@@ -81,6 +81,7 @@ async fn reports_carry_the_token_and_streams_are_opened_again() {
         interval,
         clock,
         policy: policy_sender,
+        has_ray: watch::Sender::new(None),
         metrics: metrics.clone(),
     };
     let running = tokio::spawn(uplink.run(stop.clone()));

@@ -4,6 +4,7 @@ mod group;
 mod name;
 mod node;
 mod pod;
+mod ray;
 #[cfg(test)]
 mod tests;
 

@@ -230,6 +230,15 @@ fn ray(now: Instant, cluster: &Cluster, sheet: &mut Sheet) {
             }
         }
     }
+    let held = cluster.nodes.iter().filter_map(|node| Some((node.idle_ray_only?, &node.name)));
+    let mut held: Vec<_> = held.collect();
+    // The longest first.
+    held.sort();
+    let held: Vec<_> = held.iter().map(|(since, name)| format!("{name} ({})", span(now.since(*since)))).collect();
+    if !held.is_empty() {
+        let label = format!("nodes held by idle workers alone {}", held.len());
+        sheet.labelled(&label, &listed(&held, sheet.room(&label)));
+    }
 }
 
 /// At most this wide, with whole words.
@@ -312,6 +321,14 @@ mod tests {
             " ml/c  has told nothing yet",
         ];
         assert_eq!(section.lines().take(6).collect::<Vec<_>>(), expected);
+        assert!(!section.contains("held by"), "{section}");
+        let since = |ago| Some(now.before(Duration::from_secs(ago)));
+        let nodes = &mut told.seen.cluster.nodes;
+        (nodes[0].idle_ray_only, nodes[1].idle_ray_only) = (since(60), since(600));
+        let names = [&nodes[1].name, &nodes[0].name].map(ToString::to_string);
+        let expected = format!(" nodes held by idle workers alone 2  {} (10m 0s), {} (1m 0s)", names[0], names[1]);
+        let printed = text(&told, &mut Sheet::new(200, false));
+        assert!(printed.lines().any(|line| line == expected), "{printed}");
     }
 
     #[test]

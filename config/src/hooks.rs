@@ -46,6 +46,8 @@ pub struct Service {
     pub ca_file: Option<PathBuf>,
     /// What it knows the agent by: sent as a bearer token.
     pub token_file: Option<PathBuf>,
+    /// The name that its certificate must carry; without, its URL's host.
+    pub server_name: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -96,6 +98,9 @@ fn hook<'a>(entry: &'a Entry, names: &mut BTreeSet<&'a str>, check: &mut Check) 
     if name.is_empty() || !names.insert(name) {
         check.refuse(at, "expected a name that no other hook has");
     }
+    if name.starts_with("ebb.dev/") {
+        check.refuse(at, "names that begin with ebb.dev/ are Ebb's own");
+    }
     if entry.phases.is_empty() {
         check.refuse(at, format_args!("hook {name} needs `phases`, one or more of {}", phases()));
     }
@@ -115,7 +120,8 @@ fn hook<'a>(entry: &'a Entry, names: &mut BTreeSet<&'a str>, check: &mut Check) 
         }
     };
     let phases = entry.phases.iter().copied().collect();
-    Some((Hook { name: name.to_owned(), phases, timeout, on_failure: entry.on_failure, when: entry.when }, call?))
+    let (name, on_failure, when) = (name.to_owned(), entry.on_failure, entry.when);
+    Some((Hook { name, phases, timeout, silence: None, on_failure, when }, call?))
 }
 
 fn service(url: &Text, entry: &Entry, check: &mut Check) -> Option<Service> {
@@ -132,7 +138,8 @@ fn service(url: &Text, entry: &Entry, check: &mut Check) -> Option<Service> {
         }
         Some(PathBuf::from(&file.value))
     };
-    Some(Service { url: url.value.clone(), ca_file: file(&entry.ca_file), token_file: file(&entry.token_file) })
+    let (url, server_name) = (url.value.clone(), None);
+    Some(Service { url, ca_file: file(&entry.ca_file), token_file: file(&entry.token_file), server_name })
 }
 
 fn phases() -> String {
@@ -157,6 +164,7 @@ hooks:
             name: "slurm".into(),
             phases: [HookPhase::PreDrain].into(),
             timeout: Duration::from_secs(300),
+            silence: None,
             on_failure: OnFailure::Continue,
             when: When::Planned,
         };
@@ -164,6 +172,7 @@ hooks:
             name: "registry".into(),
             phases: [HookPhase::PostDrain, HookPhase::OnCancel].into(),
             timeout: DEFAULT_TIMEOUT,
+            silence: None,
             on_failure: OnFailure::Abort,
             when: When::Any,
         };
@@ -173,6 +182,7 @@ hooks:
             url: "https://vault.infra.svc/ebb".into(),
             ca_file: Some("/ca.crt".into()),
             token_file: Some("/token".into()),
+            server_name: None,
         };
         let vault = Hook { name: "vault".into(), phases: [HookPhase::PreDrain].into(), ..registry.clone() };
         assert_eq!(hooks, [(slurm, exec), (registry, http), (vault, Call::Http(https))]);

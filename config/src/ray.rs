@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ebb_core::kubernetes::{Pod, TaintEffect, Toleration};
-use ebb_core::ray::{Amounts, Cluster, Drive, WorkerGroup};
+use ebb_core::ray::{Amounts, ClientCertificate, Cluster, Drive, WorkerGroup};
 use ebb_core::resources::{NVIDIA_GPU, Resources};
 use ebb_core::units::parse_quantity_milli;
 use serde::Deserialize;
@@ -35,6 +35,8 @@ struct ClusterEntry {
     address: Text,
     token_file: Option<Text>,
     ca_file: Option<Text>,
+    cert_file: Option<Text>,
+    key_file: Option<Text>,
     worker_groups: Spanned<Vec<GroupEntry>>,
     drive: Option<DriveEntry>,
     report_launches: Option<bool>,
@@ -119,6 +121,7 @@ impl ClusterEntry {
             address: self.address.value.clone(),
             token_file: path(self.token_file.as_ref(), check),
             ca_file: path(self.ca_file.as_ref(), check),
+            client: self.client(check),
             worker_groups: self.worker_groups.value.iter().map(|group| group.worker_group(self, check)).collect(),
             drive: self.drive.as_ref().map(|drive| drive.drive(check)),
             // Nobody else does where Ebb sets the replicas.
@@ -138,6 +141,23 @@ impl DriveEntry {
             queue_depth: check.read(self.queue_depth.as_ref(), 0, count),
             idle_timeout: check.duration(self.idle_timeout.as_ref(), IDLE_TIMEOUT),
             upscaling_speed: self.upscaling_speed.as_ref().map(|text| check.read(Some(text), 1000, speed)),
+        }
+    }
+}
+
+impl ClusterEntry {
+    fn client(&self, check: &mut Check) -> Option<ClientCertificate> {
+        let (cert, key) = (path(self.cert_file.as_ref(), check), path(self.key_file.as_ref(), check));
+        let given = self.cert_file.as_ref().or(self.key_file.as_ref())?;
+        if self.ca_file.is_none() {
+            check.refuse(given.referenced, "needs a caFile: without, the head is spoken to in the clear");
+        }
+        match (cert, key) {
+            (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
+            _ => {
+                check.refuse(given.referenced, "expected both certFile and keyFile, or neither");
+                None
+            }
         }
     }
 }
@@ -273,6 +293,9 @@ mod tests {
       namespace: ml
       address: train-head-svc.ml.svc:6379
       tokenFile: /etc/ebb/ray/token
+      caFile: /etc/ebb/ray/ca.crt
+      certFile: /etc/ebb/ray/tls.crt
+      keyFile: /etc/ebb/ray/tls.key
       workerGroups:
         - {{name: cpu, maxReplicas: 10, requests: {{cpu: 3500m, memory: 12Gi}}}}
         - name: gpu
@@ -288,7 +311,10 @@ mod tests {
         );
         let policy = parse(&text, &Overrides::default()).unwrap();
         let cluster = &policy.ray["ml/train"];
-        assert_eq!((cluster.token_file.as_deref(), &cluster.ca_file), (Some(Path::new("/etc/ebb/ray/token")), &None));
+        let file = |name: &str| Path::new("/etc/ebb/ray").join(name);
+        assert_eq!((&cluster.token_file, &cluster.ca_file), (&Some(file("token")), &Some(file("ca.crt"))));
+        let client = ClientCertificate { cert_file: file("tls.crt"), key_file: file("tls.key") };
+        assert_eq!(cluster.client, Some(client));
         let [cpu, gpu] = &cluster.worker_groups[..] else { panic!("{cluster:?}") };
         assert_eq!(cpu.resources, amounts(&[("CPU", 4.0), ("memory", (12_u64 << 30) as f64)]));
         assert_eq!((cpu.min, cpu.max, cpu.pod.requests.amount("pods")), (0, 10, 1));
@@ -319,6 +345,7 @@ mod tests {
         - {{name: w, minReplicas: 3, maxReplicas: 2, requests: {{}}}}
         - {{name: w, maxReplicas: x, requests: {{cpu: 1}}, resources: {{CPU: many}}, tolerations: [{{operator: In}}]}}
     - {{name: b, namespace: ml, address: 'head:0', workerGroups: [{{name: w, maxReplicas: 1, requests: {{cpu: 1}}}}], drive: {{upscalingSpeed: 0, idleTimeout: x}}}}
+    - {{name: c, namespace: ml, address: 'head:1', certFile: /c, workerGroups: [{{name: w, maxReplicas: 1, requests: {{cpu: 1}}}}]}}
 "
         );
         let problems = parse(&text, &Overrides::default()).unwrap_err();
@@ -339,6 +366,8 @@ mod tests {
             "f:12:41: `head:0` is no HOST:PORT of a Ray head, as in train-head-svc.ml.svc:6379",
             "f:12:138: `0` is no number above 0 as in 1 or 0.5",
             "f:12:154: `x` is no duration as in 30s, 10m or 1h30m",
+            "f:13:61: expected both certFile and keyFile, or neither",
+            "f:13:61: needs a caFile: without, the head is spoken to in the clear",
         ];
         assert_eq!(listed.lines().collect::<Vec<_>>(), expected);
     }

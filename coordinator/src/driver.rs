@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ebb_core::fleet::{Action, Event, Fleet, Memory};
 use ebb_core::journal::Handled;
+use ebb_core::ray::node_drain::OnNode;
 use ebb_core::view::Cluster;
 use ebb_page::Page;
 use tokio::sync::{mpsc, oneshot};
@@ -38,6 +39,8 @@ pub enum Query {
     RayWaiting(oneshot::Sender<BTreeMap<String, (ebb_core::time::Instant, u64)>>),
     /// The picture without the nodes' pods.
     Outline(oneshot::Sender<Cluster>),
+    /// What a node's drain has to know of Ray on it; `None`: there is no such node.
+    RayOnNode { node: String, uid: String, reply: oneshot::Sender<Option<OnNode>> },
     /// With every pod in it, so it takes a while to draw in a large cluster.
     Picture(oneshot::Sender<Cluster>),
 }
@@ -45,7 +48,7 @@ pub enum Query {
 pub type Queries = mpsc::Sender<Query>;
 
 /// The driver's answer; `None` if there is none in time.
-pub async fn ask<T>(queries: &Queries, query: fn(oneshot::Sender<T>) -> Query) -> Option<T> {
+pub async fn ask<T>(queries: &Queries, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Option<T> {
     let (reply, answer) = oneshot::channel();
     timeout(PATIENCE, async {
         queries.send(query(reply)).await.ok()?;
@@ -98,6 +101,7 @@ impl Driver {
             Query::Memory(reply) => _ = reply.send(self.fleet.memory(now)),
             Query::RayWaiting(reply) => _ = reply.send(self.fleet.ray_waiting(now)),
             Query::Outline(reply) => _ = reply.send(self.fleet.outline(now)),
+            Query::RayOnNode { node, uid, reply } => _ = reply.send(self.fleet.ray_on_node(&node, &uid)),
             Query::Picture(reply) => _ = reply.send(self.fleet.view(now)),
         }
     }

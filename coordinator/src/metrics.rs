@@ -48,6 +48,15 @@ impl Told {
     }
 }
 
+/// What a Ray head said to draining one of its nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RayDrain {
+    Accepted,
+    /// It was not reached, or made no sense.
+    Failed,
+    Refused,
+}
+
 /// What became of an agent's request to write for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Brokered {
@@ -96,6 +105,7 @@ pub struct Metrics {
     group_max: PerGroup,
     group_desired: PerGroup,
     group_instances: PerGroup,
+    ray_drains: Labels<1>,
     ray_polls: Labels<1>,
     ray_up: PerGroup,
     ray_waiting_requests: PerGroup,
@@ -132,6 +142,7 @@ impl Metrics {
             group_max: Family::default(),
             group_desired: Family::default(),
             group_instances: Family::default(),
+            ray_drains: Family::default(),
             ray_polls: Family::default(),
             ray_up: Family::default(),
             ray_waiting_requests: Family::default(),
@@ -164,6 +175,11 @@ impl Metrics {
         ebb.register("group_max", "Greatest number of nodes, by configuration and group", metrics.group_max.clone());
         ebb.register("group_desired", "Desired capacity", metrics.group_desired.clone());
         ebb.register("group_instances", "Instances in service or on their way", metrics.group_instances.clone());
+        ebb.register(
+            "ray_drains",
+            "Ray workers whose heads were asked to drain them, by result",
+            metrics.ray_drains.clone(),
+        );
         ebb.register("ray_polls", "Questions to Ray clusters' heads by result", metrics.ray_polls.clone());
         ebb.register("ray_up", "Whether the Ray cluster's head answered the last question", metrics.ray_up.clone());
         let help = "Tasks, actors and placement groups' bundles that wait in the Ray cluster";
@@ -204,6 +220,15 @@ impl Metrics {
 
     pub fn brokered(&self, call: &'static str, result: Brokered) {
         self.brokered.get_or_create(&[("call", call), ("result", result.name())]).inc();
+    }
+
+    pub fn ray_drain(&self, result: RayDrain) {
+        let name = match result {
+            RayDrain::Accepted => "accepted",
+            RayDrain::Failed => "failed",
+            RayDrain::Refused => "refused",
+        };
+        self.ray_drains.get_or_create(&[("result", name)]).inc();
     }
 
     /// `None`: it answered.

@@ -2,6 +2,7 @@
 //! What follows from it is the core's.
 
 mod gcs;
+mod node_drain;
 mod objects;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::standing::Standing;
 
 pub(crate) use gcs::{Error, Gcs};
+pub(crate) use node_drain::{NodeDrains, router};
 pub(crate) use objects::{scale_cluster, show_group, watch};
 
 /// The head itself hears from its nodes once a second.
@@ -108,5 +110,7 @@ fn pause(failures: u32) -> Duration {
     EVERY.saturating_mul(1 << failures.saturating_sub(1).min(6)).min(LONGEST_PAUSE)
 }
 
+#[cfg(test)]
+mod fake_head;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -131,6 +131,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     intake.spawn(stop.clone().run_until_cancelled_owned(status.keep()));
     let registry = Arc::new(registry);
+    let drain_queries = queries.clone();
     let shown = Shown {
         registry,
         metrics: metrics.clone(),
@@ -149,8 +150,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     if !ray_clusters.is_empty() {
         intake.spawn(stop.clone().run_until_cancelled_owned(ray::watch(client.clone(), inbox.clone())));
     }
-    for (name, gcs) in ray_clusters {
-        let head = ray::Head { name, gcs, metrics: metrics.clone() };
+    for (name, gcs) in &ray_clusters {
+        let head = ray::Head { name: name.clone(), gcs: gcs.clone(), metrics: metrics.clone() };
         intake.spawn(stop.clone().run_until_cancelled_owned(head.keep_asking(standing.clone(), inbox.clone())));
     }
     let (certificate, certificates) = watch::channel(None);
@@ -190,15 +191,26 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let router = metrics_api::router(&args.metrics_apis, client.clone(), known, queries, clock, front_proxy);
         https::serve(address, router, metrics_api::CONNECTIONS, certificates.clone(), Some(clients), stop.clone())
     });
-    let usage = seen.usage.is_wanted();
+    let (usage, ray) = (seen.usage.is_wanted(), !policy.ray.is_empty());
     let signals = usage && args.metrics_apis.contains(&MetricsApi::Custom);
-    let settings = Settings { usage, signals, ..Settings::from(&policy.idle) };
+    let settings = Settings { usage, signals, ray, ..Settings::from(&policy.idle) };
+    let tokens = Arc::new(tokens(ebb_proto::TOKEN_AUDIENCE));
+    let node_drains = ray::NodeDrains {
+        tokens: tokens.clone(),
+        heads: ray_clusters,
+        queries: drain_queries,
+        standing: standing.clone(),
+        clock,
+        in_vain: Mutex::default(),
+        metrics: metrics.clone(),
+    };
     let gate = Gate { seen, clock, standing: standing.clone(), inbox: inbox.clone(), metrics: metrics.clone() };
     let reports = reports::serve(
         args.listen_reports,
-        Arc::new(tokens(ebb_proto::TOKEN_AUDIENCE)),
+        tokens,
         gate,
         settings,
+        ray::router(node_drains),
         certificates,
         stop.clone(),
     );

@@ -278,7 +278,8 @@ impl Drain {
         if let Some((phase, mut hooks)) = self.aftermath.take()
             && let Some(intent) = &self.last
         {
-            let ask = Ask { hooks: &self.settings.hooks, intent, until: Instant::from_millis(u64::MAX) };
+            let never = Instant::from_millis(u64::MAX);
+            let ask = Ask { hooks: &self.settings.hooks, intent, until: never, evict_by: never };
             let verdict = hooks.advance(agenda, ask, (phase, None), &mut actions);
             self.aftermath = matches!(verdict, Verdict::Waits(_)).then_some((phase, hooks));
         }

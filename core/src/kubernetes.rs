@@ -63,6 +63,9 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
     /// The node it is bound to.
     pub node: Option<String>,
+    /// Its own address; the node's, where it has none of its own.
+    #[serde(default)]
+    pub ip: Option<String>,
     pub controller: Controller,
     /// Succeeded or Failed: it asks for nothing any more.
     pub finished: bool,
@@ -330,6 +333,7 @@ impl From<&api::Pod> for Pod {
             name: pod.metadata.name.clone().unwrap_or_default(),
             labels: pod.metadata.labels.clone().unwrap_or_default(),
             node: spec.node_name.clone().filter(|name| !name.is_empty()),
+            ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
             controller: controller(pod),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             terminating: pod.metadata.deletion_timestamp.is_some(),

@@ -2,6 +2,7 @@
 //! How many of these a reading leads to is found out in `plan`; what is done about them, in the fleet.
 
 mod drive;
+pub mod node_drain;
 mod plan;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,9 @@ pub struct Cluster {
     pub token_file: Option<PathBuf>,
     /// Certificates that the head's own must lead to, in PEM; `None`: it speaks without TLS.
     pub ca_file: Option<PathBuf>,
+    /// What the head knows its client by; `None`: it asks for no certificate.
+    #[serde(default)]
+    pub client: Option<ClientCertificate>,
     pub worker_groups: Vec<WorkerGroup>,
     /// Set: Ebb sets the replicas of all these groups.
     #[serde(default)]
@@ -44,6 +48,14 @@ pub struct Cluster {
     /// Whether its workers' pods say which of them is to go first (`controller.kubernetes.io/pod-deletion-cost`).
     #[serde(default)]
     pub pod_deletion_cost: bool,
+}
+
+/// Both in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientCertificate {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
 }
 
 /// Worker pods that are alike.
@@ -123,7 +135,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Whether the two lead to the same: how long a node has been idle does not matter.
+    /// Whether the two lead to the same: how long a node has been idle does not matter, nor why one is not.
     pub fn says_the_same(&self, other: &Self) -> bool {
         let nodes = self.nodes.len() == other.nodes.len()
             && self.nodes.iter().zip(&other.nodes).all(|((id, a), (other_id, b))| id == other_id && a.is_like(b));
@@ -154,6 +166,9 @@ pub struct Node {
     pub state: NodeState,
     pub total: Amounts,
     pub available: Amounts,
+    /// Why it is not idle, in Ray's words. Those of an idle node are of an earlier time, and are left out.
+    #[serde(default)]
+    pub activity: Vec<String>,
 }
 
 impl Node {
@@ -173,11 +188,11 @@ impl Node {
     }
 
     /// Whether it has joined, and not left.
-    fn is_there(&self) -> bool {
+    pub(crate) fn is_there(&self) -> bool {
         self.state != NodeState::Dead
     }
 
-    fn is_head(&self) -> bool {
+    pub(crate) fn is_head(&self) -> bool {
         self.total.0.amount(HEAD) > 0
     }
 }

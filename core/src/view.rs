@@ -85,6 +85,12 @@ pub struct Node {
     /// The sum over its pods.
     pub requested: Resources,
     pub pods: Vec<Pod>,
+    /// Those of them that are workers of Ray, as far as Ray has told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ray_workers: Vec<RayWorker>,
+    /// Since when nothing has held it but idle workers of Ray, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_ray_only: Option<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +102,35 @@ pub struct Pod {
     pub daemon: bool,
     pub terminating: bool,
     pub requests: Resources,
+}
+
+/// A worker of Ray on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RayWorker {
+    /// `NAMESPACE/NAME`
+    pub pod: String,
+    /// The same of its Ray cluster.
+    pub cluster: String,
+    #[serde(flatten)]
+    pub state: RayWorkerState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum RayWorkerState {
+    /// Something runs there, or objects are kept that somebody holds. In Ray's words.
+    Busy {
+        because: Vec<String>,
+    },
+    Draining,
+    Idle {
+        since: Instant,
+    },
+    /// Ray does not know it yet, or no longer.
+    NotJoined,
+    /// Its head tells nothing.
+    Unknown,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

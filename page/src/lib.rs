@@ -191,6 +191,8 @@ mod tests {
             drained: false,
             class: Some(Class::Busy { since: Instant::from_millis(1_000), signal: Signal::Cpu }),
             gpu_waste: None,
+            ray_workers: Vec::new(),
+            idle_ray_only: None,
             stays: None,
             utilization: Some(Utilization { cpu: Some(Permille::percent(70)), ..Utilization::default() }),
             allocatable: resources("3920m", "14Gi"),

@@ -29,6 +29,9 @@ pub mod podresources {
 /// on the API server, nor the other way round.
 pub const TOKEN_AUDIENCE: &str = "ebb-coordinator";
 
+/// Where a node's drain asks about Ray, beside the reports and with the same token: a POST as for any other hook.
+pub const RAY_HOOK: &str = "/hooks/ray";
+
 /// A message that the protocol does not allow.
 #[derive(Debug, thiserror::Error)]
 #[error("the message breaks the protocol: {0}")]
@@ -151,6 +154,7 @@ impl From<&IdlePolicy> for v1::Settings {
             run_queue: band(Signal::RunQueue),
             usage: false,
             signals: false,
+            ray: false,
         }
     }
 }

@@ -128,6 +128,10 @@ fn node(message: messages::NodeState) -> Result<(String, Node), Invalid> {
         Ok(messages::NodeStatus::Unspecified) | Err(_) => return Err(Invalid("a node of unknown state")),
     };
     let id = hex(&message.node_id);
+    // They come in any order, and those of an idle node are old.
+    let mut activity = message.node_activity;
+    activity.retain(|_| state == NodeState::Running);
+    activity.sort();
     let node = Node {
         ip: message.node_ip_address,
         instance: message.instance_id,
@@ -135,6 +139,7 @@ fn node(message: messages::NodeState) -> Result<(String, Node), Invalid> {
         state,
         available: amounts(&message.available_resources)?,
         total: amounts(&message.total_resources)?,
+        activity,
     };
     Ok((id, node))
 }
@@ -206,6 +211,7 @@ mod tests {
             total_resources: [("CPU".to_owned(), 2.0)].into(),
             status: messages::NodeStatus::Idle.into(),
             idle_duration_ms: 7,
+            node_activity: vec!["Busy workers on node.".into(), "A".into()],
             ..messages::NodeState::default()
         };
         let apart = PlacementConstraint { anti_affinity: Some(Affinity::default()), affinity: None };
@@ -238,10 +244,18 @@ mod tests {
         let reading = read(state()).unwrap();
         assert_eq!(reading.nodes["0aff"].state, NodeState::Idle { millis: 7 });
         assert_eq!((reading.nodes["0aff"].group.as_str(), &reading.nodes["0aff"].total), ("cpu", &cpu(2.0)));
+        assert_eq!(reading.nodes["0aff"].activity, [""; 0], "that of an idle node is old");
         assert_eq!(reading.pending, [(cpu(0.5), 4)].into());
         let gang = Gang { bundles: vec![cpu(1.0), cpu(1.0)], togetherness: Togetherness::Apart };
         assert_eq!(reading.gangs, [gang]);
         assert_eq!((reading.floor, reading.not_modelled), ([(cpu(4.0), 2)].into(), 0));
+    }
+
+    #[test]
+    fn why_a_node_is_busy_is_read_in_one_order() {
+        let mut state = state();
+        state.node_states[0].status = messages::NodeStatus::Running.into();
+        assert_eq!(read(state).unwrap().nodes["0aff"].activity, ["A", "Busy workers on node."]);
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub use kuberay::{FakeKuberay, WorkerGroup};
 pub use metadata::MetadataMock;
 pub use program::{Program, binary, free_port};
 pub use proxy::{Fault, Proxy, Seen};
-pub use ray::{Ray, own_network};
+pub use ray::{Ray, Tls, own_network};
 pub use rustix::process::Signal;
 pub use terminal::Terminal;
 pub use wait::wait_until;

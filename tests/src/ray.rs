@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::Value;
 
@@ -36,6 +37,7 @@ pub struct Ray {
     /// Of the RayCluster, where Ray's own autoscaler runs.
     autoscaled: Option<String>,
     autoscaler: Option<Program>,
+    tls: Option<Tls>,
     /// Sockets lie in it, whose paths must be short.
     temp: PathBuf,
     head: Option<Program>,
@@ -44,15 +46,49 @@ pub struct Ray {
     addresses: u32,
 }
 
+/// Files in PEM, by which whoever has them is known to all of a cluster.
+#[derive(Clone)]
+pub struct Tls {
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Tls {
+    /// A certificate for loopback, of a CA that has made no other.
+    pub fn make(folder: &Path) -> Self {
+        let ca_key = KeyPair::generate().expect("a key is made");
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_pem = ca.self_signed(&ca_key).expect("a CA is made").pem();
+        let key = KeyPair::generate().expect("a key is made");
+        let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+        let params = CertificateParams::new(names).expect("these are names");
+        let cert = params.signed_by(&key, &Issuer::new(ca, ca_key)).expect("a certificate is made");
+        let write = |name: &str, text: String| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).expect("the folder takes a file");
+            path
+        };
+        let (ca, cert) = (write("ray-ca.crt", ca_pem), write("ray.crt", cert.pem()));
+        Self { ca, cert, key: write("ray.key", key.serialize_pem()) }
+    }
+}
+
 impl Ray {
     /// With its head, on which nothing can run. `token`: what it asks everybody for.
     pub async fn start(lab: &Lab, token: Option<&str>) -> Self {
-        Self::start_with(lab, token, None).await
+        Self::start_with(lab, token, None, None).await
+    }
+
+    /// The same, where all must show a certificate.
+    pub async fn start_encrypted(lab: &Lab, tls: &Tls) -> Self {
+        Self::start_with(lab, None, Some(tls.clone()), None).await
     }
 
     /// With Ray's own autoscaler for KubeRay (its second version), as the head's second container.
     pub async fn start_autoscaled(lab: &Lab, cluster: &str) -> Self {
-        let mut ray = Self::start_with(lab, None, Some(cluster.to_owned())).await;
+        let mut ray = Self::start_with(lab, None, None, Some(cluster.to_owned())).await;
         let mut command = lab.command(ray.bin.join("ray"));
         command.args(["kuberay-autoscaler", "--cluster-name", cluster, "--cluster-namespace", "default"]);
         command.args(["--gcs-address", &ray.address()]);
@@ -71,15 +107,15 @@ impl Ray {
         ray
     }
 
-    async fn start_with(lab: &Lab, token: Option<&str>, autoscaled: Option<String>) -> Self {
+    async fn start_with(lab: &Lab, token: Option<&str>, tls: Option<Tls>, autoscaled: Option<String>) -> Self {
         let found = Command::new(binary("xtask")).args(["lab", "ray"]).output().expect("xtask starts");
         let bin = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
         let name = lab.dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let short: String = name.chars().rev().take(12).collect();
         let temp = std::env::temp_dir().join(format!("ray-{}", short.chars().rev().collect::<String>()));
         let token = token.map(str::to_owned);
-        let mut ray =
-            Self { bin, token, autoscaled, autoscaler: None, temp, head: None, workers: BTreeMap::new(), addresses: 0 };
+        let (head, autoscaler, workers) = (None, None, BTreeMap::new());
+        let mut ray = Self { bin, token, tls, autoscaled, autoscaler, temp, head, workers, addresses: 0 };
         ray.start_head(lab).await;
         ray
     }
@@ -154,6 +190,10 @@ impl Ray {
         }
         if let Some(token) = &self.token {
             command.env("RAY_AUTH_MODE", "token").env("RAY_AUTH_TOKEN", token);
+        }
+        if let Some(Tls { ca, cert, key }) = &self.tls {
+            command.env("RAY_USE_TLS", "1").env("RAY_TLS_CA_CERT", ca);
+            command.env("RAY_TLS_SERVER_CERT", cert).env("RAY_TLS_SERVER_KEY", key);
         }
     }
 }

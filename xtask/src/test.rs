@@ -164,7 +164,7 @@ impl Group {
                 tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
             }
             Self::Ray => {
-                let files = ["--test", "ray", "--test", "ray_drive"];
+                let files = ["--test", "ray", "--test", "ray_drain", "--test", "ray_drive"];
                 tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
             }
             Self::Browser => {

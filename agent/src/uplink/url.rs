@@ -14,6 +14,11 @@ impl CoordinatorUrl {
         &self.0
     }
 
+    /// Of something else that it serves, with its path.
+    pub fn beside(&self, path: &str) -> String {
+        format!("{}{path}", self.to_string().trim_end_matches('/'))
+    }
+
     pub fn is_encrypted(&self) -> bool {
         self.0.scheme_str() == Some("https")
     }

@@ -11,7 +11,7 @@ use ebb_core::units::Permille;
 use ebb_core::view::{Node, Pod};
 use serde::Serialize;
 
-use super::{decisions, name, warn};
+use super::{decisions, name, ray, warn};
 use crate::ask::{Output, Told, to_json};
 use crate::sheet::Align::{Left, Right};
 use crate::sheet::Sheet;
@@ -48,8 +48,10 @@ pub(super) fn explain(told: &Told, wanted: &str, output: Output, sheet: &mut She
         Some((stays, outlook)) => sheet.advice("stays", &stays.to_string(), outlook),
         None => sheet.labelled("stays", "no decision about it was taken yet"),
     }
+    ray::held(node, now, sheet);
     uses(node, sheet);
     pods(node, sheet);
+    ray::workers(node, now, sheet);
     decisions(now, about, sheet);
     Ok(sheet.take())
 }

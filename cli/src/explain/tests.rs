@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use ebb_core::reason::Stay;
+use ebb_core::view::{RayWorker, RayWorkerState};
 
 use super::*;
 use crate::ask::sample;
@@ -89,6 +90,47 @@ fn a_node_that_a_budget_keeps_is_told_which_and_until_when() {
     );
     assert!(explained(2, None).contains("it may go when one of those that drain has gone\n"));
     assert!(explained(0, None).contains("it may go when the budget is changed in the configuration\n"));
+}
+
+#[test]
+fn a_node_with_ray_says_what_each_worker_does_and_when_all_of_them_are_idle() {
+    let now = sample().seen.now;
+    let since = now.before(Duration::from_secs(720));
+    let explained = |states: Vec<RayWorkerState>, idle_ray_only| {
+        let mut told = sample();
+        let node = told.seen.cluster.nodes.iter_mut().find(|node| node.name == "ip-10-0-0-5").unwrap();
+        let workers = states.into_iter().enumerate().map(|(number, state)| {
+            let (pod, cluster) = (format!("ml/train-cpu-{number}"), "ml/train".to_owned());
+            RayWorker { pod, cluster, state }
+        });
+        (node.ray_workers, node.idle_ray_only) = (workers.collect(), idle_ray_only);
+        explained(&told, Kind::Node, "ip-10-0-0-5", Output::Text, 200)
+    };
+    let busy = |because: &[&str]| RayWorkerState::Busy { because: because.iter().map(ToString::to_string).collect() };
+    let states = vec![
+        busy(&["Busy workers on node.", "Resource: CPU currently in use."]),
+        busy(&["Resource: object_store_memory currently in use."]),
+        RayWorkerState::Idle { since },
+        RayWorkerState::Draining,
+        RayWorkerState::NotJoined,
+        RayWorkerState::Unknown,
+    ];
+    let printed = explained(states, None);
+    let (_, section) = printed.split_once("Ray workers 6\n").unwrap();
+    let said = section.lines().skip(1).take(6).map(|line| line.split_once("  ml/train  ").unwrap().1);
+    let expected = [
+        "busy: Busy workers on node, CPU currently in use",
+        "nothing runs there, but it has objects that a program still refers to",
+        "idle for 12m 0s",
+        "draining: it goes when what runs there has ended",
+        "not in Ray, which it has not joined yet or has left",
+        "unknown: the head tells nothing (`ebb status` says why)",
+    ];
+    assert_eq!(said.collect::<Vec<_>>(), expected, "{printed}");
+    assert!(!printed.contains("of Ray alone"), "{printed}");
+    let printed = explained(vec![RayWorkerState::Idle { since }], Some(since));
+    let held = format!("by idle workers of Ray alone, for 12m 0s, since {}", crate::text::moment(since));
+    assert!(printed.contains(&held), "{printed}");
 }
 
 #[test]

@@ -35,6 +35,7 @@ fn full_page() -> String {
     metrics.aws_call("SetDesiredCapacity", None);
     metrics.report(Told::Accepted);
     metrics.brokered("evict", Brokered::Done);
+    metrics.ray_drain(RayDrain::Accepted);
     metrics.ray_poll(None);
     let (name, readable) = ("ml/train".to_owned(), true);
     let ray =

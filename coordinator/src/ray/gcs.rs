@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use ebb_core::ray::{Cluster, DrainReason, Drained, Launches, Problem, Reading};
+use ebb_core::ray::{ClientCertificate, Cluster, DrainReason, Drained, Launches, Problem, Reading};
 use ebb_core::time::Instant;
 use ebb_proto::ray::autoscaler::autoscaler_state_service_client::AutoscalerStateServiceClient;
 use ebb_proto::ray::autoscaler::{GetClusterStatusRequest, ReportAutoscalingStateRequest};
 use ebb_proto::ray::{autoscaling_state, drain_request, drained};
 use tokio::time::timeout;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Response, Status};
 
 /// A head answers in milliseconds; one that takes longer than this is not well.
@@ -47,6 +47,8 @@ impl Error {
             Self::Read { .. } | Self::Token { .. } => Problem::Unauthenticated,
             Self::Endpoint(_) => Problem::Unreachable,
             Self::Late(_) => Problem::Late,
+            // The connection broke, as with a head that does not know the certificate it was shown.
+            Self::Refused(status) if std::error::Error::source(status).is_some() => Problem::Unreachable,
             Self::Refused(status) => match status.code() {
                 Code::Unauthenticated | Code::PermissionDenied => Problem::Unauthenticated,
                 Code::DeadlineExceeded | Code::Cancelled => Problem::Late,
@@ -120,12 +122,14 @@ impl Gcs {
         if let Some(channel) = &*kept {
             return Ok(channel.clone());
         }
-        let Cluster { address, ca_file, .. } = &self.cluster;
+        let Cluster { address, ca_file, client, .. } = &self.cluster;
         let endpoint = match ca_file {
             None => Endpoint::from_shared(format!("http://{address}")).map_err(Error::Endpoint)?,
             Some(path) => {
-                let pem = fs::read(path).map_err(|source| Error::Read { path: path.clone(), source })?;
-                let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+                let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?));
+                if let Some(ClientCertificate { cert_file, key_file }) = client {
+                    tls = tls.identity(Identity::from_pem(read(cert_file)?, read(key_file)?));
+                }
                 let endpoint = Endpoint::from_shared(format!("https://{address}")).map_err(Error::Endpoint)?;
                 endpoint.tls_config(tls).map_err(Error::Endpoint)?
             }
@@ -136,6 +140,11 @@ impl Gcs {
 
 /// Read each time: whoever mounts it may write it anew.
 fn bearer(path: &Path) -> Result<MetadataValue<Ascii>, Error> {
-    let token = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let token = read(path)?;
+    let token = str::from_utf8(&token).map_err(|_| Error::Token { path: path.to_owned() })?;
     format!("Bearer {}", token.trim()).parse().map_err(|_| Error::Token { path: path.to_owned() })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })
 }

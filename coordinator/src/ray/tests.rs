@@ -1,117 +1,16 @@
-//! A head that is no Ray: it speaks the same protocol, and has faults to switch on.
+//! The questions to a head, and what is told of its answers.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Mutex;
 
-use ebb_core::ray::{Cluster, DrainReason, Drained, Launches, NodeState, Problem};
-use ebb_proto::ray::autoscaler::autoscaler_state_service_server::{
-    AutoscalerStateService, AutoscalerStateServiceServer,
-};
-use ebb_proto::ray::autoscaler::{
-    AutoscalingState, ClusterResourceState, DrainNodeReason, DrainNodeReply, DrainNodeRequest, GetClusterStatusReply,
-    GetClusterStatusRequest, NodeState as NodeMessage, NodeStatus, ReportAutoscalingStateReply,
-    ReportAutoscalingStateRequest,
-};
+use ebb_core::ray::{ClientCertificate, Cluster, DrainReason, Drained, Launches, NodeState, Problem};
 use prometheus_client::registry::Registry;
-use tokio::runtime::Runtime;
 use tokio::time::timeout;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
-use tonic::{Request, Response, Status};
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
+use super::fake_head::{FakeHead, Fault};
 use super::*;
-
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-enum Fault {
-    #[default]
-    None,
-    /// Of another version, or no GCS at all.
-    Nonsense,
-    Silence,
-}
-
-#[derive(Clone, Default)]
-struct FakeHead(Arc<Mutex<State>>);
-
-#[derive(Default)]
-struct State {
-    fault: Fault,
-    token: Option<&'static str>,
-    idle_millis: i64,
-    asked: u32,
-    busy: bool,
-    drains: Vec<DrainNodeRequest>,
-    reported: Option<AutoscalingState>,
-}
-
-#[tonic::async_trait]
-impl AutoscalerStateService for FakeHead {
-    async fn get_cluster_status(
-        &self,
-        request: Request<GetClusterStatusRequest>,
-    ) -> Result<Response<GetClusterStatusReply>, Status> {
-        let (fault, idle_duration_ms) = {
-            let mut state = self.0.lock().unwrap();
-            state.asked += 1;
-            state.idle_millis += 1000;
-            let token = request.metadata().get("authorization").map(|value| value.to_str().unwrap());
-            if token.map(str::to_owned) != state.token.map(|token| format!("Bearer {token}")) {
-                return Err(Status::unauthenticated("InvalidAuthToken"));
-            }
-            (state.fault, state.idle_millis)
-        };
-        if fault == Fault::Silence {
-            std::future::pending::<()>().await;
-        }
-        let status = if fault == Fault::Nonsense { 77 } else { NodeStatus::Idle.into() };
-        let node = NodeMessage { node_id: vec![1], status, idle_duration_ms, ..NodeMessage::default() };
-        let state = ClusterResourceState { node_states: vec![node], ..ClusterResourceState::default() };
-        Ok(Response::new(GetClusterStatusReply { cluster_resource_state: Some(state) }))
-    }
-
-    /// As Ray does: the wrong reason ends the node and is never answered; what it does not know, it accepts.
-    async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Result<Response<DrainNodeReply>, Status> {
-        let request = request.into_inner();
-        let is_accepted = match request.reason() {
-            DrainNodeReason::Unspecified => std::future::pending().await,
-            DrainNodeReason::IdleTermination => !self.0.lock().unwrap().busy,
-            DrainNodeReason::Preemption => true,
-        };
-        let rejection_reason_message = if is_accepted { String::new() } else { "no longer idle".into() };
-        self.set(|state| state.drains.push(request));
-        Ok(Response::new(DrainNodeReply { is_accepted, rejection_reason_message }))
-    }
-
-    async fn report_autoscaling_state(
-        &self,
-        request: Request<ReportAutoscalingStateRequest>,
-    ) -> Result<Response<ReportAutoscalingStateReply>, Status> {
-        self.set(|state| state.reported = request.into_inner().autoscaling_state);
-        Ok(Response::new(ReportAutoscalingStateReply {}))
-    }
-}
-
-impl FakeHead {
-    fn set(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.0.lock().unwrap());
-    }
-
-    /// In a runtime of its own, with which its connections end as well.
-    fn serve(&self, address: SocketAddr) -> (SocketAddr, Runtime) {
-        let listener = std::net::TcpListener::bind(address).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = Server::builder().add_service(AutoscalerStateServiceServer::new(self.clone()));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        runtime.spawn(async move {
-            let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(listener).unwrap());
-            server.serve_with_incoming(incoming).await.unwrap();
-        });
-        (address, runtime)
-    }
-}
 
 fn head(address: SocketAddr, token_file: Option<PathBuf>) -> Head {
     let cluster = Cluster { address: address.to_string(), token_file, ..Cluster::default() };
@@ -197,6 +96,62 @@ async fn a_head_that_comes_back_at_the_same_address_is_found_again() {
     let asked = fake.0.lock().unwrap().asked - before;
     assert!((2..=4).contains(&asked), "{asked} in three and a half seconds");
     asking.abort();
+    serving.shutdown_background();
+}
+
+#[tokio::test]
+async fn a_slow_head_is_read_all_the_same_and_nothing_flaps() {
+    let fake = FakeHead::default();
+    let (address, serving) = fake.serve(loopback());
+    fake.set(|state| state.fault = Fault::Slow);
+    let (inbox, mut events) = mpsc::channel(8);
+    let (rest, _kept) = mpsc::channel(8);
+    let standing = Standing::new(rest);
+    standing.set_leading(true).await;
+    let asking = tokio::spawn(head(address, None).keep_asking(standing.clone(), inbox));
+    let Answer::Read(reading) = next(&mut events).await else { panic!("it answers in time") };
+    assert_eq!(reading.nodes["01"].state, NodeState::Idle { millis: 1000 });
+    let quiet = timeout(Duration::from_secs(5), next(&mut events)).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    // One question after the other, each as soon as the last is answered.
+    let asked = fake.0.lock().unwrap().asked;
+    assert!((4..=5).contains(&asked), "{asked} in six and a half seconds");
+    fake.set(|state| state.status = None);
+    becomes(&mut events, |answer| matches!(answer, Answer::Read(reading) if reading.nodes.is_empty())).await;
+    asking.abort();
+    serving.shutdown_background();
+}
+
+#[tokio::test]
+async fn a_head_that_asks_for_a_certificate_is_shown_one_and_none_other_reads_it() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        fs::write(folder.path().join(name), content).unwrap();
+        folder.path().join(name)
+    };
+    let made = |name: &str| {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        (file(&format!("{name}.crt"), &cert), file(&format!("{name}.key"), &key), cert, key)
+    };
+    let (ca_file, _, cert, key) = made("head");
+    let (cert_file, key_file, client, _) = made("client");
+    let (other_cert, other_key, ..) = made("other");
+    let tls =
+        ServerTlsConfig::new().identity(Identity::from_pem(cert, key)).client_ca_root(Certificate::from_pem(client));
+    let fake = FakeHead::default();
+    let (address, serving) = fake.serve_with(loopback(), Server::builder().tls_config(tls).unwrap());
+    let ask = async |client: Option<(PathBuf, PathBuf)>| {
+        let client = client.map(|(cert_file, key_file)| ClientCertificate { cert_file, key_file });
+        let address = format!("localhost:{}", address.port());
+        let cluster = Cluster { address, ca_file: Some(ca_file.clone()), client, ..Cluster::default() };
+        Gcs::new(cluster).status().await.map_err(|error| error.problem())
+    };
+    assert!(ask(Some((cert_file.clone(), key_file.clone()))).await.is_ok());
+    assert_eq!(ask(None).await.unwrap_err(), Problem::Unreachable);
+    assert_eq!(ask(Some((other_cert, other_key))).await.unwrap_err(), Problem::Unreachable);
+    assert_eq!(ask(Some((cert_file, folder.path().join("none")))).await.unwrap_err(), Problem::Unauthenticated);
     serving.shutdown_background();
 }
 

@@ -7,6 +7,7 @@ use ebb_proto::v1::Settings;
 use ebb_proto::v1::reports_server::ReportsServer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 
@@ -15,12 +16,13 @@ use super::service::{Gate, Service};
 use crate::tls::Certificate;
 use crate::token::{ClusterReview, Tokens};
 
-/// Serves until `stop`. A new certificate takes a new server: the agents, whose streams end, come back to that one.
+/// Serves until `stop`; `beside`: what else is served there. A new certificate takes a new server: the agents, whose streams end, come back to that one.
 pub async fn serve(
     address: SocketAddr,
     tokens: Arc<Tokens<ClusterReview>>,
     gate: Gate,
     settings: Settings,
+    beside: axum::Router,
     mut certificates: watch::Receiver<Option<Certificate>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -41,6 +43,7 @@ pub async fn serve(
             .http2_keepalive_interval(Some(limits::KEEPALIVE_EVERY))
             .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
             .http2_max_header_list_size(limits::HEADER_BYTES)
+            .add_routes(Routes::from(beside.clone()))
             .add_service(ReportsServer::new(service).max_decoding_message_size(limits::MESSAGE_BYTES))
             .serve_with_incoming_shutdown(incoming, round.clone().cancelled_owned());
         tokio::pin!(server);

@@ -61,6 +61,9 @@ pub struct Hook {
     pub phases: BTreeSet<HookPhase>,
     /// From when it is first asked, with all the times that it says "later".
     pub timeout: Duration,
+    /// It has failed when it has said nothing for so long, not even "later"; `None`: it may until its timeout.
+    #[serde(default)]
+    pub silence: Option<Duration>,
     pub on_failure: OnFailure,
     pub when: When,
 }
@@ -91,8 +94,16 @@ pub enum When {
 pub enum HookOutcome {
     Done,
     Failed(String),
-    /// It is to be asked again, after so long if it says so.
-    Later(Option<Duration>),
+    /// It is to be asked again, after so long if it says so. `why` may be empty.
+    Later {
+        after: Option<Duration>,
+        why: String,
+    },
+    /// The same, but it was not reached, or cannot say now.
+    Unavailable {
+        after: Option<Duration>,
+        why: String,
+    },
     /// It forbids the drain. One that is not planned goes on.
     Veto(String),
 }
@@ -113,6 +124,10 @@ struct Current {
     /// Index into the configured hooks.
     hook: usize,
     began: Instant,
+    /// When it last said something, or could first have.
+    heard: Instant,
+    /// Why it is awaited, as far as it says.
+    why: String,
     state: State,
 }
 
@@ -127,7 +142,7 @@ enum State {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Done,
-    /// This one is waited for.
+    /// One is waited for, in words.
     Waits(String),
     /// The drain must end.
     Stop(Step, String),
@@ -140,6 +155,8 @@ pub(super) struct Ask<'a> {
     pub(super) intent: &'a Intent,
     /// When the drain can wait for hooks no longer.
     pub(super) until: Instant,
+    /// When what is left must be evicted at the latest.
+    pub(super) evict_by: Instant,
 }
 
 impl Hooks {
@@ -196,34 +213,37 @@ impl Hooks {
 
 impl Current {
     fn new(now: Instant, point: Point, hook: usize) -> Self {
-        Self { point, hook, began: now, state: State::AskAt(now) }
+        Self { point, hook, began: now, heard: now, why: String::new(), state: State::AskAt(now) }
     }
 
     fn go_on(&mut self, agenda: &mut Agenda, hook: &Hook, ask: Ask, actions: &mut Vec<Action>) -> Verdict {
         let (phase, planned) = (self.point.0, ask.intent.is_planned());
-        let limit = (self.began + hook.timeout).min(ask.until);
-        if let State::Ended(HookOutcome::Later(after)) = self.state {
-            self.state = State::AskAt(agenda.now + after.unwrap_or(ASK_AGAIN));
-        }
+        self.hear(agenda.now);
+        let until = self.until(hook, ask);
+        let silent_at = hook.silence.map(|silence| self.heard + silence).filter(|at| *at < until);
+        let limit = silent_at.unwrap_or(until);
         if !matches!(self.state, State::Ended(_)) && agenda.due(limit) {
             if self.state == State::Asked {
                 actions.push(Action::StopHook { hook: hook.name.clone(), phase });
             }
-            let took = format_duration(limit.since(self.began));
-            self.state = State::Ended(HookOutcome::Failed(format!("it did not end in {took}")));
+            let why = match silent_at {
+                Some(at) => format!("it has said nothing for {}", format_duration(at.since(self.heard))),
+                None => format!("it did not end in {}", format_duration(until.since(self.began))),
+            };
+            self.state = State::Ended(HookOutcome::Failed(and(&why, &self.why)));
         }
         match &self.state {
             State::AskAt(at) if agenda.due(*at) => {
                 actions.push(Action::RunHook {
                     hook: hook.name.clone(),
                     phase,
-                    until: limit,
+                    until,
                     about: Box::new(ask.intent.clone()),
                 });
                 self.state = State::Asked;
-                Verdict::Waits(hook.name.clone())
+                Verdict::Waits(self.awaited(hook))
             }
-            State::Asked | State::AskAt(_) => Verdict::Waits(hook.name.clone()),
+            State::Asked | State::AskAt(_) => Verdict::Waits(self.awaited(hook)),
             State::Ended(HookOutcome::Veto(why)) if planned => Verdict::Stop(Step::Vetoed, named(hook, why)),
             State::Ended(HookOutcome::Failed(why)) if planned && hook.on_failure == OnFailure::Abort => {
                 Verdict::Stop(Step::HookFailed, named(hook, why))
@@ -231,6 +251,33 @@ impl Current {
             State::Ended(_) => Verdict::Done,
         }
     }
+
+    /// Takes in that it is to be asked again.
+    fn hear(&mut self, now: Instant) {
+        let State::Ended(HookOutcome::Later { after, why } | HookOutcome::Unavailable { after, why }) = &self.state
+        else {
+            return;
+        };
+        if matches!(self.state, State::Ended(HookOutcome::Later { .. })) {
+            self.heard = now;
+        }
+        self.why.clone_from(why);
+        self.state = State::AskAt(now + after.unwrap_or(ASK_AGAIN));
+    }
+
+    /// A drain that goes on without it must have time to; one that ends with it loses nothing by waiting.
+    fn until(&self, hook: &Hook, ask: Ask) -> Instant {
+        let goes_on = hook.on_failure == OnFailure::Continue && self.point.0 != HookPhase::PostDrain;
+        (self.began + hook.timeout).min(if goes_on { ask.evict_by } else { ask.until })
+    }
+
+    fn awaited(&self, hook: &Hook) -> String {
+        and(&format!("hook {} is awaited", hook.name), &self.why)
+    }
+}
+
+fn and(what: &str, why: &str) -> String {
+    if why.is_empty() { what.to_owned() } else { format!("{what}: {why}") }
 }
 
 fn is_asked(hook: &Hook, phase: HookPhase, planned: bool) -> bool {

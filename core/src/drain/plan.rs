@@ -215,11 +215,12 @@ impl Drain {
         actions: &mut Vec<Action>,
     ) -> Awaited {
         let grace = self.pods.iter().flatten().map(|pod| pod.grace).max().unwrap_or_default();
-        let until = if intent.is_planned() { intent.deadline } else { intent.deadline.before(grace + MARGIN) };
-        let ask = Ask { hooks: &self.settings.hooks, intent, until };
+        let evict_by = intent.deadline.before(grace + MARGIN);
+        let until = if intent.is_planned() { intent.deadline } else { evict_by };
+        let ask = Ask { hooks: &self.settings.hooks, intent, until, evict_by };
         match self.course.hooks.advance(agenda, ask, point, actions) {
             Verdict::Done => Ok(None),
-            Verdict::Waits(hook) => Ok(Some(format!("hook {hook} is awaited"))),
+            Verdict::Waits(words) => Ok(Some(words)),
             Verdict::Stop(step, why) => Err((step, why)),
         }
     }

@@ -224,6 +224,7 @@ fn hook(name: &str, phase: HookPhase) -> Hook {
         name: name.into(),
         phases: [phase].into(),
         timeout: Duration::from_secs(60),
+        silence: None,
         on_failure: OnFailure::Abort,
         when: When::Any,
     }
@@ -673,14 +674,69 @@ fn a_hook_that_fails_stops_a_planned_drain_unless_it_may() {
 
 #[test]
 fn a_hook_that_says_later_is_asked_again_until_its_time_is_up() {
-    let later = HookOutcome::Later(Some(Duration::from_secs(20)));
+    let later = HookOutcome::Later { after: Some(Duration::from_secs(20)), why: "epoch 7 of 8".into() };
     let mut world = planned_with(vec![hook("slurm", HookPhase::PreDrain)], &[("slurm", later)]);
     world.run_until(59);
     assert_eq!(world.asked().iter().filter(|asked| *asked == "pre-drain slurm").count(), 3);
-    assert!(world.message.contains("hook slurm is awaited"), "{}", world.message);
+    assert!(world.message.contains("hook slurm is awaited: epoch 7 of 8"), "{}", world.message);
     assert_eq!(world.pods.len(), 1);
     world.run_until(60);
-    assert_given_up(&world, "slurm: it did not end in 1m");
+    assert_given_up(&world, "slurm: it did not end in 1m: epoch 7 of 8");
+}
+
+fn unavailable() -> HookOutcome {
+    HookOutcome::Unavailable { after: Some(Duration::from_secs(7)), why: "no route".into() }
+}
+
+/// One that the drain goes on without.
+fn optional() -> Hook {
+    let silence = Some(Duration::from_secs(30));
+    Hook { silence, timeout: DEFAULT_DEADLINE, on_failure: OnFailure::Continue, ..hook("ray", HookPhase::PreTier) }
+}
+
+#[test]
+fn a_hook_that_may_not_be_silent_for_so_long_is_passed_over_when_it_was() {
+    let mut world = planned_with(vec![optional()], &[("ray", unavailable())]);
+    world.run_until(29);
+    assert_eq!(world.pods.len(), 1);
+    assert_eq!(world.asked().iter().filter(|asked| *asked == "pre-tier ray").count(), 5);
+    assert!(world.message.contains("hook ray is awaited: no route"), "{}", world.message);
+    world.run_until(40);
+    assert!(world.node.drained, "{}", world.message);
+    // From when it last said something.
+    let later = HookOutcome::Later { after: None, why: String::new() };
+    let mut world = planned_with(vec![optional()], &[("ray", later)]);
+    world.run_until(20);
+    world.hooks.insert("ray".into(), unavailable());
+    world.run_until(49);
+    assert_eq!(world.pods.len(), 1);
+    world.run_until(60);
+    assert!(world.node.drained, "{}", world.message);
+    // One that is not held to it is asked until its timeout.
+    let patient = Hook { silence: None, timeout: Duration::from_secs(120), ..optional() };
+    let mut world = planned_with(vec![patient], &[("ray", unavailable())]);
+    world.run_until(119);
+    assert_eq!(world.pods.len(), 1);
+    world.run_until(130);
+    assert!(world.node.drained, "{}", world.message);
+}
+
+#[test]
+fn a_hook_that_says_later_is_not_silent_and_leaves_time_for_evictions() {
+    let later = HookOutcome::Later { after: Some(Duration::from_secs(1)), why: "a task runs".into() };
+    for by in [Trigger::Coordinator, Trigger::Person, Trigger::SpotInterruption] {
+        let node = Node { intent: Some(Intent { by, ..intent("d") }), ..Node::default() };
+        let settings = Settings { hooks: vec![optional()], ..Settings::default() };
+        let mut world = World::new(node, vec![workload("a")]).with(settings);
+        world.hooks.insert("ray".into(), later.clone());
+        world.show_node();
+        // The deadline less the pod's grace period and the margin.
+        world.run_until(559);
+        assert_eq!(world.pods.len(), 1, "{by:?}");
+        assert!(world.message.contains("hook ray is awaited: a task runs"), "{}", world.message);
+        world.run_until(570);
+        assert!(world.node.drained, "{by:?}: {}", world.message);
+    }
 }
 
 #[test]
@@ -939,7 +995,8 @@ fn chance() -> impl Strategy<Value = Chance> {
     let outcome = prop_oneof![
         Just(HookOutcome::Done),
         Just(HookOutcome::Failed("broken".into())),
-        Just(HookOutcome::Later(None)),
+        Just(HookOutcome::Later { after: None, why: String::new() }),
+        Just(HookOutcome::Unavailable { after: None, why: "not reached".into() }),
         Just(HookOutcome::Veto("no".into())),
     ];
     let trigger = prop_oneof![Just(Coordinator), Just(Person), Just(SpotInterruption)];

@@ -335,6 +335,10 @@ impl Fleet {
     }
 
     fn pod_applied(&mut self, now: Instant, mut pod: Pod) -> Option<Soon> {
+        // Of 150 000 pods' addresses only these are ever looked for.
+        if !self.is_ray_worker(&pod) {
+            pod.ip = None;
+        }
         pod.needs = self.storage.needs(&pod.namespace, &pod.claims);
         self.storage.uses(&pod.uid, &pod.namespace, &pod.claims);
         if pod.waits_since().is_none() {

@@ -39,11 +39,13 @@ impl Fleet {
         });
         let groups = groups.collect();
         let timeout = self.policy.scale_down.report_timeout;
+        let ray_nodes = self.ray_nodes();
         let nodes = self.nodes.values().map(|member| {
             let node = &member.node;
             let mut requested = Resources::default();
             let running = self.pods.on(&node.name).filter(|pod| !pod.like.finished);
             running.clone().for_each(|pod| requested.add(&pod.like.requests));
+            let (ray_workers, idle_ray_only) = ray_nodes.workers(running.clone());
             let pods = running.filter(|_| with_pods).map(|pod| view::Pod {
                 name: pod.full_name(),
                 daemon: pod.like.controller != Controller::Workload,
@@ -67,6 +69,8 @@ impl Fleet {
                 allocatable: node.allocatable.clone(),
                 requested,
                 pods,
+                ray_workers,
+                idle_ray_only,
             }
         });
         let waiting = self.pods.waiting().filter(|(pod, _)| pod.refused()).map(|(pod, since)| view::Waiting {

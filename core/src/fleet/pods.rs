@@ -28,6 +28,7 @@ pub(super) struct Pods {
 pub(super) struct Entry {
     pub(super) uid: Arc<str>,
     pub(super) name: Box<str>,
+    pub(super) ip: Option<Box<str>>,
     unschedulable_since: Option<Instant>,
     unseen_since: Option<Instant>,
     /// All the rest: one pod for all that differ in nothing but the above and their node. Those are left empty in it.
@@ -47,9 +48,10 @@ impl Entry {
     /// Taken apart, with its node.
     fn new(mut pod: Pod) -> (Self, Option<String>) {
         let (uid, name, node) = (mem::take(&mut pod.uid), mem::take(&mut pod.name), pod.node.take());
+        let ip = pod.ip.take().map(Into::into);
         let (unschedulable_since, unseen_since) = (pod.unschedulable_since.take(), pod.unseen_since.take());
         let like = Arc::new(pod);
-        (Self { uid: uid.into(), name: name.into(), unschedulable_since, unseen_since, like }, node)
+        (Self { uid: uid.into(), name: name.into(), ip, unschedulable_since, unseen_since, like }, node)
     }
 
     /// Since when it has waited for a node, if it does.
@@ -59,8 +61,8 @@ impl Entry {
 
     fn is(&self, other: &Self) -> bool {
         let alike = Arc::ptr_eq(&self.like, &other.like) || self.like == other.like;
-        let own = |entry: &Self| (entry.unschedulable_since, entry.unseen_since);
-        alike && self.name == other.name && own(self) == own(other)
+        let since = |entry: &Self| (entry.unschedulable_since, entry.unseen_since);
+        alike && (&self.name, &self.ip, since(self)) == (&other.name, &other.ip, since(other))
     }
 
     /// Put together again.
@@ -69,6 +71,7 @@ impl Entry {
             uid: self.uid.as_ref().to_owned(),
             name: self.name.as_ref().to_owned(),
             node: node.map(ToOwned::to_owned),
+            ip: self.ip.as_deref().map(ToOwned::to_owned),
             unschedulable_since: self.unschedulable_since,
             unseen_since: self.unseen_since,
             ..self.like.as_ref().clone()
@@ -197,6 +200,7 @@ mod tests {
             |(uid, node, terminating, priority, unschedulable_since, unseen_since)| Pod {
                 uid: format!("uid-{uid}"),
                 name: format!("pod-{uid}"),
+                ip: terminating.then(|| format!("10.0.0.{uid}")),
                 node,
                 terminating,
                 priority,

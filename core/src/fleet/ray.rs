@@ -1,6 +1,8 @@
 //! Ray clusters: what their heads have told, and the workers that follow from it and are no pods yet. `place` finds room
 //! for these after the pods that wait and before buffers.
 
+mod workers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -30,6 +32,9 @@ pub(super) struct Known {
     last: Option<Last>,
     /// Why there is no newer one.
     problem: Option<Problem>,
+    /// Since when there has been none.
+    #[serde(default)]
+    silent_since: Option<Instant>,
     /// As the watch last showed it.
     #[serde(default)]
     pub(super) object: Option<ray::RayCluster>,
@@ -72,10 +77,11 @@ impl Fleet {
             Answer::Read(reading) => *reading,
             Answer::Unreadable(problem) => {
                 known.problem = Some(problem);
+                known.silent_since.get_or_insert(now);
                 return None;
             }
         };
-        known.problem = None;
+        (known.problem, known.silent_since) = (None, None);
         let before = known.last.take();
         let counted = before.as_ref().is_some_and(|last| last.counts(now));
         let same = before.as_ref().is_some_and(|last| last.reading.says_the_same(&reading));

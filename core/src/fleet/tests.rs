@@ -3,6 +3,7 @@
 mod buffers;
 mod drive;
 mod ray;
+mod ray_workers;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -55,7 +55,7 @@ pub(super) async fn run(words: Vec<String>, asked: Asked) -> HookOutcome {
 fn outcome(status: ExitStatus, said: String) -> HookOutcome {
     match status.code() {
         Some(0) => HookOutcome::Done,
-        Some(LATER) => HookOutcome::Later(None),
+        Some(LATER) => HookOutcome::Later { after: None, why: said },
         Some(VETO) => HookOutcome::Veto(said),
         _ if said.is_empty() => HookOutcome::Failed(status.to_string()),
         _ => HookOutcome::Failed(format!("{status}: {said}")),
@@ -91,7 +91,7 @@ mod tests {
     async fn the_exit_status_is_the_answer_and_what_was_printed_the_reason() {
         let failed = |why: &str| HookOutcome::Failed(why.into());
         assert_eq!(shell("echo fine").await, HookOutcome::Done);
-        assert_eq!(shell("exit 75").await, HookOutcome::Later(None));
+        assert_eq!(shell("echo epoch 7; exit 75").await, HookOutcome::Later { after: None, why: "epoch 7".into() });
         assert_eq!(shell("echo busy; exit 99").await, HookOutcome::Veto("busy".into()));
         assert_eq!(shell("echo broken >&2; exit 1").await, failed("exit status: 1: broken"));
         assert_eq!(shell("exit 2").await, failed("exit status: 2"));

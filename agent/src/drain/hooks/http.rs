@@ -11,12 +11,12 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Map, Value};
 
@@ -29,6 +29,8 @@ const LONGEST_ANSWER: usize = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
+    #[error("the name that its certificate must carry is none")]
+    ServerName(#[from] InvalidDnsNameError),
     #[error("its URL does not parse")]
     Url(#[from] hyper::http::Error),
     #[error("read {}", path.display())]
@@ -50,9 +52,9 @@ pub(super) async fn run(service: Service, asked: Asked) -> HookOutcome {
     };
     let mut place = None;
     loop {
-        let (answer, pause) = match client.ask(place.as_ref(), &asked).await {
+        let (answer, after) = match client.ask(place.as_ref(), &asked).await {
             Ok(response) => {
-                let pause = retry_after(response.headers());
+                let after = retry_after(response.headers());
                 if response.status() == StatusCode::ACCEPTED
                     && let Some(location) = response.headers().get(LOCATION)
                 {
@@ -61,19 +63,23 @@ pub(super) async fn run(service: Service, asked: Asked) -> HookOutcome {
                         None => return HookOutcome::Failed(format!("{location:?} is not a place of {}", service.url)),
                     }
                 }
-                (outcome(response, place.is_some()).await, pause)
+                (outcome(response, place.is_some()).await, after)
             }
             Err(Error::NotReached(why)) => {
                 tracing::warn!(url = service.url, error = why, "hook not reached");
                 // Whoever does not answer may do so later; for how long that is tried, its timeout says.
-                (Answer::Later, None)
+                (Answer::Unavailable(why), None)
             }
             Err(error) => return HookOutcome::Failed(chain(&error)),
         };
         match answer {
             Answer::Is(outcome) => return outcome,
-            Answer::Later if place.is_some() => tokio::time::sleep(pause.unwrap_or(ASK_AGAIN)).await,
-            Answer::Later | Answer::Lost => return HookOutcome::Later(pause),
+            Answer::Later(_) | Answer::Unavailable(_) if place.is_some() => {
+                tokio::time::sleep(after.unwrap_or(ASK_AGAIN)).await;
+            }
+            Answer::Later(why) => return HookOutcome::Later { after, why },
+            Answer::Unavailable(why) => return HookOutcome::Unavailable { after, why },
+            Answer::Lost => return HookOutcome::Later { after, why: String::new() },
         }
     }
 }
@@ -81,7 +87,8 @@ pub(super) async fn run(service: Service, asked: Asked) -> HookOutcome {
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
     Is(HookOutcome),
-    Later,
+    Later(String),
+    Unavailable(String),
     /// It no longer knows what it was asked: it is to be asked again from the beginning.
     Lost,
 }
@@ -104,7 +111,12 @@ impl<'a> Caller<'a> {
                 ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth(),
             ),
         };
-        let connector = builder.https_or_http().enable_http1().build();
+        let builder = builder.https_or_http();
+        let builder = match &service.server_name {
+            Some(name) => builder.with_server_name_resolver(FixedServerNameResolver::new(name.clone().try_into()?)),
+            None => builder,
+        };
+        let connector = builder.enable_http1().enable_http2().build();
         Ok(Self { service, url, client: Client::builder(TokioExecutor::new()).build(connector) })
     }
 
@@ -161,7 +173,8 @@ async fn outcome(response: Response<Incoming>, has_place: bool) -> Answer {
     let body = tokio::time::timeout(PATIENCE, body).await;
     let said = body.ok().and_then(Result::ok).map(|body| tail(&body.to_bytes())).unwrap_or_default();
     Answer::Is(match status {
-        StatusCode::ACCEPTED | StatusCode::SERVICE_UNAVAILABLE => return Answer::Later,
+        StatusCode::ACCEPTED => return Answer::Later(said),
+        StatusCode::SERVICE_UNAVAILABLE => return Answer::Unavailable(said),
         StatusCode::NOT_FOUND | StatusCode::GONE if has_place => return Answer::Lost,
         StatusCode::CONFLICT => HookOutcome::Veto(said),
         status if status.is_success() => HookOutcome::Done,
@@ -218,12 +231,16 @@ mod tests {
 
     #[tokio::test]
     async fn the_status_is_the_answer_and_the_body_the_reason() {
-        let seconds = |seconds| HookOutcome::Later(Some(Duration::from_secs(seconds)));
+        let after = Some(Duration::from_secs(7));
+        let later = |after| HookOutcome::Later { after, why: String::new() };
         for (answer, expected) in [
             ("HTTP/1.1 204 No Content\r\n\r\n", HookOutcome::Done),
-            ("HTTP/1.1 202 Accepted\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n", seconds(7)),
-            ("HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n", HookOutcome::Later(None)),
-            ("HTTP/1.1 503 Busy\r\nretry-after: 60\r\ncontent-length: 0\r\n\r\n", seconds(60)),
+            ("HTTP/1.1 202 Accepted\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n", later(after)),
+            ("HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n", later(None)),
+            (
+                "HTTP/1.1 503 Busy\r\nretry-after: 7\r\ncontent-length: 4\r\n\r\nbusy",
+                HookOutcome::Unavailable { after, why: "busy".into() },
+            ),
             ("HTTP/1.1 409 Conflict\r\ncontent-length: 4\r\n\r\nbusy", HookOutcome::Veto("busy".into())),
             (
                 "HTTP/1.1 500 Oops\r\ncontent-length: 6\r\n\r\nbroken",
@@ -249,7 +266,8 @@ mod tests {
         let url = format!("http://{}/", listener.local_addr().unwrap());
         drop(listener);
         let service = Service { url, ..Service::default() };
-        assert_eq!(run(service, asked(HookPhase::PreDrain)).await, HookOutcome::Later(None));
+        let outcome = run(service, asked(HookPhase::PreDrain)).await;
+        assert!(matches!(outcome, HookOutcome::Unavailable { after: None, .. }), "{outcome:?}");
     }
 
     #[tokio::test]
@@ -263,7 +281,8 @@ mod tests {
         assert_eq!(lines, ["POST /ebb HTTP/1.1", get, get, get]);
         // One that has forgotten is asked anew.
         let gone = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
-        assert_eq!(served(&[LATER, gone]).await.1, HookOutcome::Later(None));
+        let outcome = served(&[LATER, gone]).await.1;
+        assert!(matches!(outcome, HookOutcome::Later { after: None, .. }), "{outcome:?}");
         let elsewhere = "HTTP/1.1 202 Accepted\r\nlocation: http://example.com/\r\ncontent-length: 0\r\n\r\n";
         let HookOutcome::Failed(why) = served(&[elsewhere]).await.1 else { panic!() };
         assert!(why.starts_with("\"http://example.com/\" is not a place of http://127.0.0.1:"), "{why}");
@@ -285,9 +304,10 @@ mod tests {
         let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let service = Service {
-            url: format!("https://localhost:{}/ebb", listener.local_addr().unwrap().port()),
+            url: format!("https://{}/ebb", listener.local_addr().unwrap()),
             ca_file: file("ca.crt", &own.cert.pem()),
             token_file: file("token", "secret\n"),
+            server_name: Some("localhost".into()),
         };
         let served = tokio::spawn(async move {
             let refused = acceptor.accept(listener.accept().await.unwrap().0).await.is_err();
@@ -295,7 +315,8 @@ mod tests {
             (refused, answered(stream, "HTTP/1.1 204 No Content\r\n\r\n").await)
         });
         let distrusting = Service { ca_file: file("other.crt", &other.cert.pem()), ..service.clone() };
-        assert_eq!(run(distrusting, asked(HookPhase::PreDrain)).await, HookOutcome::Later(None));
+        let outcome = run(distrusting, asked(HookPhase::PreDrain)).await;
+        assert!(matches!(outcome, HookOutcome::Unavailable { .. }), "{outcome:?}");
         assert_eq!(run(service.clone(), asked(HookPhase::PreDrain)).await, HookOutcome::Done);
         let (refused, request) = served.await.unwrap();
         assert!(refused && request.contains("authorization: Bearer secret\r\n"), "{request}");
@@ -305,5 +326,31 @@ mod tests {
             panic!()
         };
         assert!(why.starts_with("read the certificates in /absent: "), "{why}");
+    }
+
+    #[tokio::test]
+    async fn the_coordinator_is_asked_by_http2_beside_its_grpc() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let name = "ebb-coordinator.ebb.svc".to_owned();
+        let made = rcgen::generate_simple_self_signed([name.clone()]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let ca_file = folder.path().join("ca.crt");
+        std::fs::write(&ca_file, made.cert.pem()).unwrap();
+        let answer = async |version: hyper::Version, facts: axum::Json<Value>| {
+            let said = format!("{version:?} {}", facts["node"].as_str().unwrap());
+            (StatusCode::ACCEPTED, [(RETRY_AFTER, "1")], said)
+        };
+        let router = axum::Router::new().route("/hooks/ray", axum::routing::post(answer));
+        let identity = tonic::transport::Identity::from_pem(made.cert.pem(), made.signing_key.serialize_pem());
+        let tls = tonic::transport::ServerTlsConfig::new().identity(identity);
+        // As the coordinator serves it.
+        let server = tonic::transport::Server::builder().tls_config(tls).unwrap().add_routes(router.into());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}/hooks/ray", listener.local_addr().unwrap());
+        tokio::spawn(server.serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)));
+        let service = Service { url, ca_file: Some(ca_file), token_file: None, server_name: Some(name) };
+        let outcome = run(service, asked(HookPhase::PreTier)).await;
+        let after = Some(Duration::from_secs(1));
+        assert_eq!(outcome, HookOutcome::Later { after, why: "HTTP/2.0 node-1".into() });
     }
 }

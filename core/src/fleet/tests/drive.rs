@@ -207,6 +207,7 @@ impl World {
                 state,
                 total: amounts(1.0),
                 available,
+                activity: Vec::new(),
             };
             let life = self.ray.lives.get(pod).map_or(0, |(lives, _)| *lives);
             (format!("{life}-{pod}"), node)

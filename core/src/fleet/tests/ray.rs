@@ -40,6 +40,7 @@ impl World {
                 state: NodeState::Running,
                 total: amounts(3.0),
                 available: Amounts::default(),
+                activity: Vec::new(),
             };
             ((*name).to_owned(), node)
         };

@@ -29,6 +29,7 @@ fn node(group: &str, instance: &str, total: &[(&str, f64)], available: &[(&str, 
         state: NodeState::Running,
         total: amounts(total),
         available: amounts(available),
+        activity: Vec::new(),
     }
 }
 

@@ -1,0 +1,132 @@
+//! Ray's workers on the nodes: what their heads say of each, for people and for drains.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::super::Fleet;
+use super::super::pods::Entry;
+use super::Known;
+use crate::kubernetes::Controller;
+use crate::ray::node_drain::{OnNode, Worker};
+use crate::ray::{self, Cluster, NodeState};
+use crate::time::Instant;
+use crate::view::{RayWorker, RayWorkerState};
+
+/// Ray's nodes, to be found by their pods.
+pub(in crate::fleet) struct RayNodes<'a>(Vec<OfCluster<'a>>);
+
+struct OfCluster<'a> {
+    name: &'a str,
+    cluster: &'a Cluster,
+    known: Option<&'a Known>,
+    by_instance: HashMap<&'a str, Joined<'a>>,
+    /// Those that do not say of which pod they are.
+    by_ip: HashMap<&'a str, Joined<'a>>,
+}
+
+/// A node of Ray's that has not left.
+#[derive(Clone, Copy)]
+struct Joined<'a> {
+    id: &'a str,
+    node: &'a ray::Node,
+    read_at: Instant,
+}
+
+impl<'a> OfCluster<'a> {
+    fn new(name: &'a str, cluster: &'a Cluster, known: Option<&'a Known>) -> Self {
+        let (mut by_instance, mut by_ip) = (HashMap::new(), HashMap::new());
+        if let Some(last) = known.and_then(|known| known.last.as_ref()) {
+            for (id, node) in last.reading.nodes.iter().filter(|(_, node)| node.is_there() && !node.is_head()) {
+                let joined = Joined { id, node, read_at: last.at };
+                match node.instance.as_str() {
+                    "" => by_ip.insert(node.ip.as_str(), joined),
+                    instance => by_instance.insert(instance, joined),
+                };
+            }
+        }
+        Self { name, cluster, known, by_instance, by_ip }
+    }
+
+    fn has(&self, pod: &Entry) -> bool {
+        !pod.like.finished && self.cluster.worker_groups.iter().any(|group| group.is_of(&pod.like))
+    }
+
+    fn joined(&self, pod: &Entry) -> Option<Joined<'a>> {
+        let by_ip = || self.by_ip.get(pod.ip.as_deref()?);
+        self.by_instance.get(pod.name.as_ref()).or_else(by_ip).copied()
+    }
+}
+
+impl Fleet {
+    pub(in crate::fleet) fn ray_nodes(&self) -> RayNodes<'_> {
+        let clusters = self.policy.ray.iter().map(|(name, cluster)| OfCluster::new(name, cluster, self.ray.get(name)));
+        RayNodes(clusters.collect())
+    }
+
+    /// What the drain of a node has to know of Ray on it; `None`: there is no such node.
+    pub fn ray_on_node(&self, name: &str, uid: &str) -> Option<OnNode> {
+        self.nodes.get(name).filter(|member| member.node.uid == uid)?;
+        let mut on = OnNode::default();
+        for of in self.ray_nodes().0 {
+            let pods: Vec<_> = self.pods.on(name).filter(|pod| of.has(pod)).collect();
+            if pods.is_empty() {
+                continue;
+            }
+            match of.known {
+                Some(Known { problem: Some(problem), silent_since: Some(since), .. }) => {
+                    on.silent.insert(of.name.to_owned(), (*problem, *since));
+                }
+                Some(Known { last: Some(_), .. }) => {}
+                _ => on.unheard.push(of.name.to_owned()),
+            }
+            on.workers.extend(pods.into_iter().filter_map(|pod| {
+                let Joined { id, node, .. } = of.joined(pod)?;
+                let (cluster, pod) = (of.name.to_owned(), pod.full_name());
+                Some(Worker { cluster, pod, id: id.to_owned(), state: node.state })
+            }));
+        }
+        Some(on)
+    }
+}
+
+impl RayNodes<'_> {
+    /// Those of a node, and since when they alone have held it, all of them idle.
+    pub(in crate::fleet) fn workers<'p>(
+        &self,
+        pods: impl Iterator<Item = &'p Entry>,
+    ) -> (Vec<RayWorker>, Option<Instant>) {
+        let mut workers = Vec::new();
+        // The latest of them; `None`: something else holds the node.
+        let mut idle_since = Some(None);
+        for pod in pods {
+            let Some(of) = self.0.iter().find(|of| of.has(pod)) else {
+                idle_since = idle_since.filter(|_| pod.like.controller != Controller::Workload);
+                continue;
+            };
+            let state = of.state(pod);
+            idle_since = match state {
+                RayWorkerState::Idle { since } => idle_since.map(|latest| latest.max(Some(since))),
+                _ => None,
+            };
+            workers.push(RayWorker { pod: pod.full_name(), cluster: of.name.to_owned(), state });
+        }
+        (workers, idle_since.flatten())
+    }
+}
+
+impl OfCluster<'_> {
+    fn state(&self, pod: &Entry) -> RayWorkerState {
+        match self.known {
+            Some(Known { problem: None, last: Some(_), .. }) => {}
+            _ => return RayWorkerState::Unknown,
+        }
+        let Some(Joined { node, read_at, .. }) = self.joined(pod) else { return RayWorkerState::NotJoined };
+        match node.state {
+            // How long, not since when, is what a head tells: its clock does not matter.
+            NodeState::Idle { millis } => RayWorkerState::Idle { since: read_at.before(Duration::from_millis(millis)) },
+            NodeState::Running => RayWorkerState::Busy { because: node.activity.clone() },
+            NodeState::Draining => RayWorkerState::Draining,
+            NodeState::Dead => RayWorkerState::NotJoined,
+        }
+    }
+}
