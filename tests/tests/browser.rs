@@ -76,6 +76,8 @@ fn node(name: &str, group: &str, class: Class, cpu: u16) -> Node {
         drained: false,
         class: Some(class),
         gpu_waste: None,
+        idle_ray_only: None,
+        ray_workers: Vec::new(),
         stays: None,
         utilization: Some(Utilization {
             cpu: Some(Permille::percent(cpu)),

@@ -77,7 +77,7 @@ impl AutoscalerStateService for FakeHead {
             Fault::Slow => sleep(SLOW).await,
         }
         let state = ClusterResourceState { node_states, ..ClusterResourceState::default() };
-        Ok(Response::new(GetClusterStatusReply { cluster_resource_state: Some(state), ..Default::default() }))
+        Ok(Response::new(GetClusterStatusReply { cluster_resource_state: Some(state) }))
     }
 
     /// As Ray does: the wrong reason ends the node and is never answered; what it does not know, it accepts.
