@@ -185,3 +185,6 @@ fn answer(value: &impl Serialize) -> Response {
 fn seconds(at: Instant) -> String {
     Instant::from_millis(at.as_millis() / 1000 * 1000).to_string().replace(".000Z", "Z")
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,7 +64,7 @@ impl FrontProxy {
         }
     }
 
-    fn read(config_map: &ConfigMap) -> anyhow::Result<Self> {
+    pub(super) fn read(config_map: &ConfigMap) -> anyhow::Result<Self> {
         let data = config_map.data.as_ref();
         let text = |key: &str| data.and_then(|data| data.get(key));
         // Lists are JSON.
