@@ -9,7 +9,7 @@ use ebb_core::decision::Decision;
 use ebb_core::fleet::steps;
 use ebb_core::reason::Stay;
 use ebb_core::time::Instant;
-use ebb_core::view::{Cluster, Group, Node, RayCluster, Seen, Step, Waiting};
+use ebb_core::view::{Cluster, Group, Node, RayCluster, RayGroup, Seen, Step, Waiting};
 
 use crate::ask::{self, Output, Told, ask, to_json};
 use crate::sheet::Align::{Left, Right};
@@ -209,7 +209,7 @@ fn ray(now: Instant, cluster: &Cluster, sheet: &mut Sheet) {
         return;
     }
     sheet.title(&format!("Ray clusters {}", cluster.ray.len()));
-    for RayCluster { name, problem, read_at, waiting, anticipated, .. } in &cluster.ray {
+    for RayCluster { name, problem, read_at, waiting, anticipated, groups, .. } in &cluster.ray {
         let told = match (waiting, read_at) {
             (Some(waiting), Some(at)) => {
                 let age =
@@ -221,6 +221,13 @@ fn ray(now: Instant, cluster: &Cluster, sheet: &mut Sheet) {
         sheet.labelled(name, &told);
         if let Some(problem) = problem {
             sheet.because(1, &problem.to_string());
+        }
+        for RayGroup { name, replicas, refusal } in groups {
+            let replicas = replicas.map_or("no replicas".to_owned(), |replicas| count(replicas as usize, "replica"));
+            match refusal {
+                None => sheet.because(1, &format!("worker group {name}: {replicas}, set by Ebb")),
+                Some(refusal) => sheet.because(1, &format!("worker group {name}: {replicas}, left alone: {refusal}")),
+            }
         }
     }
     let held = cluster.nodes.iter().filter_map(|node| Some((node.idle_ray_only?, &node.name)));
@@ -257,7 +264,7 @@ pub(crate) fn last_steps(decisions: &[Decision]) -> Vec<Step> {
 mod tests {
     use std::time::Duration;
 
-    use ebb_core::ray::Problem;
+    use ebb_core::ray::{Problem, Refusal};
 
     use super::*;
     use crate::ask::sample;
@@ -292,21 +299,28 @@ mod tests {
             read_at: ago.map(|ago| now.before(Duration::from_secs(ago))),
             waiting,
             anticipated,
+            groups: vec![],
         };
         told.seen.cluster.ray = vec![
             cluster("ml/a", None, Some(0), Some(19), 7),
             cluster("ml/b", Some(Problem::Late), Some(60), Some(2), 0),
             cluster("ml/c", None, None, None, 0),
         ];
+        told.seen.cluster.ray[0].groups = vec![
+            RayGroup { name: "cpu".into(), replicas: Some(3), refusal: None },
+            RayGroup { name: "gpu".into(), replicas: None, refusal: Some(Refusal::NoGroup) },
+        ];
         let printed = text(&told, &mut Sheet::new(200, false));
         let (_, section) = printed.split_once("Ray clusters 3\n").unwrap();
         let expected = [
             " ml/a  requests that wait: 19, workers that are no pods yet: 7",
+            " ↳ worker group cpu: 3 replicas, set by Ebb",
+            " ↳ worker group gpu: no replicas, left alone: the RayCluster has no worker group of this name, or ray.clusters lacks it",
             " ml/b  requests that wait: 2, workers that are no pods yet: 0, as told 1m 0s ago",
             " ↳ its GCS does not answer in time",
             " ml/c  has told nothing yet",
         ];
-        assert_eq!(section.lines().take(4).collect::<Vec<_>>(), expected);
+        assert_eq!(section.lines().take(6).collect::<Vec<_>>(), expected);
         assert!(!section.contains("held by"), "{section}");
         let since = |ago| Some(now.before(Duration::from_secs(ago)));
         let nodes = &mut told.seen.cluster.nodes;

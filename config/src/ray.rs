@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ebb_core::kubernetes::{Pod, TaintEffect, Toleration};
-use ebb_core::ray::{Amounts, ClientCertificate, Cluster, WorkerGroup};
+use ebb_core::ray::{Amounts, ClientCertificate, Cluster, Drive, WorkerGroup};
 use ebb_core::resources::{NVIDIA_GPU, Resources};
 use ebb_core::units::parse_quantity_milli;
 use serde::Deserialize;
@@ -13,6 +14,8 @@ use serde_saphyr::Spanned;
 use crate::Text;
 use crate::check::{Check, count};
 
+/// The flow's, and Ray's own.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// What KubeRay puts on each of its pods.
 const CLUSTER_LABEL: &str = "ray.io/cluster";
 const GROUP_LABEL: &str = "ray.io/group";
@@ -35,6 +38,19 @@ struct ClusterEntry {
     cert_file: Option<Text>,
     key_file: Option<Text>,
     worker_groups: Spanned<Vec<GroupEntry>>,
+    drive: Option<DriveEntry>,
+    report_launches: Option<bool>,
+    #[serde(default)]
+    pod_deletion_cost: bool,
+}
+
+/// There, and be it empty: Ebb sets the replicas.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct DriveEntry {
+    queue_depth: Option<Text>,
+    idle_timeout: Option<Text>,
+    upscaling_speed: Option<Text>,
 }
 
 #[derive(Deserialize)]
@@ -107,6 +123,24 @@ impl ClusterEntry {
             ca_file: path(self.ca_file.as_ref(), check),
             client: self.client(check),
             worker_groups: self.worker_groups.value.iter().map(|group| group.worker_group(self, check)).collect(),
+            drive: self.drive.as_ref().map(|drive| drive.drive(check)),
+            // Nobody else does where Ebb sets the replicas.
+            report_launches: self.report_launches.unwrap_or(self.drive.is_some()),
+            pod_deletion_cost: self.pod_deletion_cost,
+        }
+    }
+}
+
+impl DriveEntry {
+    fn drive(&self, check: &mut Check) -> Drive {
+        let speed = |text: &str| {
+            let speed = parse_quantity_milli(text).ok().and_then(|milli| u32::try_from(milli).ok());
+            speed.filter(|speed| *speed > 0).ok_or_else(|| format!("`{text}` is no number above 0 as in 1 or 0.5"))
+        };
+        Drive {
+            queue_depth: check.read(self.queue_depth.as_ref(), 0, count),
+            idle_timeout: check.duration(self.idle_timeout.as_ref(), IDLE_TIMEOUT),
+            upscaling_speed: self.upscaling_speed.as_ref().map(|text| check.read(Some(text), 1000, speed)),
         }
     }
 }
@@ -272,6 +306,7 @@ mod tests {
           labels: {{app: gpu-workers}}
           nodeSelector: {{pool: gpu}}
           tolerations: [{{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}}]
+      drive: {{queueDepth: 2, upscalingSpeed: 0.5}}
 "
         );
         let policy = parse(&text, &Overrides::default()).unwrap();
@@ -290,6 +325,9 @@ mod tests {
         let toleration =
             Toleration { key: Some("nvidia.com/gpu".into()), value: None, effect: Some(TaintEffect::NoSchedule) };
         assert_eq!(gpu.pod.tolerations, [toleration]);
+        let drive = Drive { queue_depth: 2, idle_timeout: Duration::from_secs(60), upscaling_speed: Some(500) };
+        assert_eq!(cluster.drive, Some(drive));
+        assert!(cluster.report_launches && !cluster.pod_deletion_cost);
         assert!(parse(GROUP, &Overrides::default()).unwrap().ray.is_empty());
     }
 
@@ -306,7 +344,7 @@ mod tests {
       workerGroups:
         - {{name: w, minReplicas: 3, maxReplicas: 2, requests: {{}}}}
         - {{name: w, maxReplicas: x, requests: {{cpu: 1}}, resources: {{CPU: many}}, tolerations: [{{operator: In}}]}}
-    - {{name: b, namespace: ml, address: 'head:0', workerGroups: [{{name: w, maxReplicas: 1, requests: {{cpu: 1}}}}]}}
+    - {{name: b, namespace: ml, address: 'head:0', workerGroups: [{{name: w, maxReplicas: 1, requests: {{cpu: 1}}}}], drive: {{upscalingSpeed: 0, idleTimeout: x}}}}
     - {{name: c, namespace: ml, address: 'head:1', certFile: /c, workerGroups: [{{name: w, maxReplicas: 1, requests: {{cpu: 1}}}}]}}
 "
         );
@@ -326,6 +364,8 @@ mod tests {
             "f:11:106: `In` is no operator of a toleration: Equal or Exists",
             "f:12:14: a second Ray cluster ml/b",
             "f:12:41: `head:0` is no HOST:PORT of a Ray head, as in train-head-svc.ml.svc:6379",
+            "f:12:138: `0` is no number above 0 as in 1 or 0.5",
+            "f:12:154: `x` is no duration as in 30s, 10m or 1h30m",
             "f:13:61: expected both certFile and keyFile, or neither",
             "f:13:61: needs a caFile: without, the head is spoken to in the clear",
         ];

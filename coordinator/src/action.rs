@@ -1,6 +1,6 @@
 //! Actions in log lines.
 
-use ebb_core::fleet::Action;
+use ebb_core::fleet::{Action, RayGroup};
 
 /// The group, node, pod or buffer it is about.
 pub fn about(action: &Action) -> String {
@@ -8,8 +8,13 @@ pub fn about(action: &Action) -> String {
         Action::CancelDrain { node, .. } | Action::Drain { node, .. } => node.clone(),
         Action::CompleteLifecycle { instance, .. } | Action::Heartbeat { instance, .. } => instance.clone(),
         Action::Describe { groups, .. } => groups.join(","),
+        Action::DrainRayNode { cluster, pod, .. } => format!("{cluster} {pod}"),
+        Action::ReportRay { cluster, .. } | Action::ScaleRayCluster { cluster, .. } => cluster.clone(),
+        Action::SetPodDeletionCost { namespace, pod, .. } => format!("{namespace}/{pod}"),
         Action::Explain { namespace, pod, .. } => format!("{namespace}/{pod}"),
-        Action::ShowBuffer { namespace, name, .. } => format!("{namespace}/{name}"),
+        Action::ShowBuffer { namespace, name, .. } | Action::ShowRayWorkerGroup { namespace, name, .. } => {
+            format!("{namespace}/{name}")
+        }
         Action::Launch { group, .. } | Action::SetDesired { group, .. } | Action::Terminate { group, .. } => {
             group.clone()
         }
@@ -40,7 +45,22 @@ pub fn log(taken: &Action) {
         Action::CompleteLifecycle { group, instance, hook, node, .. } => {
             tracing::info!(action, %group, %instance, %hook, %node, %because, "decided");
         }
-        Action::Explain { .. } | Action::Describe { .. } | Action::Heartbeat { .. } | Action::ShowBuffer { .. } => {
+        Action::DrainRayNode { cluster, node, pod, .. } => {
+            tracing::info!(action, %cluster, ray_node = %node, %pod, %because, "decided");
+        }
+        Action::ScaleRayCluster { cluster, groups, .. } => {
+            for group in groups {
+                let RayGroup { name, from, to, delete, .. } = group;
+                tracing::info!(action, %cluster, group = %name, from, to, ?delete, %because, "decided");
+            }
+        }
+        Action::Explain { .. }
+        | Action::Describe { .. }
+        | Action::Heartbeat { .. }
+        | Action::ReportRay { .. }
+        | Action::SetPodDeletionCost { .. }
+        | Action::ShowBuffer { .. }
+        | Action::ShowRayWorkerGroup { .. } => {
             tracing::info!(action, pod = about(taken), %because, "decided");
         }
     }

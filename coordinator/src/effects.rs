@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ebb_core::fleet::{Action, Event, Failure, GroupState};
+use ebb_core::ray::Drained;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -35,6 +36,7 @@ pub enum Outcome {
     Done,
     Groups(Vec<GroupState>),
     Launched { instances: Vec<String>, failures: Vec<String> },
+    RayNodeDrained(Drained),
 }
 
 /// The world that actions change: the real one, or a test's.
@@ -59,7 +61,13 @@ pub async fn run<O: Outside>(
         tokio::select! {
             action = actions.recv() => {
                 let Some(action) = action else { break };
-                let tells = matches!(action, Action::Explain { .. } | Action::ShowBuffer { .. });
+                let tells = matches!(
+                    action,
+                    Action::Explain { .. }
+                        | Action::SetPodDeletionCost { .. }
+                        | Action::ShowBuffer { .. }
+                        | Action::ShowRayWorkerGroup { .. }
+                );
                 let turn = if tells { &explanations } else { &calls };
                 let (turn, outside, standing) = (turn.clone(), outside.clone(), standing.clone());
                 let (inbox, metrics, absent) = (inbox.clone(), metrics.clone(), absent.clone());
@@ -114,6 +122,7 @@ async fn carry_out(outside: &impl Outside, action: Action, standing: &Standing, 
     match result {
         Ok(Outcome::Done) => Event::Done(action),
         Ok(Outcome::Groups(groups)) => Event::Groups { asked: action, groups },
+        Ok(Outcome::RayNodeDrained(answer)) => Event::RayNodeDrained { asked: action, answer },
         Ok(Outcome::Launched { instances, failures }) => Event::Launched { asked: action, instances, failures },
         Err(CallError { failure, detail }) => {
             tracing::warn!(

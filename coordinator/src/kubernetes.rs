@@ -2,19 +2,21 @@
 //! why.
 
 use ebb_core::buffer;
-use ebb_core::fleet::Failure;
+use ebb_core::fleet::{Failure, RayGroup};
 use ebb_core::intent::{Intent, decode};
+use ebb_core::ray::ScaleStatus;
 use ebb_core::reason::Reason;
 use ebb_kubernetes::intent::{self, Change};
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use serde_json::json;
 
-use crate::buffers;
 use crate::effects::CallError;
+use crate::{buffers, ray};
 
 /// Who we are, in Events and in `managedFields`.
 pub const CONTROLLER: &str = "ebb-coordinator";
@@ -22,6 +24,8 @@ pub const CONTROLLER: &str = "ebb-coordinator";
 const NOTE_CHARS: usize = 1000;
 /// An object's name has at most 253 characters; an Event's is its object's and a time.
 const NAME_CHARS: usize = 230;
+
+const POD_DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// Where Events on objects without a namespace are.
 const NODES_EVENTS: &str = "default";
@@ -68,6 +72,43 @@ impl Kubernetes {
         status: &buffer::Status,
     ) -> Result<(), CallError> {
         buffers::show(&self.client, namespace, name, uid, status).await
+    }
+
+    /// Sets replicas of a RayCluster.
+    pub async fn scale_ray_cluster(
+        &self,
+        cluster: &str,
+        resource_version: &str,
+        groups: &[RayGroup],
+    ) -> Result<(), CallError> {
+        ray::scale_cluster(&self.client, cluster, resource_version, groups).await
+    }
+
+    /// Says which of its ReplicaSet's pods is to go first.
+    pub async fn set_pod_deletion_cost(
+        &self,
+        namespace: &str,
+        pod: &str,
+        uid: &str,
+        cost: Option<i32>,
+    ) -> Result<(), CallError> {
+        let cost = cost.map(|cost| cost.to_string());
+        let patch = json!({"metadata": {"uid": uid, "annotations": {POD_DELETION_COST: cost}}});
+        let params = PatchParams { field_manager: Some(CONTROLLER.into()), ..PatchParams::default() };
+        let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
+        api.patch_metadata(pod, &params, &Patch::Merge(patch)).await.map_err(|error| call_error(&error))?;
+        Ok(())
+    }
+
+    /// Writes the status of a RayWorkerGroup.
+    pub async fn show_ray_worker_group(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        status: &ScaleStatus,
+    ) -> Result<(), CallError> {
+        ray::show_group(&self.client, namespace, name, uid, status).await
     }
 
     /// Tells people, by an Event on the pod. The core says each thing once, so there is nothing to fold.

@@ -3,6 +3,7 @@
 
 mod gcs;
 mod node_drain;
+mod objects;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +16,9 @@ use tokio::time::{Instant, sleep};
 use crate::metrics::Metrics;
 use crate::standing::Standing;
 
-pub(crate) use gcs::Gcs;
+pub(crate) use gcs::{Error, Gcs};
 pub(crate) use node_drain::{NodeDrains, router};
-
-use gcs::Error;
+pub(crate) use objects::{scale_cluster, show_group, watch};
 
 /// The head itself hears from its nodes once a second.
 const EVERY: Duration = Duration::from_secs(1);

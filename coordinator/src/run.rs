@@ -111,7 +111,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         decisions: decisions.clone(),
         record,
     };
+    let ray_clusters = policy.ray.iter();
+    let ray_clusters: BTreeMap<_, _> =
+        ray_clusters.map(|(name, cluster)| (name.clone(), Arc::new(ray::Gcs::new(cluster.clone())))).collect();
     let outside = Real {
+        ray: ray_clusters.clone(),
         autoscaling: AutoScaling::from_env(metrics.clone()).await,
         kubernetes: Kubernetes::new(client.clone(), identity.clone()),
     };
@@ -127,7 +131,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     intake.spawn(stop.clone().run_until_cancelled_owned(status.keep()));
     let registry = Arc::new(registry);
-    let drain_queries = queries.clone();
+    let (drain_queries, ray_heads) = (queries.clone(), ray_clusters.clone());
     let shown =
         Shown { registry, metrics: metrics.clone(), standing: standing.clone(), queries, page, decisions, clock };
     intake.spawn(stop.clone().run_until_cancelled_owned(cluster::watch(
@@ -136,11 +140,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         standing.clone(),
         inbox.clone(),
     )));
-    let mut ray_heads = BTreeMap::new();
-    for (name, cluster) in &policy.ray {
-        let gcs = Arc::new(ray::Gcs::new(cluster.clone()));
-        ray_heads.insert(name.clone(), gcs.clone());
-        let head = ray::Head { name: name.clone(), gcs, metrics: metrics.clone() };
+    if !ray_clusters.is_empty() {
+        intake.spawn(stop.clone().run_until_cancelled_owned(ray::watch(client.clone(), inbox.clone())));
+    }
+    for (name, gcs) in ray_clusters {
+        let head = ray::Head { name, gcs, metrics: metrics.clone() };
         intake.spawn(stop.clone().run_until_cancelled_owned(head.keep_asking(standing.clone(), inbox.clone())));
     }
     let (certificate, certificates) = watch::channel(None);

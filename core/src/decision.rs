@@ -50,9 +50,15 @@ impl Decision {
             | Action::SetDesired { group: changed, .. }
             | Action::Terminate { group: changed, .. } => changed == group,
             Action::CancelDrain { node, .. } | Action::Drain { node, .. } => nodes.contains(&node.as_str()),
-            Action::Describe { .. } | Action::Explain { .. } | Action::Heartbeat { .. } | Action::ShowBuffer { .. } => {
-                false
-            }
+            Action::Describe { .. }
+            | Action::DrainRayNode { .. }
+            | Action::Explain { .. }
+            | Action::Heartbeat { .. }
+            | Action::ReportRay { .. }
+            | Action::ScaleRayCluster { .. }
+            | Action::SetPodDeletionCost { .. }
+            | Action::ShowBuffer { .. }
+            | Action::ShowRayWorkerGroup { .. } => false,
         }
     }
 
@@ -64,11 +70,16 @@ impl Decision {
             | Action::Terminate { node, .. } => node == name,
             Action::Explain { because: Reason::SchedulerToPlace { node }, .. } => node == name,
             Action::Describe { .. }
+            | Action::DrainRayNode { .. }
             | Action::Explain { .. }
             | Action::Heartbeat { .. }
             | Action::Launch { .. }
+            | Action::ReportRay { .. }
+            | Action::ScaleRayCluster { .. }
             | Action::SetDesired { .. }
-            | Action::ShowBuffer { .. } => false,
+            | Action::SetPodDeletionCost { .. }
+            | Action::ShowBuffer { .. }
+            | Action::ShowRayWorkerGroup { .. } => false,
         }
     }
 
@@ -76,6 +87,12 @@ impl Decision {
     pub fn is_about_pod(&self, name: &str) -> bool {
         let of_action = match &self.action {
             Action::Explain { namespace, pod, .. } => name.split_once('/') == Some((namespace, pod)),
+            Action::DrainRayNode { cluster, pod, .. } => {
+                // They are of one namespace.
+                let namespace = cluster.split_once('/').map(|(namespace, _)| namespace);
+                name.split_once('/')
+                    .is_some_and(|name| namespace.map(|namespace| (namespace, pod.as_str())) == Some(name))
+            }
             _ => false,
         };
         let of_reason = match self.action.because() {

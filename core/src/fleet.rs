@@ -2,7 +2,7 @@
 //!
 //! Here: what is kept of the world. An `event` is taken in by `absorb`; `decide` looks at the whole and says which `action`s
 //! to take: `place` finds room for waiting pods, with `choice` of the group where a new node is needed, and for those that
-//! `buffers` and `ray` expect; `shrink` says which nodes may go, within what `budget` lets. `picture` is what people see.
+//! `buffers` and `ray` expect; `drive` sets how many Ray workers there are, where it may; `shrink` says which nodes may go, within what `budget` lets. `picture` is what people see.
 
 mod absorb;
 mod action;
@@ -11,6 +11,7 @@ mod buffers;
 mod census;
 mod choice;
 mod decide;
+mod drive;
 mod event;
 mod lifecycle;
 mod memory;
@@ -18,6 +19,7 @@ mod picture;
 mod place;
 mod pods;
 mod ray;
+mod ray_tell;
 mod shrink;
 mod template;
 #[cfg(test)]
@@ -31,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use absorb::Soon;
 use action::Target;
-pub use action::{Action, steps};
+pub use action::{Action, RayGroup, steps};
 pub use event::{Event, Failure, GroupState, Instance};
 pub use memory::Memory;
 use pods::Pods;
@@ -42,6 +44,7 @@ use crate::intent::Intent;
 use crate::kubernetes::Node;
 use crate::launch::{self, Failing};
 use crate::policy::Policy;
+use crate::ray::{Scale, ScaleStatus};
 use crate::reason::{Reason, Stay};
 use crate::report::Report;
 use crate::resources::Resources;
@@ -68,6 +71,12 @@ pub struct Fleet {
     /// By namespace and name; those of the policy that were heard of.
     #[serde(default)]
     ray: BTreeMap<String, ray::Known>,
+    /// With what was last said on each.
+    #[serde(default, with = "crate::journal::pairs")]
+    ray_scales: BTreeMap<drive::ScaleKey, (Scale, Option<ScaleStatus>)>,
+    /// What was last written on workers of Ray, by UID.
+    #[serde(default)]
+    deletion_costs: BTreeMap<String, Option<i32>>,
     storage: Storage,
     /// The node of each instance.
     node_of: HashMap<String, String>,
@@ -256,6 +265,8 @@ impl Fleet {
             pod_disruption_budgets: PodDisruptionBudgets::default(),
             buffers: BTreeMap::new(),
             ray: BTreeMap::new(),
+            ray_scales: BTreeMap::new(),
+            deletion_costs: BTreeMap::new(),
             storage: Storage::default(),
             node_of: HashMap::new(),
             calls: BTreeMap::new(),

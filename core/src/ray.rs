@@ -1,6 +1,7 @@
 //! Ray clusters: what their head says of what waits (a [`Reading`]), and what kinds of worker pods they grow by.
 //! How many of these a reading leads to is found out in `plan`; what is done about them, in the fleet.
 
+mod drive;
 pub mod node_drain;
 mod plan;
 
@@ -10,6 +11,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use drive::{Drive, GroupSpec, RayCluster, Refusal, Scale, ScaleChange, ScaleStatus};
+pub(crate) use drive::{Queue, Standing, Step, Worker, WorkerState};
 pub use plan::{Workers, plan};
 
 use crate::kubernetes::Pod;
@@ -36,6 +39,15 @@ pub struct Cluster {
     #[serde(default)]
     pub client: Option<ClientCertificate>,
     pub worker_groups: Vec<WorkerGroup>,
+    /// Set: Ebb sets the replicas of all these groups.
+    #[serde(default)]
+    pub drive: Option<Drive>,
+    /// Whether its head is told what is on its way, as by Ray's own autoscaler.
+    #[serde(default)]
+    pub report_launches: bool,
+    /// Whether its workers' pods say which of them is to go first (`controller.kubernetes.io/pod-deletion-cost`).
+    #[serde(default)]
+    pub pod_deletion_cost: bool,
 }
 
 /// Both in PEM.
@@ -61,6 +73,13 @@ pub struct WorkerGroup {
 }
 
 impl WorkerGroup {
+    /// The narrower of its own bounds and of those that its RayCluster has, if there is one.
+    pub(crate) fn bounds(&self, spec: Option<&GroupSpec>) -> (u32, u32) {
+        let (min, max) = spec.map_or((0, u32::MAX), |spec| (spec.min, spec.max));
+        let max = self.max.min(max);
+        (self.min.max(min).min(max), max)
+    }
+
     pub fn is_of(&self, pod: &Pod) -> bool {
         pod.namespace == self.pod.namespace
             && self.pod.labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
@@ -87,6 +106,11 @@ impl Amounts {
             self.0.set(name, scaled as u64);
         }
         is_amount
+    }
+
+    /// Whether a worker that has so much could take it.
+    pub(crate) fn fit_in(&self, worker: &Self) -> bool {
+        self.0.lacking_in(&worker.0).is_none()
     }
 }
 
@@ -225,6 +249,25 @@ pub enum Drained {
     Accepted,
     /// In its words.
     Refused(String),
+}
+
+/// What is on its way to a Ray cluster, for `ray status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Launches {
+    /// Workers that are no pods yet, by group.
+    pub asked_for: Vec<(String, u32)>,
+    /// Pods that have not joined.
+    pub pods: Vec<Launching>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Launching {
+    pub pod: String,
+    pub group: String,
+    /// Whether it has a node.
+    pub placed: bool,
 }
 
 /// What came of asking a head.

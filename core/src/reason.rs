@@ -38,6 +38,16 @@ pub enum Reason {
     NodeGone,
     /// Pods wait for a node.
     PodsPending { count: usize, first: String, longest: Duration },
+    /// The worker group has fewer workers than its minimum.
+    RayMinimum { min: u32 },
+    /// More waits in the Ray cluster than may.
+    RayQueue { waiting: u64 },
+    /// Somebody asks for so many workers.
+    RayReplicasAsked { by: String, replicas: u32 },
+    /// Nothing has run on the Ray worker for so long, and nothing waits for it.
+    RayWorkerIdle { idle: Duration },
+    /// So many Ray workers leave.
+    RayWorkersLeave { count: usize },
     /// Work waits in a Ray cluster for so many workers that are no pods yet, or in several.
     RayWorkersWanted { count: usize, first: String },
     /// The node was measured idle, little of it is asked for, and its pods end by themselves.
@@ -81,6 +91,11 @@ impl Reason {
             Self::NoGroupFits { .. } => "NoGroupFits",
             Self::NodeGone => "NodeGone",
             Self::PodsPending { .. } => "PodsPending",
+            Self::RayMinimum { .. } => "RayMinimum",
+            Self::RayQueue { .. } => "RayQueue",
+            Self::RayReplicasAsked { .. } => "RayReplicasAsked",
+            Self::RayWorkerIdle { .. } => "RayWorkerIdle",
+            Self::RayWorkersLeave { .. } => "RayWorkersLeave",
             Self::RayWorkersWanted { .. } => "RayWorkersWanted",
             Self::RunToCompletion { .. } => "RunToCompletion",
             Self::SchedulerToPlace { .. } => "SchedulerToPlace",
@@ -119,6 +134,16 @@ impl fmt::Display for Reason {
             Self::PodsPending { count, first, longest } => {
                 write!(f, "{count} pods unschedulable for up to {}, first {first}", short(longest))
             }
+            Self::RayMinimum { min } => write!(f, "fewer workers than the minimum of {min}"),
+            Self::RayQueue { waiting: 1 } => f.write_str("a request waits in Ray"),
+            Self::RayQueue { waiting } => write!(f, "{waiting} requests wait in Ray"),
+            Self::RayReplicasAsked { by, replicas } => write!(f, "RayWorkerGroup {by} asks for {replicas}"),
+            Self::RayWorkerIdle { idle } => {
+                write!(f, "nothing has run on it for {}, and nothing waits for it", short(idle))
+            }
+            Self::RayWorkersLeave { count: 0 } => f.write_str("the workers that were to go are gone"),
+            Self::RayWorkersLeave { count: 1 } => f.write_str("one that was idle goes"),
+            Self::RayWorkersLeave { count } => write!(f, "{count} that were idle go"),
             Self::RayWorkersWanted { count: 1, first } => write!(f, "work in Ray waits for a worker of {first}"),
             Self::RayWorkersWanted { count, first } => {
                 write!(f, "work in Ray waits for {count} workers, first of {first}")

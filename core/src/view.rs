@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::classify::{Class, Utilization};
 use crate::launch::Failing;
 use crate::price::Cost;
-use crate::ray::Problem;
+use crate::ray::{Problem, Refusal};
 use crate::reason::{Reason, Stay};
 use crate::resources::Resources;
 use crate::time::Instant;
@@ -158,6 +158,19 @@ pub struct RayCluster {
     pub waiting: Option<u64>,
     /// Workers that it needs and that are no pods yet.
     pub anticipated: u32,
+    /// Worker groups whose replicas Ebb is to set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<RayGroup>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RayGroup {
+    pub name: String,
+    /// As its RayCluster has it; `None`: it does not have it.
+    pub replicas: Option<u32>,
+    /// Why they are left alone.
+    pub refusal: Option<Refusal>,
 }
 
 /// A coordinator's answer when it is asked for its cluster.

@@ -1,7 +1,7 @@
 //! What Ray's GCS says of its cluster, and the way from its messages to the core's [`Reading`]. What no GCS says is
 //! refused here.
 
-use ebb_core::ray::{Amounts, DrainReason, Drained, Gang, Node, NodeState, Reading, Togetherness};
+use ebb_core::ray::{Amounts, DrainReason, Drained, Gang, Launches, Node, NodeState, Reading, Togetherness};
 use ebb_core::time::Instant;
 
 use crate::Invalid;
@@ -71,6 +71,31 @@ pub fn drain_request(
         reason_message: message.to_owned(),
         deadline_timestamp_ms: i64::try_from(deadline.as_millis()).map_err(|_| Invalid("a deadline that is none"))?,
     })
+}
+
+/// `version`: above that of the last, or it is not heard.
+pub fn autoscaling_state(version: u64, launches: &Launches) -> messages::AutoscalingState {
+    // `ray status` counts requests, whatever their count.
+    let asked_for = launches.asked_for.iter().flat_map(|(group, count)| {
+        let request = messages::PendingInstanceRequest {
+            ray_node_type_name: group.clone(),
+            count: 1,
+            ..messages::PendingInstanceRequest::default()
+        };
+        std::iter::repeat_n(request, *count as usize)
+    });
+    let pods = launches.pods.iter().map(|pod| messages::PendingInstance {
+        instance_id: pod.pod.clone(),
+        ray_node_type_name: pod.group.clone(),
+        details: if pod.placed { "its pod starts" } else { "its pod waits for a node" }.into(),
+        ..messages::PendingInstance::default()
+    });
+    messages::AutoscalingState {
+        autoscaler_state_version: i64::try_from(version).unwrap_or(i64::MAX),
+        pending_instance_requests: asked_for.collect(),
+        pending_instances: pods.collect(),
+        ..messages::AutoscalingState::default()
+    }
 }
 
 pub fn drained(reply: messages::DrainNodeReply) -> Drained {

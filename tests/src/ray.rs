@@ -1,5 +1,6 @@
 //! Real Ray: a head, workers and programs, as processes that know of no network but loopback.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -36,7 +37,9 @@ pub struct Ray {
     /// Sockets lie in it, whose paths must be short.
     temp: PathBuf,
     head: Option<Program>,
-    workers: Vec<Program>,
+    /// By their pods.
+    workers: BTreeMap<String, Program>,
+    addresses: u32,
 }
 
 /// Files in PEM, by which whoever has them is known to all of a cluster.
@@ -86,7 +89,7 @@ impl Ray {
         let short: String = name.chars().rev().take(12).collect();
         let temp = std::env::temp_dir().join(format!("ray-{}", short.chars().rev().collect::<String>()));
         let token = token.map(str::to_owned);
-        let mut ray = Self { bin, token, tls, temp, head: None, workers: Vec::new() };
+        let mut ray = Self { bin, token, tls, temp, head: None, workers: BTreeMap::new(), addresses: 0 };
         ray.start_head(lab).await;
         ray
     }
@@ -112,12 +115,24 @@ impl Ray {
 
     /// The container of a worker's pod, with what KubeRay tells it of the pod.
     pub fn start_worker(&mut self, lab: &Lab, pod: &str, group: &str, cpus: u32) {
-        let ip = format!("127.0.0.{}", self.workers.len() + 2);
+        self.addresses += 1;
+        let ip = format!("127.0.0.{}", self.addresses + 1);
         let mut command = self.isolated(lab);
         command.arg(format!("--address={}", self.address())).arg(format!("--node-ip-address={ip}"));
         command.arg(format!("--num-cpus={cpus}"));
         command.env("RAY_CLOUD_INSTANCE_ID", pod).env("RAY_NODE_TYPE_NAME", group);
-        self.workers.push(lab.spawn(&format!("ray-{pod}"), command));
+        let worker = lab.spawn(&format!("ray-{pod}"), command);
+        self.workers.insert(pod.to_owned(), worker);
+    }
+
+    /// Whether the pod's worker was started and has not ended.
+    pub fn runs(&mut self, pod: &str) -> bool {
+        self.workers.get_mut(pod).is_some_and(Program::is_running)
+    }
+
+    /// SIGKILL for the others.
+    pub fn keep_workers(&mut self, stays: impl Fn(&str) -> bool) {
+        self.workers.retain(|pod, _| stays(pod));
     }
 
     /// A program of the cluster, in Python. What it prints is the log of this name.

@@ -24,7 +24,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn manifests_are_taken_without_a_warning_and_make_their_pods() {
-    for manifests in ["ebb.yaml", "ebb-admission.yaml", "ebb-brokered.yaml", "ebb-metrics-api.yaml"] {
+    for manifests in ["ebb.yaml", "ebb-admission.yaml", "ebb-brokered.yaml", "ebb-metrics-api.yaml", "ebb-ray.yaml"] {
         are_taken_without_a_warning_and_make_their_pods(manifests).await;
     }
 }
@@ -58,7 +58,7 @@ async fn are_taken_without_a_warning_and_make_their_pods(manifests: &str) {
 
 #[tokio::test]
 async fn binaries_take_the_flags_and_the_configuration_that_the_manifests_give_them() {
-    for manifests in ["ebb.yaml", "ebb-admission.yaml", "ebb-brokered.yaml", "ebb-metrics-api.yaml"] {
+    for manifests in ["ebb.yaml", "ebb-admission.yaml", "ebb-brokered.yaml", "ebb-metrics-api.yaml", "ebb-ray.yaml"] {
         binaries_take_what_these_give_them(manifests).await;
     }
 }

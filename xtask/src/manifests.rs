@@ -13,11 +13,22 @@ use crate::tools::helm;
 const CHART: &str = "deploy/chart";
 const EXAMPLE: &str = "config/example.yaml";
 /// What is committed, and the values of each that differ from the chart's own.
-const MANIFESTS: [(&str, &[&str]); 4] = [
+const MANIFESTS: [(&str, &[&str]); 5] = [
     ("deploy/manifests/ebb.yaml", &[]),
     ("deploy/manifests/ebb-admission.yaml", &["agent.rights=admission"]),
     ("deploy/manifests/ebb-brokered.yaml", &["agent.rights=brokered"]),
     ("deploy/manifests/ebb-metrics-api.yaml", &["metricsApi.enabled=true"]),
+    (
+        "deploy/manifests/ebb-ray.yaml",
+        &[
+            "config.ray.clusters[0].name=train",
+            "config.ray.clusters[0].namespace=ml",
+            "config.ray.clusters[0].address=train-head-svc.ml.svc:6379",
+            "config.ray.clusters[0].workerGroups[0].name=cpu",
+            "config.ray.clusters[0].workerGroups[0].maxReplicas=10",
+            "config.ray.clusters[0].workerGroups[0].requests.cpu=3",
+        ],
+    ),
 ];
 
 /// The version that the chart is rendered for. Any that it supports would do, but Helm's own default changes with Helm.

@@ -161,7 +161,7 @@ impl Group {
             }
             Self::Hpa => tests(&["--package", "ebb-tests", "--test", "hpa", "--", "--show-output"]),
             Self::Ray => {
-                let files = ["--test", "ray", "--test", "ray_drain"];
+                let files = ["--test", "ray", "--test", "ray_drain", "--test", "ray_drive"];
                 tests(&[&["--package", "ebb-tests"], &files[..], &["--", "--show-output"]].concat())
             }
             Self::Browser => {

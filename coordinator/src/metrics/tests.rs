@@ -38,7 +38,8 @@ fn full_page() -> String {
     metrics.ray_drain(RayDrain::Accepted);
     metrics.ray_poll(None);
     let (name, readable) = ("ml/train".to_owned(), true);
-    let ray = RayCluster { name, readable, problem: None, read_at: None, waiting: None, anticipated: 0 };
+    let ray =
+        RayCluster { name, readable, problem: None, read_at: None, waiting: None, anticipated: 0, groups: vec![] };
     let instance_type = "m5.xlarge".to_owned();
     let group = Group {
         name: group,

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use ebb_core::ray::{ClientCertificate, Cluster, DrainReason, Drained, Problem, Reading};
+use ebb_core::ray::{ClientCertificate, Cluster, DrainReason, Drained, Launches, Problem, Reading};
 use ebb_core::time::Instant;
 use ebb_proto::ray::autoscaler::autoscaler_state_service_client::AutoscalerStateServiceClient;
-use ebb_proto::ray::autoscaler::{AutoscalingState, GetClusterStatusRequest, ReportAutoscalingStateRequest};
-use ebb_proto::ray::{drain_request, drained};
+use ebb_proto::ray::autoscaler::{GetClusterStatusRequest, ReportAutoscalingStateRequest};
+use ebb_proto::ray::{autoscaling_state, drain_request, drained};
 use tokio::time::timeout;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -90,8 +90,8 @@ impl Gcs {
         Ok(drained(self.call(request, Client::drain_node).await?))
     }
 
-    pub(crate) async fn report(&self, state: AutoscalingState) -> Result<(), Error> {
-        let request = ReportAutoscalingStateRequest { autoscaling_state: Some(state) };
+    pub(crate) async fn report(&self, version: u64, launches: &Launches) -> Result<(), Error> {
+        let request = ReportAutoscalingStateRequest { autoscaling_state: Some(autoscaling_state(version, launches)) };
         self.call(request, Client::report_autoscaling_state).await?;
         Ok(())
     }

@@ -4,8 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use ebb_core::ray::{ClientCertificate, Cluster, DrainReason, Drained, NodeState, Problem, WorkerGroup};
-use ebb_proto::ray::autoscaler::AutoscalingState;
+use ebb_core::ray::{ClientCertificate, Cluster, DrainReason, Drained, Launches, NodeState, Problem};
 use prometheus_client::registry::Registry;
 use tokio::time::timeout;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
@@ -14,8 +13,7 @@ use super::fake_head::{FakeHead, Fault};
 use super::*;
 
 fn head(address: SocketAddr, token_file: Option<PathBuf>) -> Head {
-    let worker_groups: Vec<WorkerGroup> = Vec::new();
-    let cluster = Cluster { address: address.to_string(), token_file, worker_groups, ..Cluster::default() };
+    let cluster = Cluster { address: address.to_string(), token_file, ..Cluster::default() };
     let metrics = Arc::new(Metrics::register(&mut Registry::default()));
     Head { name: "ml/train".into(), gcs: Arc::new(Gcs::new(cluster)), metrics }
 }
@@ -178,9 +176,10 @@ async fn a_node_is_drained_with_a_reason_and_what_was_launched_is_told() {
     }
     assert_eq!(fake.0.lock().unwrap().drains.len(), 3, "nonsense is not sent");
 
-    let state = AutoscalingState { autoscaler_state_version: 7, ..AutoscalingState::default() };
-    gcs.report(state.clone()).await.unwrap();
-    assert_eq!(fake.0.lock().unwrap().reported, Some(state));
+    let launches = Launches { asked_for: vec![("cpu".into(), 2)], pods: vec![] };
+    gcs.report(7, &launches).await.unwrap();
+    let reported = fake.0.lock().unwrap().reported.clone().unwrap();
+    assert_eq!((reported.autoscaler_state_version, reported.pending_instance_requests.len()), (7, 2));
     serving.shutdown_background();
 }
 

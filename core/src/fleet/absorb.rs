@@ -24,7 +24,7 @@ const SPARED: Duration = Duration::from_secs(5 * 60);
 const LAUNCHES_REFUSED: Duration = Duration::from_secs(60 * 60);
 
 /// How long a watch may lag behind our own writes. Seconds are rare even on a loaded API server.
-const WATCH_LAG: Duration = Duration::from_secs(10);
+pub(super) const WATCH_LAG: Duration = Duration::from_secs(10);
 
 /// When the rules should look at what has changed.
 #[derive(PartialEq)]
@@ -68,6 +68,18 @@ impl Fleet {
             Event::PodDeleted { uid } => self.pod_deleted(now, &uid),
             Event::PodDisruptionBudget(change) => self.pod_disruption_budgets.apply(change).then_some(Soon::Batch),
             Event::Ray { cluster, answer } => self.ray_answered(now, cluster, answer),
+            Event::RayCluster { name, object } => {
+                self.ray_cluster_changed(&name, object);
+                Some(Soon::Batch)
+            }
+            Event::RayNodeDrained { asked, answer } => {
+                self.ray_node_drained(now, &asked, &answer);
+                Some(Soon::Now)
+            }
+            Event::RayWorkerGroup(change) => {
+                self.ray_scale_changed(change);
+                Some(Soon::Batch)
+            }
             Event::Storage(change) => {
                 let mut matters = false;
                 for uid in self.storage.apply(change) {
@@ -130,7 +142,25 @@ impl Fleet {
             Action::CompleteLifecycle { group, instance, .. } => {
                 self.groups.get_mut(&group)?.held.get_mut(&instance)?.is_completed();
             }
-            Action::Describe { .. } | Action::Launch { .. } => {}
+            Action::Describe { .. } | Action::DrainRayNode { .. } | Action::Launch { .. } => {}
+            Action::ScaleRayCluster { cluster, resource_version, .. } => {
+                self.ray_scaled(now, &cluster, &resource_version);
+            }
+            Action::ReportRay { cluster, launches, .. } => {
+                self.ray_told(now, &cluster, launches);
+                return Some(Soon::Batch);
+            }
+            Action::SetPodDeletionCost { uid, cost, .. } => {
+                self.deletion_cost_set(uid, cost);
+                return Some(Soon::Batch);
+            }
+            Action::ShowRayWorkerGroup { namespace, name, uid, status } => {
+                let (scale, told) = self.ray_scales.get_mut(&(namespace, name))?;
+                if scale.uid == uid {
+                    *told = Some(status);
+                }
+                return Some(Soon::Batch);
+            }
             Action::Explain { .. } => return None,
             Action::ShowBuffer { namespace, name, uid, status } => {
                 let known = self.buffers.get_mut(&(namespace, name)).filter(|known| known.buffer.uid == uid)?;
@@ -328,6 +358,7 @@ impl Fleet {
         let (pod, node) = self.pods.remove(uid)?;
         self.storage.forgets(uid, &pod.like.namespace, &pod.like.claims);
         self.explained.remove(uid);
+        self.deletion_costs.remove(uid);
         if let Some(node) = node {
             self.update_emptiness(now, &node);
         }

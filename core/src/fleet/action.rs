@@ -1,12 +1,14 @@
 //! What the coordinator does.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{GroupState, buffers};
+use super::{GroupState, buffers, drive};
 use crate::buffer::Status;
 use crate::intent::Intent;
+use crate::ray::{DrainReason, Launches, ScaleStatus};
 use crate::reason::Reason;
 use crate::time::Instant;
 use crate::view;
@@ -43,6 +45,17 @@ pub enum Action {
         intent: Intent,
         because: Reason,
     },
+    /// Ask the head of a Ray cluster to let one of its nodes go.
+    DrainRayNode {
+        cluster: String,
+        /// Its id in Ray.
+        node: String,
+        /// The pod that it runs in.
+        pod: String,
+        why: DrainReason,
+        deadline: Instant,
+        because: Reason,
+    },
     /// Tell people, as an Event on the pod.
     Explain {
         namespace: String,
@@ -73,12 +86,40 @@ pub enum Action {
         to: u32,
         because: Reason,
     },
+    /// Say on the pod which of its kind is to go first, the cheapest; `None`: nothing.
+    SetPodDeletionCost {
+        namespace: String,
+        pod: String,
+        uid: String,
+        cost: Option<i32>,
+    },
+    /// Tell a Ray cluster's head what is on its way.
+    ReportRay {
+        cluster: String,
+        /// One that is not above the last is not heard.
+        version: u64,
+        launches: Launches,
+    },
+    /// Set the replicas of these groups of a RayCluster, and the workers to delete, if it still is of this version.
+    ScaleRayCluster {
+        cluster: String,
+        resource_version: String,
+        groups: Vec<RayGroup>,
+        because: Reason,
+    },
     /// Write the status of this buffer, if it still has this UID.
     ShowBuffer {
         namespace: String,
         name: String,
         uid: String,
         status: Status,
+    },
+    /// Write the status of this object, if it still has this UID.
+    ShowRayWorkerGroup {
+        namespace: String,
+        name: String,
+        uid: String,
+        status: ScaleStatus,
     },
     /// Terminate exactly this instance and lower the group's desired capacity by one.
     Terminate {
@@ -89,6 +130,19 @@ pub enum Action {
     },
 }
 
+/// What a RayCluster is to say of one of its worker groups.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RayGroup {
+    /// In `workerGroupSpecs`.
+    pub index: usize,
+    pub name: String,
+    pub from: u32,
+    pub to: u32,
+    /// `workersToDelete`
+    pub delete: Vec<String>,
+}
+
 impl Action {
     /// A closed set of words, for logs and metrics' labels.
     pub fn name(&self) -> &'static str {
@@ -97,11 +151,16 @@ impl Action {
             Self::CompleteLifecycle { .. } => "complete_lifecycle",
             Self::Describe { .. } => "describe",
             Self::Drain { .. } => "drain",
+            Self::DrainRayNode { .. } => "drain_ray_node",
             Self::Explain { .. } => "explain",
             Self::Heartbeat { .. } => "heartbeat",
             Self::Launch { .. } => "launch",
+            Self::ReportRay { .. } => "report_ray",
+            Self::ScaleRayCluster { .. } => "scale_ray_cluster",
             Self::SetDesired { .. } => "set_desired",
+            Self::SetPodDeletionCost { .. } => "set_pod_deletion_cost",
             Self::ShowBuffer { .. } => "show_buffer",
+            Self::ShowRayWorkerGroup { .. } => "show_ray_worker_group",
             Self::Terminate { .. } => "terminate",
         }
     }
@@ -112,11 +171,18 @@ impl Action {
             Self::CancelDrain { because, .. }
             | Self::CompleteLifecycle { because, .. }
             | Self::Drain { because, .. }
+            | Self::DrainRayNode { because, .. }
             | Self::Explain { because, .. }
             | Self::Launch { because, .. }
+            | Self::ScaleRayCluster { because, .. }
             | Self::SetDesired { because, .. }
             | Self::Terminate { because, .. } => Some(because),
-            Self::Describe { .. } | Self::Heartbeat { .. } | Self::ShowBuffer { .. } => None,
+            Self::Describe { .. }
+            | Self::Heartbeat { .. }
+            | Self::ReportRay { .. }
+            | Self::SetPodDeletionCost { .. }
+            | Self::ShowBuffer { .. }
+            | Self::ShowRayWorkerGroup { .. } => None,
         }
     }
 
@@ -130,14 +196,35 @@ impl Action {
             Self::Describe { groups, .. } => format!("looks at {}", groups.join(", ")),
             Self::Drain { node, because: Reason::Turn { .. }, .. } => format!("lets the drain of {node} begin"),
             Self::Drain { node, .. } => format!("asks {node} to drain"),
+            Self::DrainRayNode { cluster, pod, .. } => format!("asks Ray to let worker {pod} of {cluster} go"),
             Self::Explain { namespace, pod, .. } => format!("leaves pod {namespace}/{pod} waiting"),
             Self::Heartbeat { group, instance, .. } => format!("keeps {group} waiting to terminate {instance}"),
             Self::Launch { group, zone, from, to, .. } => {
                 format!("launches {} of {group} in {zone}, from {from} to {to} instances", to - from)
             }
+            Self::ReportRay { cluster, .. } => format!("tells {cluster} what is on its way"),
+            Self::SetPodDeletionCost { namespace, pod, .. } => format!("sets the deletion cost of {namespace}/{pod}"),
+            Self::ScaleRayCluster { cluster, groups, .. } => {
+                let groups = groups.iter().map(|RayGroup { name, from, to, .. }| match from.cmp(to) {
+                    Ordering::Equal => format!("{name} stays at {to} workers"),
+                    Ordering::Less | Ordering::Greater => format!("{name} from {from} to {to} workers"),
+                });
+                format!("sets {cluster}: {}", groups.collect::<Vec<_>>().join(", "))
+            }
+            Self::ShowRayWorkerGroup { namespace, name, .. } => {
+                format!("shows the status of RayWorkerGroup {namespace}/{name}")
+            }
             Self::SetDesired { group, from, to, .. } => format!("raises {group} from {from} to {to} instances"),
             Self::ShowBuffer { namespace, name, .. } => format!("shows the status of buffer {namespace}/{name}"),
             Self::Terminate { group, node, .. } => format!("terminates {node} of {group}"),
+        }
+    }
+
+    /// Of the flow: whose part it is.
+    fn level(&self) -> view::Level {
+        match self {
+            Self::DrainRayNode { .. } | Self::ScaleRayCluster { .. } => view::Level::Ray,
+            _ => view::Level::NodeAutoscaler,
         }
     }
 
@@ -151,6 +238,13 @@ impl Action {
     pub(super) fn targets(&self) -> Vec<Target> {
         match self {
             Self::CancelDrain { node, .. } | Self::Drain { node, .. } => vec![Target::Node(node.clone())],
+            Self::DrainRayNode { node, .. } => vec![Target::RayNode(node.clone())],
+            Self::ReportRay { cluster, .. } => vec![Target::RayReport(cluster.clone())],
+            Self::ScaleRayCluster { cluster, .. } => vec![Target::RayCluster(cluster.clone())],
+            Self::SetPodDeletionCost { uid, .. } => vec![Target::Pod(uid.clone())],
+            Self::ShowRayWorkerGroup { namespace, name, .. } => {
+                vec![Target::RayScale((namespace.clone(), name.clone()))]
+            }
             Self::CompleteLifecycle { instance, .. } | Self::Heartbeat { instance, .. } => {
                 vec![Target::Instance(instance.clone())]
             }
@@ -165,7 +259,7 @@ impl Action {
 
 /// What was decided, for people. What many pods are told alike is one step, so that a burst is read in a line.
 pub fn steps(at: Instant, actions: &[Action]) -> Vec<view::Step> {
-    let step = |what, because| view::Step { at, level: view::Level::NodeAutoscaler, what, because };
+    let step = |level, what, because| view::Step { at, level, what, because };
     let mut told: BTreeMap<String, (&Action, u32)> = BTreeMap::new();
     let mut steps = Vec::new();
     for action in actions {
@@ -173,12 +267,12 @@ pub fn steps(at: Instant, actions: &[Action]) -> Vec<view::Step> {
         if let Action::Explain { .. } = action {
             told.entry(because.to_string()).or_insert((action, 0)).1 += 1;
         } else {
-            steps.push(step(action.describe(), because.to_string()));
+            steps.push(step(action.level(), action.describe(), because.to_string()));
         }
     }
     steps.extend(told.into_iter().map(|(because, (action, count))| {
         let what = if count == 1 { action.describe() } else { format!("leaves {count} pods waiting") };
-        step(what, because)
+        step(action.level(), what, because)
     }));
     steps
 }
@@ -191,4 +285,11 @@ pub(super) enum Target {
     Group(String),
     Instance(String),
     Node(String),
+    /// By its UID.
+    Pod(String),
+    /// By namespace and name.
+    RayCluster(String),
+    RayNode(String),
+    RayReport(String),
+    RayScale(drive::ScaleKey),
 }

@@ -67,6 +67,10 @@ impl Fleet {
         actions.extend(self.hold_hooks(&mut agenda));
         let Shrinking { drains, stays, consolidated } = self.shrink(&mut agenda, &census, &waiting, &reserves);
         actions.extend(drains);
+        actions.extend(self.drive_ray(&mut agenda));
+        actions.extend(self.tell_of_scales(&mut agenda));
+        actions.extend(self.tell_ray(&mut agenda));
+        actions.extend(self.set_deletion_costs(&mut agenda));
         if self.is_settled() {
             actions.extend(self.tell_of_buffers(&mut agenda, &placement));
         }

@@ -59,6 +59,18 @@ pub enum Event {
         cluster: String,
         answer: ray::Answer,
     },
+    /// A RayCluster object of that namespace and name; `None`: there is none.
+    RayCluster {
+        name: String,
+        object: Option<Box<ray::RayCluster>>,
+    },
+    /// The reply to an [`Action::DrainRayNode`].
+    RayNodeDrained {
+        asked: Action,
+        answer: ray::Drained,
+    },
+    /// An object that asks for a number of Ray workers.
+    RayWorkerGroup(ray::ScaleChange),
     /// A claim, a volume or a storage class.
     Storage(storage::Change),
     Report(Report),

@@ -54,6 +54,11 @@ impl Entry {
         (Self { uid: uid.into(), name: name.into(), ip, unschedulable_since, unseen_since, like }, node)
     }
 
+    /// Since when it has waited for a node, if it does.
+    pub(super) fn waits_since(&self) -> Option<Instant> {
+        self.unschedulable_since.or(self.unseen_since)
+    }
+
     fn is(&self, other: &Self) -> bool {
         let alike = Arc::ptr_eq(&self.like, &other.like) || self.like == other.like;
         let since = |entry: &Self| (entry.unschedulable_since, entry.unseen_since);
@@ -82,6 +87,10 @@ impl Pods {
         }
     }
 
+    pub(super) fn is_bound(&self, uid: &str) -> bool {
+        self.nodes.contains_key(uid)
+    }
+
     /// In the order of their UIDs.
     pub(super) fn on(&self, node: &str) -> impl Iterator<Item = &Entry> + Clone {
         self.bound.get(node).into_iter().flat_map(BTreeMap::values)
@@ -98,7 +107,7 @@ impl Pods {
     /// Those that wait for a node, and since when, in the order of their UIDs.
     pub(super) fn waiting(&self) -> impl Iterator<Item = (&Entry, Instant)> {
         self.unbound.values().filter_map(|entry| {
-            let since = entry.unschedulable_since.or(entry.unseen_since)?;
+            let since = entry.waits_since()?;
             (!entry.like.finished && !entry.like.terminating).then_some((entry, since))
         })
     }

@@ -26,7 +26,7 @@ const COUNTS_FOR: Duration = Duration::from_secs(5 * 60);
 const COUNTS_LAG: Duration = Duration::from_millis(1500);
 
 /// One cluster.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Known {
     last: Option<Last>,
@@ -35,13 +35,35 @@ pub(super) struct Known {
     /// Since when there has been none.
     #[serde(default)]
     silent_since: Option<Instant>,
+    /// As the watch last showed it.
+    #[serde(default)]
+    pub(super) object: Option<ray::RayCluster>,
+    /// The version that our own last change was made to, and until when the watch may not show it.
+    #[serde(default)]
+    pub(super) written: Option<(String, Instant)>,
+    /// Pods whose workers have agreed to go.
+    #[serde(default)]
+    pub(super) leaving: BTreeMap<String, Leaving>,
+    /// What its head was last told, of which session it was, and when.
+    #[serde(default)]
+    pub(super) told: Option<(ray::Launches, String, Instant)>,
+}
+
+/// A worker that has agreed to go.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Leaving {
+    /// The node of Ray's that has: what runs in the pod may have started again since, as another.
+    pub(super) node: String,
+    /// How long that is remembered.
+    pub(super) until: Instant,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Last {
-    reading: Reading,
-    at: Instant,
+pub(super) struct Last {
+    pub(super) reading: Reading,
+    pub(super) at: Instant,
     /// Since when each kind of request has waited.
     #[serde(with = "crate::journal::pairs")]
     since: BTreeMap<Amounts, Instant>,
@@ -50,7 +72,7 @@ struct Last {
 impl Fleet {
     pub(super) fn ray_answered(&mut self, now: Instant, cluster: String, answer: Answer) -> Option<Soon> {
         self.policy.ray.get(&cluster)?;
-        let known = self.ray.entry(cluster).or_insert(Known { last: None, problem: None, silent_since: None });
+        let known = self.ray.entry(cluster).or_default();
         let reading = match answer {
             Answer::Read(reading) => *reading,
             Answer::Unreadable(problem) => {
@@ -87,7 +109,7 @@ impl Fleet {
                 continue;
             }
             last.since.values().for_each(|since| _ = agenda.due(*since + COUNTS_LAG));
-            let missing = self.missing(agenda.now, cluster, last);
+            let missing = last.missing(agenda.now, cluster, &self.workers(name, cluster));
             reserves.extend(cluster.worker_groups.iter().zip(missing).filter(|(_, count)| *count > 0).map(
                 |(group, count)| Reserve {
                     whose: Whose::Ray { cluster: name, group: &group.name },
@@ -99,18 +121,18 @@ impl Fleet {
         reserves
     }
 
-    fn missing(&self, now: Instant, cluster: &ray::Cluster, last: &Last) -> Vec<u32> {
-        let is_news = |shape: &Amounts| last.since.get(shape).is_none_or(|since| now < *since + COUNTS_LAG);
-        ray::plan(cluster, &last.reading, &self.workers(cluster), is_news)
-    }
-
     /// The cluster's pods, by worker group. One that is about to go is none any more: Ray asks for another.
-    fn workers(&self, cluster: &ray::Cluster) -> Vec<Workers<'_>> {
+    pub(super) fn workers(&self, name: &str, cluster: &ray::Cluster) -> Vec<Workers<'_>> {
+        let object = self.ray.get(name).and_then(|known| known.object.as_ref());
         let names = |group: &ray::WorkerGroup| -> BTreeSet<&str> {
             let pods = self.pods.that(|like| !like.finished && !like.terminating && group.is_of(like));
             pods.map(|pod| pod.name.as_ref()).collect()
         };
-        cluster.worker_groups.iter().map(|group| Workers { names: names(group) }).collect()
+        let workers = cluster.worker_groups.iter().map(|group| {
+            let (min, max) = group.bounds(object.and_then(|object| object.spec(&group.name)));
+            Workers { names: names(group), min, max }
+        });
+        workers.collect()
     }
 
     pub(super) fn ray_picture(&self, now: Instant) -> Vec<view::RayCluster> {
@@ -120,18 +142,33 @@ impl Fleet {
             let counts = last.filter(|last| last.counts(now));
             view::RayCluster {
                 name: name.clone(),
+                groups: self.driven_groups(name, cluster),
                 readable: last.is_some() && known.is_some_and(|known| known.problem.is_none()),
                 problem: known.and_then(|known| known.problem),
                 read_at: last.map(|last| last.at),
                 waiting: last.map(|last| last.reading.waiting()),
-                anticipated: counts.map_or(0, |last| self.missing(now, cluster, last).iter().sum()),
+                anticipated: counts
+                    .map_or(0, |last| last.missing(now, cluster, &self.workers(name, cluster)).iter().sum()),
             }
         });
         clusters.collect()
     }
 }
 
+impl Known {
+    /// What the head has told, if it still tells.
+    pub(super) fn fresh(&self, now: Instant) -> Option<&Last> {
+        self.last.as_ref().filter(|last| self.problem.is_none() && last.counts(now))
+    }
+}
+
 impl Last {
+    /// Workers of each group that work waits for and that are no pods yet.
+    pub(super) fn missing(&self, now: Instant, cluster: &ray::Cluster, workers: &[Workers]) -> Vec<u32> {
+        let is_news = |shape: &Amounts| self.since.get(shape).is_none_or(|since| now < *since + COUNTS_LAG);
+        ray::plan(cluster, &self.reading, workers, is_news)
+    }
+
     fn counts(&self, now: Instant) -> bool {
         now < self.at + COUNTS_FOR
     }

@@ -1,6 +1,7 @@
 //! A world of groups, nodes and pods around a fleet: what it asks for is done, late or not at all.
 
 mod buffers;
+mod drive;
 mod ray;
 mod ray_workers;
 
@@ -97,6 +98,7 @@ struct World {
     tokens: Vec<String>,
     /// How many of the next calls take effect, but their reply is lost.
     replies_lost: u32,
+    ray: drive::Model,
     log: Vec<String>,
 }
 
@@ -129,6 +131,7 @@ impl World {
             joining: Vec::new(),
             tokens: Vec::new(),
             replies_lost: 0,
+            ray: drive::Model::default(),
             log: Vec::new(),
         };
         world.launch();
@@ -217,7 +220,11 @@ impl World {
             | Action::Describe { .. }
             | Action::Explain { .. }
             | Action::Heartbeat { .. }
-            | Action::ShowBuffer { .. } => {}
+            | Action::ReportRay { .. }
+            | Action::SetPodDeletionCost { .. }
+            | Action::ShowBuffer { .. }
+            | Action::ShowRayWorkerGroup { .. } => {}
+            Action::DrainRayNode { .. } | Action::ScaleRayCluster { .. } => self.ray.check(action),
         }
     }
 
@@ -332,6 +339,13 @@ impl World {
             Action::Explain { pod, because, .. } => self.log.push(format!("{pod}: {because}")),
             Action::ShowBuffer { name, status, .. } => {
                 self.shown.entry(name.clone()).or_default().push(status.clone());
+            }
+            Action::DrainRayNode { .. }
+            | Action::ReportRay { .. }
+            | Action::ScaleRayCluster { .. }
+            | Action::SetPodDeletionCost { .. }
+            | Action::ShowRayWorkerGroup { .. } => {
+                return self.carry_out_in_ray(action);
             }
         }
         Event::Done(action)

@@ -16,6 +16,9 @@ use crate::resources::Resources;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workers<'a> {
     pub names: BTreeSet<&'a str>,
+    /// How many there may be at least and at most.
+    pub min: u32,
+    pub max: u32,
 }
 
 /// How many workers each group will have that it has no pods for yet, in the order of the groups. `is_news`: whether
@@ -94,8 +97,8 @@ impl<'a> Opened<'a> {
     fn new(cluster: &'a Cluster, workers: &[Workers]) -> Self {
         let groups = cluster.worker_groups.iter().zip(workers).map(|(group, workers)| {
             let pods = u32::try_from(workers.names.len()).unwrap_or(u32::MAX);
-            let most = group.max.saturating_sub(pods).min(buffer::MOST);
-            let opened = group.min.saturating_sub(pods).min(most);
+            let most = workers.max.saturating_sub(pods).min(buffer::MOST);
+            let opened = workers.min.saturating_sub(pods).min(most);
             Group { worker: &group.resources.0, opened, left: most - opened }
         });
         Self { groups: groups.collect() }

@@ -116,8 +116,13 @@ impl World<'_> {
                 Action::Launch { .. } => LAUNCH_CALL,
                 Action::CancelDrain { .. }
                 | Action::Drain { .. }
+                | Action::DrainRayNode { .. }
                 | Action::Explain { .. }
-                | Action::ShowBuffer { .. } => KUBERNETES_CALL,
+                | Action::ReportRay { .. }
+                | Action::ScaleRayCluster { .. }
+                | Action::SetPodDeletionCost { .. }
+                | Action::ShowBuffer { .. }
+                | Action::ShowRayWorkerGroup { .. } => KUBERNETES_CALL,
             };
             self.after(takes, Happening::CoordinatorActs { generation, action: Box::new(action) });
         }
@@ -190,9 +195,14 @@ impl World<'_> {
                 }
                 _ => Some(Failure::NotFound),
             },
-            // No scenario has buffers, or lifecycle hooks.
-            Action::CompleteLifecycle { .. } | Action::Heartbeat { .. } => Some(Failure::NotFound),
-            Action::Explain { .. } | Action::ShowBuffer { .. } => None,
+            // No scenario has buffers, lifecycle hooks, or Ray clusters that a coordinator knows.
+            Action::CompleteLifecycle { .. }
+            | Action::DrainRayNode { .. }
+            | Action::Heartbeat { .. }
+            | Action::ReportRay { .. }
+            | Action::ScaleRayCluster { .. }
+            | Action::SetPodDeletionCost { .. } => Some(Failure::NotFound),
+            Action::Explain { .. } | Action::ShowBuffer { .. } | Action::ShowRayWorkerGroup { .. } => None,
         };
         match failure {
             None => Event::Done(action),

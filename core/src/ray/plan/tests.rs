@@ -45,11 +45,16 @@ fn reading(pending: &[(&[(&str, f64)], u32)]) -> Reading {
 
 /// Of `gpu` and `cpu`, with these pods there.
 fn planned(reading: &Reading, pods: [&[&'static str]; 2]) -> Vec<u32> {
-    plan(&cluster(), reading, &workers(pods), |_| false)
+    plan(&cluster(), reading, &workers(&cluster(), pods), |_| false)
 }
 
-fn workers(pods: [&[&'static str]; 2]) -> Vec<Workers<'static>> {
-    pods.iter().map(|names| Workers { names: names.iter().copied().collect() }).collect()
+fn workers(cluster: &Cluster, pods: [&[&'static str]; 2]) -> Vec<Workers<'static>> {
+    let workers = cluster.worker_groups.iter().zip(pods).map(|(group, names)| Workers {
+        names: names.iter().copied().collect(),
+        min: group.min,
+        max: group.max,
+    });
+    workers.collect()
 }
 
 #[test]
@@ -98,7 +103,7 @@ fn what_is_free_or_coming_is_used_first() {
 fn news_leads_to_one_worker_until_its_number_is_known() {
     let tasks = reading(&[(&[("CPU", 2.0)], 20), (&[("GPU", 1.0)], 2)]);
     let news = amounts(&[("CPU", 2.0)]);
-    assert_eq!(plan(&cluster(), &tasks, &workers([&[], &[]]), |shape| *shape == news), [2, 1]);
+    assert_eq!(plan(&cluster(), &tasks, &workers(&cluster(), [&[], &[]]), |shape| *shape == news), [2, 1]);
     assert_eq!(planned(&tasks, [&[], &[]]), [2, 6], "eight of them go to the GPU workers' other cores");
 }
 
@@ -134,8 +139,8 @@ fn a_floor_holds_whether_or_not_it_is_used_and_the_least_of_a_group_always() {
     let mut least = cluster();
     least.worker_groups[1].min = 3;
     let none = super::tests::reading(&[]);
-    assert_eq!(plan(&least, &none, &workers([&[], &["a"]]), |_| false), [0, 2]);
-    assert_eq!(plan(&least, &none, &workers([&[], &["a", "b", "c", "d"]]), |_| false), [0, 0]);
+    assert_eq!(plan(&least, &none, &workers(&least, [&[], &["a"]]), |_| false), [0, 2]);
+    assert_eq!(plan(&least, &none, &workers(&least, [&[], &["a", "b", "c", "d"]]), |_| false), [0, 0]);
 }
 
 proptest! {
@@ -151,7 +156,7 @@ proptest! {
         let wanted = tasks.div_ceil(per_worker).min(10);
         let mut reading = Reading { nodes: [head()].into(), pending: [(shape.clone(), tasks)].into(), ..Reading::default() };
         let planned = |reading: &Reading, pods: &[&'static str]| {
-            plan(&cluster, reading, &[Workers { names: pods.iter().copied().collect() }], |_| false)[0]
+            plan(&cluster, reading, &workers(&cluster, [pods, &[]]), |_| false)[0]
         };
         let mut left = tasks;
         for there in 0..=wanted as usize {
