@@ -176,7 +176,8 @@ async fn the_manifests_of_the_docs_are_taken(lab: &Lab, ray: &FakeRayHead) {
     ray.set_waiting(11);
     let current = "jsonpath={.status.currentMetrics[?(@.type==\"Object\")].object.current.value}";
     lab.wait_until("the controller to see the queue", SOON, async || {
-        lab.kubectl(&["get", "hpa", "ray-gpu-workers", "--output", current]).await == "11"
+        // There is no list to look into before its first round.
+        lab.try_kubectl(&["get", "hpa", "ray-gpu-workers", "--output", current]).await.is_ok_and(|value| value == "11")
     })
     .await;
     lab.kubectl(&["delete", "--filename", file]).await;
