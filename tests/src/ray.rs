@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::Value;
 
@@ -60,10 +60,13 @@ impl Tls {
         let ca_key = KeyPair::generate().expect("a key is made");
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // By the name that both would have without, the certificate would be taken for one that has signed itself.
+        ca.distinguished_name.push(DnType::CommonName, "the tests' CA");
         let ca_pem = ca.self_signed(&ca_key).expect("a CA is made").pem();
         let key = KeyPair::generate().expect("a key is made");
         let names = ["localhost", "127.0.0.1"].map(str::to_owned);
-        let params = CertificateParams::new(names).expect("these are names");
+        let mut params = CertificateParams::new(names).expect("these are names");
+        params.distinguished_name.push(DnType::CommonName, "ray");
         let cert = params.signed_by(&key, &Issuer::new(ca, ca_key)).expect("a certificate is made");
         let write = |name: &str, text: String| {
             let path = folder.join(name);

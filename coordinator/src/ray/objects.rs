@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
-use std::future::ready;
 use std::pin::pin;
+use std::time::Duration;
 
 use axum::http;
 use ebb_core::fleet::{Event, Failure, RayGroup};
@@ -13,18 +13,22 @@ use ebb_core::time::Instant;
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ApiResource, Object, Patch, PatchParams};
+use kube::api::{ApiResource, ListParams, Object, Patch, PatchParams};
 use kube::core::GroupVersionKind;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Config, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use crate::effects::CallError;
 use crate::kubernetes::{CONTROLLER, call_error};
+
+/// Between two looks whether somebody has installed a kind's definition, or given the right to read it.
+const ABSENT: Duration = Duration::from_secs(60);
+const BACKOFF: Duration = Duration::from_secs(5);
 
 /// As far as it is read. What is written is named by its place, so that the rest stays as it is.
 type RayClusterObject = Object<ClusterSpec, Value>;
@@ -146,6 +150,9 @@ fn scale(object: &RayWorkerGroup) -> Scale {
     }
 }
 
+/// Namespace and name.
+type Key = (String, String);
+
 struct Watch<K> {
     api: Api<K>,
     what: &'static str,
@@ -159,60 +166,70 @@ where
 {
     async fn run(self, inbox: &mpsc::Sender<Event>) {
         let mut known = BTreeSet::new();
-        let mut listed = BTreeSet::new();
-        let mut failing = false;
-        let key = |object: &K| (object.namespace().unwrap_or_default(), object.name_any());
-        let events = watcher(self.api, Config::default()).default_backoff().filter_map(|event| {
-            let is_well = event.is_ok();
-            if let Err(error) = &event {
-                complain(self.what, error, failing);
+        let mut said = None;
+        loop {
+            // A watcher alone would ask for what is not there once a second.
+            let (code, error) = match self.api.list_metadata(&ListParams::default().limit(1)).await {
+                Ok(_) => {
+                    said = None;
+                    (0, self.watch(inbox, &mut known).await)
+                }
+                Err(kube::Error::Api(status)) => (status.code, status.message),
+                Err(error) => (0, error.to_string()),
+            };
+            if code == 404 {
+                // No such kind, so none of it.
+                for (namespace, name) in std::mem::take(&mut known) {
+                    tell(inbox, (self.deleted)(&namespace, &name)).await;
+                }
+            } else if said.replace(code) != Some(code) {
+                let what = self.what;
+                tracing::warn!(what, error, "not watched, so nothing is scaled by what they say until they are");
             }
-            failing = !is_well;
-            ready(event.ok())
-        });
-        let mut events = pin!(events);
-        while let Some(event) = events.next().await {
-            let mut tell = Vec::new();
+            sleep(if matches!(code, 403 | 404) { ABSENT } else { BACKOFF }).await;
+        }
+    }
+
+    /// Until it fails; why it did.
+    async fn watch(&self, inbox: &mpsc::Sender<Event>, known: &mut BTreeSet<Key>) -> String {
+        let key = |object: &K| (object.namespace().unwrap_or_default(), object.name_any());
+        let mut listed = BTreeSet::new();
+        let mut events = pin!(watcher(self.api.clone(), Config::default()));
+        loop {
+            let event = match events.next().await {
+                Some(Ok(event)) => event,
+                Some(Err(error)) => return error.to_string(),
+                None => return "the watch has ended".into(),
+            };
             match event {
                 watcher::Event::Init => listed.clear(),
                 watcher::Event::InitApply(object) => {
                     listed.insert(key(&object));
-                    tell.push((self.applied)(&object));
+                    tell(inbox, (self.applied)(&object)).await;
                 }
                 watcher::Event::InitDone => {
-                    let gone = known.difference(&listed);
-                    tell.extend(gone.map(|(namespace, name): &(String, String)| (self.deleted)(namespace, name)));
-                    known = std::mem::take(&mut listed);
+                    for (namespace, name) in known.difference(&listed) {
+                        tell(inbox, (self.deleted)(namespace, name)).await;
+                    }
+                    *known = std::mem::take(&mut listed);
                 }
                 watcher::Event::Apply(object) => {
                     known.insert(key(&object));
-                    tell.push((self.applied)(&object));
+                    tell(inbox, (self.applied)(&object)).await;
                 }
                 watcher::Event::Delete(object) => {
                     let (namespace, name) = key(&object);
-                    tell.push((self.deleted)(&namespace, &name));
+                    tell(inbox, (self.deleted)(&namespace, &name)).await;
                     known.remove(&(namespace, name));
                 }
-            }
-            for event in tell {
-                // The driver is gone only when the process is about to be.
-                let _ = inbox.send(event).await;
             }
         }
     }
 }
 
-/// One line when it begins to fail, not one for each attempt. That there is no such kind is nothing to complain of.
-fn complain(what: &str, error: &watcher::Error, again: bool) {
-    let code = match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status)) => Some(status.code),
-        _ => None,
-    };
-    if again || code == Some(404) {
-        tracing::debug!(what, %error, "not watched now");
-    } else {
-        tracing::warn!(what, %error, "watch failed, so nothing is scaled by what they say until it is back");
-    }
+/// The driver is gone only when the process is about to be.
+async fn tell(inbox: &mpsc::Sender<Event>, event: Event) {
+    let _ = inbox.send(event).await;
 }
 
 /// Sets replicas and workers to delete, if the RayCluster still is of this version.

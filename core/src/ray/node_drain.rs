@@ -31,6 +31,8 @@ const HEAD_SILENCE: Duration = Duration::from_secs(15);
 /// A node that a head was asked to drain is draining in the next reading or the one after it. After so long it is not
 /// going to.
 const TAKES_EFFECT: Duration = Duration::from_secs(15);
+/// A worker that has joined shows in the next reading or the one after it, of which there is one each second.
+const SHOWS: Duration = Duration::from_secs(3);
 /// For so long it is remembered that a node was asked in vain; its drain is over by then, one way or the other.
 const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 
@@ -64,6 +66,9 @@ pub struct OnNode {
     pub silent: BTreeMap<String, (Problem, Instant)>,
     /// Clusters with pods on it whose heads were not heard yet.
     pub unheard: Vec<String>,
+    /// Pods of workers that no head knows: they may have joined since it last told. Each with its cluster.
+    #[serde(default)]
+    pub joining: Vec<(String, String)>,
 }
 
 /// One of Ray's nodes, with its pod.
@@ -99,7 +104,7 @@ pub enum Answer {
     PassOver(String),
 }
 
-/// Nodes that were asked to drain and do not, by Ray's id.
+/// Nodes that were asked to drain and do not, by Ray's id; and pods that may be joining, by their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InVain(BTreeMap<String, Since>);
@@ -125,6 +130,12 @@ impl InVain {
             }
         }
         awaited.extend(on.unheard.iter().map(|cluster| format!("the head of Ray cluster {cluster} is not heard yet")));
+        for (cluster, pod) in &on.joining {
+            let since = self.0.entry(pod.clone()).or_insert(Since { at: now, why: None });
+            if now < since.at + SHOWS {
+                awaited.push(format!("{pod} is not in Ray cluster {cluster}, or has just joined"));
+            }
+        }
         for worker in on.workers.iter().filter(|worker| !on.silent.contains_key(&worker.cluster)) {
             let Worker { cluster, pod, id, state } = worker;
             match state {
@@ -245,6 +256,10 @@ mod tests {
         // One that was not asked yet will be heard in a moment, or not.
         let unheard = OnNode { unheard: vec!["ml/train".into()], ..OnNode::default() };
         waits(&in_vain.decide(at(0), &unheard));
+        // A worker that has just joined is not in what its head last told.
+        let joining = OnNode { joining: vec![("ml/train".into(), "ml/a".into())], ..OnNode::default() };
+        assert_eq!(waits(&in_vain.decide(at(10), &joining)), "ml/a is not in Ray cluster ml/train, or has just joined");
+        assert_eq!(in_vain.decide(at(13), &joining).answer, Answer::Done);
     }
 
     #[test]

@@ -51,6 +51,12 @@ impl<'a> OfCluster<'a> {
         !pod.like.finished && self.cluster.worker_groups.iter().any(|group| group.is_of(&pod.like))
     }
 
+    /// Whether a worker of this pod's was there, and no other has joined since.
+    fn has_left(&self, pod: &Entry) -> bool {
+        let last = self.known.and_then(|known| known.last.as_ref());
+        last.is_some_and(|last| last.reading.nodes.values().any(|node| node.instance == *pod.name))
+    }
+
     fn joined(&self, pod: &Entry) -> Option<Joined<'a>> {
         let by_ip = || self.by_ip.get(pod.ip.as_deref()?);
         self.by_instance.get(pod.name.as_ref()).or_else(by_ip).copied()
@@ -79,11 +85,16 @@ impl Fleet {
                 Some(Known { last: Some(_), .. }) => {}
                 _ => on.unheard.push(of.name.to_owned()),
             }
-            on.workers.extend(pods.into_iter().filter_map(|pod| {
-                let Joined { id, node, .. } = of.joined(pod)?;
-                let (cluster, pod) = (of.name.to_owned(), pod.full_name());
-                Some(Worker { cluster, pod, id: id.to_owned(), state: node.state })
-            }));
+            for pod in pods {
+                let (cluster, joined) = (of.name.to_owned(), of.joined(pod));
+                match joined {
+                    Some(Joined { id, node, .. }) => {
+                        on.workers.push(Worker { cluster, pod: pod.full_name(), id: id.to_owned(), state: node.state });
+                    }
+                    None if of.has_left(pod) => {}
+                    None => on.joining.push((cluster, pod.full_name())),
+                }
+            }
         }
         Some(on)
     }

@@ -89,7 +89,8 @@ fn a_worker_is_found_by_its_pods_name_or_else_its_address() {
         Worker { cluster, pod, id, state }
     };
     let workers = vec![worker("a", "2", NodeState::Running), worker("b", "3", NodeState::Draining)];
-    assert_eq!(on_node(&fleet), OnNode { workers, ..OnNode::default() });
+    let joining = vec![(NAME.to_owned(), "ml/c".to_owned())];
+    assert_eq!(on_node(&fleet), OnNode { workers, joining, ..OnNode::default() });
     assert_eq!(fleet.ray_on_node(NODE, "another"), None);
     assert_eq!(fleet.ray_on_node("node-9", "uid"), None);
 }
@@ -105,10 +106,10 @@ fn a_head_that_tells_nothing_leaves_its_workers_unknown_and_says_since_when() {
         fleet.handle(at(second), Event::Ray { cluster: NAME.into(), answer: Answer::Unreadable(problem) });
     }
     assert_eq!(states(&fleet), [("ml/a".to_owned(), RayWorkerState::Unknown)]);
-    let OnNode { workers, silent, unheard } = on_node(&fleet);
+    let OnNode { workers, silent, unheard, .. } = on_node(&fleet);
     assert_eq!((workers.len(), unheard.len()), (1, 0));
     assert_eq!(silent[NAME], (Problem::Unreachable, at(5)));
-    tell(&mut fleet, 7, &[]);
+    tell(&mut fleet, 7, &[("1", ray_node("a", "", NodeState::Dead))]);
     assert_eq!(on_node(&fleet), OnNode::default(), "its pod is nothing that Ray could let go of");
 }
 
