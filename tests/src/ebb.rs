@@ -261,7 +261,10 @@ impl Ebb {
 
     /// The kubelets' part.
     async fn sync_agents(&mut self) {
-        if let Some(ca) = self.ca().await {
+        // An agent must not find it half written.
+        if let Some(ca) = self.ca().await
+            && std::fs::read_to_string(self.ca_file()).ok().as_ref() != Some(&ca)
+        {
             std::fs::write(self.ca_file(), ca).expect("the lab's folder takes a file");
         }
         let pods = self.agent_pods().await;

@@ -194,8 +194,8 @@ async fn what_never_ends_is_evicted_in_time_and_a_dead_head_holds_up_nothing() {
     wait_until_gone(&mut ebb, &pod).await;
     let left = intent.deadline.since(now());
     println!("{:.1} s before the deadline: the pod is gone", left.as_secs_f64());
-    // When there is just time for the longest grace period, which is that of the agent's own pod, and some.
-    assert!((20..=40).contains(&left.as_secs()), "{left:?}");
+    // When there is just time for the pods' grace periods, and some: 20 s before it here.
+    assert!((10..=40).contains(&left.as_secs()), "{left:?}");
     wait_until_drained(&mut ebb, &node).await;
 
     let other = PODS.into_iter().find(|it| *it != pod).unwrap();
