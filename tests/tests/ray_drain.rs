@@ -136,12 +136,18 @@ async fn wait_until_drained(ebb: &mut Ebb, node: &str) {
 #[tokio::test]
 async fn a_task_ends_and_its_worker_leaves_before_the_pod_is_evicted_and_new_tasks_go_elsewhere() {
     let (mut ebb, ray) = installed().await;
-    let (_tasks, tasks) = run(&ebb, &ray, "tasks", "drop", &["25", "4"]);
+    let (_tasks, tasks) = run(&ebb, &ray, "tasks", "drop", &["40", "4"]);
     ebb.wait_until("both tasks to run", SOON, async |_| {
         pod_of(&tasks, "0.began").is_some() && pod_of(&tasks, "1.began").is_some()
     })
     .await;
     let began = Instant::now();
+    // A program that joins Ray while it drains takes its time for that.
+    let wait = ebb.lab.dir.join("late/wait");
+    std::fs::create_dir_all(wait.parent().unwrap()).unwrap();
+    std::fs::write(&wait, "").unwrap();
+    let (keeps, late) = run(&ebb, &ray, "late", "keep", &["0"]);
+    ebb.wait_until("another program to join", SOON, async |ebb| ebb.lab.log("late").contains("joined")).await;
     let (pod, other) = (pod_of(&tasks, "0.began").unwrap(), pod_of(&tasks, "1.began").unwrap());
     let node = node_of_pod(&ebb, &pod).await;
     ebb.wait_until("what it does to be known", SOON, async |ebb| explained(ebb, &node).contains("  busy: ")).await;
@@ -150,11 +156,14 @@ async fn a_task_ends_and_its_worker_leaves_before_the_pod_is_evicted_and_new_tas
         explained(ebb, &node).contains("draining: it goes when what runs there has ended")
     })
     .await;
-    let said = condition(&ebb, &node, "DrainInProgress").await.unwrap();
-    assert!(said.contains("hook ebb.dev/ray is awaited"), "{said}");
+    ebb.wait_until("the condition to name the hook", SOON, async |ebb| {
+        let said = condition(ebb, &node, "DrainInProgress").await;
+        said.is_some_and(|said| said.contains("hook ebb.dev/ray is awaited"))
+    })
+    .await;
 
     // The other worker takes what is new.
-    let (keeps, late) = run(&ebb, &ray, "late", "keep", &["0"]);
+    std::fs::remove_file(&wait).unwrap();
     ebb.wait_until("a new task to be done", SOON, async |_| pod_of(&late, "0.ended").is_some()).await;
     assert_eq!(pod_of(&late, "0.ended").unwrap(), other);
     assert_eq!(pod_of(&tasks, "0.ended"), None, "the first task runs on");
@@ -162,7 +171,7 @@ async fn a_task_ends_and_its_worker_leaves_before_the_pod_is_evicted_and_new_tas
 
     wait_until_gone(&mut ebb, &pod).await;
     assert_eq!(pod_of(&tasks, "0.ended").as_ref(), Some(&pod), "the task has ended before");
-    println!("{:.1} s after a task of 25 s began: its pod is gone", began.elapsed().as_secs_f64());
+    println!("{:.1} s after a task of 40 s began: its pod is gone", began.elapsed().as_secs_f64());
     wait_until_drained(&mut ebb, &node).await;
     let (agent, coordinator) = (ebb.lab.log(&format!("agent-{node}")), ebb.lab.log("coordinator"));
     assert!(agent.contains("hook answered") && agent.contains("outcome=Done"), "{agent}");

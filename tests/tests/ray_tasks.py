@@ -1,6 +1,6 @@
 """Tasks of three CPUs, one for each of SECONDS, which are not tried again. Task N writes its worker's pod to DIR/N.began and
 DIR/N.ended. With `keep` (else `drop`) each leaves an object on its worker, which this program refers to until it is
-killed."""
+killed. It begins when there is no file DIR/wait (any more), and prints that it has joined before."""
 
 import os
 import signal
@@ -11,6 +11,9 @@ import ray
 
 folder, keep, seconds = sys.argv[1], sys.argv[2] == "keep", [float(text) for text in sys.argv[3:]]
 ray.init(address="auto", _node_ip_address="127.0.0.1", logging_level="error", log_to_driver=False)
+print("joined")
+while os.path.exists(os.path.join(folder, "wait")):
+    time.sleep(0.1)
 
 
 def write(name):
