@@ -131,7 +131,6 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     intake.spawn(stop.clone().run_until_cancelled_owned(status.keep()));
     let registry = Arc::new(registry);
-    let drain_queries = queries.clone();
     let shown = Shown {
         registry,
         metrics: metrics.clone(),
@@ -198,7 +197,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let node_drains = ray::NodeDrains {
         tokens: tokens.clone(),
         heads: ray_clusters,
-        queries: drain_queries,
+        queries,
         standing: standing.clone(),
         clock,
         in_vain: Mutex::default(),

@@ -16,7 +16,8 @@ use super::service::{Gate, Service};
 use crate::tls::Certificate;
 use crate::token::{ClusterReview, Tokens};
 
-/// Serves until `stop`; `beside`: what else is served there. A new certificate takes a new server: the agents, whose streams end, come back to that one.
+/// Serves until `stop`; `beside`: what else is served there. A new certificate takes a new server: the agents, whose streams
+/// end, come back to that one.
 pub async fn serve(
     address: SocketAddr,
     tokens: Arc<Tokens<ClusterReview>>,

@@ -40,7 +40,8 @@ struct Driven<'a> {
     object: &'a ray::RayCluster,
     /// Its workers, each with what it does.
     standing: Vec<Standing<'a>>,
-    waiting: u64,
+    /// What its head tells, if it does, and how many workers of each group follow from it that are no pods yet.
+    told: Option<(&'a Reading, Vec<u32>)>,
 }
 
 impl Fleet {
@@ -103,9 +104,8 @@ impl Fleet {
             let mut groups = Vec::new();
             let mut because = None;
             for (index, writer) in self.ray_writers(name, cluster) {
-                let Ok(writer) = writer else { continue };
-                let Ok(place) = driven.object.group(&cluster.worker_groups[index].name) else { continue };
-                let Some(step) = self.step(agenda, &driven, index, writer) else { continue };
+                let Ok((place, writer)) = writer else { continue };
+                let Some(step) = driven.step(agenda, index, writer) else { continue };
                 let spec = &driven.object.groups[place];
                 if step.changes(spec) {
                     because.get_or_insert_with(|| driven.because(index, writer, &step));
@@ -152,8 +152,12 @@ impl Fleet {
             let spec = object.spec(&group.name).unwrap_or(&NO_GROUP);
             self.standing(now, known, spec, group, &nodes, reading.map(|(_, at)| at))
         });
-        let waiting = reading.map_or(0, |(reading, _)| reading.waiting());
-        Some(Driven { cluster, known, object, standing: standing.collect(), waiting })
+        let mut driven = Driven { cluster, known, object, standing: standing.collect(), told: None };
+        driven.told = known.fresh(now).map(|last| {
+            let missing = last.missing(now, cluster, &driven.workers(&BTreeSet::new()));
+            (&last.reading, missing)
+        });
+        Some(driven)
     }
 
     fn standing<'a>(
@@ -194,41 +198,25 @@ impl Fleet {
         Standing { spec, min, max, workers, leaving }
     }
 
-    /// `None`: nothing is known to go by.
-    fn step<'a>(&self, agenda: &mut Agenda, driven: &Driven<'a>, index: usize, writer: Writer<'_>) -> Option<Step<'a>> {
-        let standing = &driven.standing[index];
-        let drive = match writer {
-            Writer::Scale(scale) => return Some(standing.by_number(scale.replicas)),
-            Writer::Queue(drive) => drive,
-        };
-        let last = driven.known.fresh(agenda.now)?;
-        let missing = last.missing(agenda.now, driven.cluster, &driven.workers(&BTreeSet::new()));
-        let queue = driven.queue(&missing, index, &last.reading);
-        let needed = |without: &BTreeSet<&str>| {
-            let nodes = last.reading.nodes.iter().filter(|(_, node)| !without.contains(node.instance.as_str()));
-            let nodes = nodes.map(|(id, node)| (id.clone(), node.clone())).collect();
-            let reading = Reading { nodes, ..last.reading.clone() };
-            let workers = driven.workers(without);
-            ray::plan(driven.cluster, &reading, &workers, |_| false).iter().any(|count| *count > 0)
-        };
-        Some(standing.by_queue(agenda, drive, queue, needed))
-    }
-
-    /// Who sets the replicas of each group, of those for which somebody wants to.
+    /// Who sets the replicas of each group, and where in the RayCluster it stands; of those for which somebody wants to.
     fn ray_writers<'a>(
         &'a self,
         name: &'a str,
         cluster: &'a ray::Cluster,
-    ) -> impl Iterator<Item = (usize, Result<Writer<'a>, Refusal>)> + use<'a> {
-        let object = self.ray.get(name).and_then(|known| known.object.as_ref());
+    ) -> impl Iterator<Item = (usize, Result<(usize, Writer<'a>), Refusal>)> + use<'a> {
         cluster.worker_groups.iter().enumerate().filter_map(move |(index, group)| {
             let writer = match &cluster.drive {
                 Some(drive) => Writer::Queue(drive),
                 None => Writer::Scale(self.scale_of(name, &group.name)?),
             };
-            let place = object.ok_or(Refusal::NoCluster).and_then(|object| object.group(&group.name));
-            Some((index, place.map(|_| writer)))
+            Some((index, self.ray_group(name, &group.name).map(|place| (place, writer))))
         })
+    }
+
+    /// Its place in the RayCluster, if its replicas may be set.
+    fn ray_group(&self, cluster: &str, group: &str) -> Result<usize, Refusal> {
+        let object = self.ray.get(cluster).and_then(|known| known.object.as_ref());
+        object.ok_or(Refusal::NoCluster)?.group(group)
     }
 
     /// The oldest counts.
@@ -249,8 +237,7 @@ impl Fleet {
         if cluster.drive.is_some() || self.scale_of(name, &scale.group).is_some_and(|first| first.uid != scale.uid) {
             return Some(Refusal::OtherWriter);
         }
-        let object = self.ray.get(name).and_then(|known| known.object.as_ref());
-        object.ok_or(Refusal::NoCluster).and_then(|object| object.group(&scale.group)).err()
+        self.ray_group(name, &scale.group).err()
     }
 
     /// Says on each [`Scale`] how it stands, if that is news.
@@ -317,7 +304,25 @@ impl<'a> Driven<'a> {
             .collect()
     }
 
-    fn queue(&self, missing: &[u32], index: usize, reading: &Reading) -> Queue {
+    /// `None`: nothing is known to go by.
+    fn step(&self, agenda: &mut Agenda, index: usize, writer: Writer<'_>) -> Option<Step<'a>> {
+        let standing = &self.standing[index];
+        let drive = match writer {
+            Writer::Scale(scale) => return Some(standing.by_number(scale.replicas)),
+            Writer::Queue(drive) => drive,
+        };
+        let (reading, missing) = self.told.as_ref()?;
+        let needed = |without: &BTreeSet<&str>| {
+            let nodes = reading.nodes.iter().filter(|(_, node)| !without.contains(node.instance.as_str()));
+            let nodes = nodes.map(|(id, node)| (id.clone(), node.clone())).collect();
+            let reading = Reading { nodes, ..Reading::clone(reading) };
+            let workers = self.workers(without);
+            ray::plan(self.cluster, &reading, &workers, |_| false).iter().any(|count| *count > 0)
+        };
+        Some(standing.by_queue(agenda, drive, self.queue(index, reading, missing), needed))
+    }
+
+    fn queue(&self, index: usize, reading: &Reading, missing: &[u32]) -> Queue {
         let worker = &self.cluster.worker_groups[index].resources;
         let bundles = reading.gangs.iter().flat_map(|gang| &gang.bundles);
         let could_take = |shape: &Amounts| shape.fit_in(worker);
@@ -338,7 +343,9 @@ impl<'a> Driven<'a> {
             Writer::Queue(_) if step.replicas > standing.spec.replicas && step.replicas == standing.min => {
                 Reason::RayMinimum { min: standing.min }
             }
-            Writer::Queue(_) if step.replicas > standing.spec.replicas => Reason::RayQueue { waiting: self.waiting },
+            Writer::Queue(_) if step.replicas > standing.spec.replicas => {
+                Reason::RayQueue { waiting: self.told.as_ref().map_or(0, |(reading, _)| reading.waiting()) }
+            }
             Writer::Queue(_) => Reason::RayWorkersLeave { count: step.delete.len() },
         }
     }
