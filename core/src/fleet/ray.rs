@@ -3,7 +3,7 @@
 
 mod workers;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Fleet;
 use super::absorb::Soon;
 use super::buffers::{Reserve, Whose};
+use super::pods::Entry;
 use crate::agenda::Agenda;
 use crate::kubernetes::Pod;
 use crate::ray::{self, Amounts, Answer, Problem, Reading, Workers};
@@ -121,16 +122,17 @@ impl Fleet {
         reserves
     }
 
-    /// The cluster's pods, by worker group. One that is about to go is none any more: Ray asks for another.
+    /// One that is about to go is none of them any more: Ray asks for another.
+    pub(super) fn pods_of(&self, group: &ray::WorkerGroup) -> impl Iterator<Item = &Entry> {
+        self.pods.that(|like| !like.finished && !like.terminating && group.is_of(like))
+    }
+
+    /// The cluster's pods, by worker group.
     pub(super) fn workers(&self, name: &str, cluster: &ray::Cluster) -> Vec<Workers<'_>> {
         let object = self.ray.get(name).and_then(|known| known.object.as_ref());
-        let names = |group: &ray::WorkerGroup| -> BTreeSet<&str> {
-            let pods = self.pods.that(|like| !like.finished && !like.terminating && group.is_of(like));
-            pods.map(|pod| pod.name.as_ref()).collect()
-        };
         let workers = cluster.worker_groups.iter().map(|group| {
             let (min, max) = group.bounds(object.and_then(|object| object.spec(&group.name)));
-            Workers { names: names(group), min, max }
+            Workers { names: self.pods_of(group).map(|pod| pod.name.as_ref()).collect(), min, max }
         });
         workers.collect()
     }

@@ -59,8 +59,7 @@ impl Fleet {
             if *missing > 0 {
                 launches.asked_for.push((group.name.clone(), *missing));
             }
-            let pods = self.pods.that(|like| !like.finished && !like.terminating && group.is_of(like));
-            let pods = pods.filter(|pod| !joined.contains_key(pod.name.as_ref()));
+            let pods = self.pods_of(group).filter(|pod| !joined.contains_key(pod.name.as_ref()));
             launches.pods.extend(pods.map(|pod| Launching {
                 pod: pod.name.to_string(),
                 group: group.name.clone(),
