@@ -192,6 +192,7 @@ impl Fleet {
     }
 
     fn failed(&mut self, now: Instant, action: Action, failure: Failure) {
+        self.forget_what_was_said(&action);
         for target in action.targets() {
             if let Target::Group(name) = &target
                 && let Some(group) = self.groups.get_mut(name)
@@ -220,6 +221,31 @@ impl Fleet {
             // It may stand there, now or from an earlier try: until the watch must have shown it, no other
             // node is asked in its place.
             self.written(now, &node, &uid, Some(intent));
+        }
+    }
+
+    /// What others were told last is not known after a call that failed: it may have taken effect.
+    fn forget_what_was_said(&mut self, action: &Action) {
+        match action {
+            Action::ReportRay { cluster, .. } => {
+                if let Some(known) = self.ray.get_mut(cluster) {
+                    known.told = None;
+                }
+            }
+            Action::SetPodDeletionCost { uid, .. } => {
+                self.deletion_costs.remove(uid);
+            }
+            Action::ShowBuffer { namespace, name, .. } => {
+                if let Some(known) = self.buffers.get_mut(&(namespace.clone(), name.clone())) {
+                    known.told = None;
+                }
+            }
+            Action::ShowRayWorkerGroup { namespace, name, .. } => {
+                if let Some((_, told)) = self.ray_scales.get_mut(&(namespace.clone(), name.clone())) {
+                    *told = None;
+                }
+            }
+            _ => {}
         }
     }
 

@@ -39,12 +39,10 @@ impl Fleet {
             }
             let missing = last.missing(agenda.now, cluster, &self.workers(name, cluster));
             let launches = self.on_their_way(cluster, &last.reading, &missing);
-            let (told, due) = match &known.told {
-                Some((told, session, at)) => {
-                    (*session == last.reading.session && *told == launches, agenda.due(*at + TELL_EVERY))
-                }
-                None => (launches == Launches::default(), true),
-            };
+            // What another coordinator told it is not known: nothing, too, is said once.
+            let (told, due) = known.told.as_ref().map_or((false, true), |(told, session, at)| {
+                (*session == last.reading.session && *told == launches, agenda.due(*at + TELL_EVERY))
+            });
             if !told && due && self.ready(agenda, &Target::RayReport(name.clone())) {
                 actions.push(Action::ReportRay { cluster: name.clone(), version: agenda.now.as_millis(), launches });
             }

@@ -445,5 +445,9 @@ proptest! {
         world.drive(900);
         prop_assert_eq!(world.replicas(), if by_number { 2 } else { 1 });
         prop_assert_eq!(world.ray.workers.len(), world.replicas() as usize);
+        let told = world.ray.told.map(|(_, told)| told);
+        prop_assert_eq!(told, (!by_number).then(Launches::default), "the head's last word is stale");
+        let shown = world.ray.shown.last().map(|status| status.replicas);
+        prop_assert_eq!(shown, by_number.then_some(2), "the object's last word is stale");
     }
 }
