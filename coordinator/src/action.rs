@@ -10,7 +10,9 @@ pub fn about(action: &Action) -> String {
         Action::Describe { groups, .. } => groups.join(","),
         Action::DrainRayNode { cluster, pod, .. } => format!("{cluster} {pod}"),
         Action::ReportRay { cluster, .. } | Action::ScaleRayCluster { cluster, .. } => cluster.clone(),
-        Action::SetPodDeletionCost { namespace, pod, .. } => format!("{namespace}/{pod}"),
+        Action::DeletePod { namespace, pod, .. } | Action::SetPodDeletionCost { namespace, pod, .. } => {
+            format!("{namespace}/{pod}")
+        }
         Action::Explain { namespace, pod, .. } => format!("{namespace}/{pod}"),
         Action::ShowBuffer { namespace, name, .. } | Action::ShowRayWorkerGroup { namespace, name, .. } => {
             format!("{namespace}/{name}")
@@ -54,7 +56,8 @@ pub fn log(taken: &Action) {
                 tracing::info!(action, %cluster, group = %name, from, to, ?delete, %because, "decided");
             }
         }
-        Action::Explain { .. }
+        Action::DeletePod { .. }
+        | Action::Explain { .. }
         | Action::Describe { .. }
         | Action::Heartbeat { .. }
         | Action::ReportRay { .. }

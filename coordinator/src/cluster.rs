@@ -74,8 +74,15 @@ impl Seen {
     }
 }
 
+/// Whose pods are the agents'.
+#[derive(Clone, Debug)]
+pub struct Agents {
+    pub namespace: String,
+    pub service_account: String,
+}
+
 /// Watches for ever.
-pub async fn watch(client: Client, seen: Seen, standing: Standing, inbox: mpsc::Sender<Event>) {
+pub async fn watch(client: Client, agents: Agents, seen: Seen, standing: Standing, inbox: mpsc::Sender<Event>) {
     let fresh = Fresh { standing, all: Mutex::default() };
     let list_nodes = ListParams::default().limit(PAGE);
     let list_pods = ListParams::default().limit(PAGE).fields(PODS);
@@ -97,6 +104,16 @@ pub async fn watch(client: Client, seen: Seen, standing: Standing, inbox: mpsc::
         seen: seen.clone(),
         inbox: inbox.clone(),
     };
+    let account = format!("spec.serviceAccountName={}", agents.service_account);
+    let mut agent_watch = Watch {
+        api: Api::<Pod>::namespaced(client.clone(), &agents.namespace),
+        list: ListParams::default().limit(PAGE).fields(&account),
+        known: BTreeSet::new(),
+        key: pod_key,
+        to_event: agent_event,
+        seen: seen.clone(),
+        inbox: inbox.clone(),
+    };
     let mut claims = named_watch(&client, &seen, &inbox, claim_event);
     let mut volumes = named_watch(&client, &seen, &inbox, volume_event);
     let mut classes = named_watch(&client, &seen, &inbox, class_event);
@@ -105,11 +122,12 @@ pub async fn watch(client: Client, seen: Seen, standing: Standing, inbox: mpsc::
     tokio::join!(
         node_watch.run(&fresh, 0),
         pod_watch.run(&fresh, 1),
-        claims.run(&fresh, 2),
-        volumes.run(&fresh, 3),
-        classes.run(&fresh, 4),
-        budgets.run(&fresh, 5),
-        buffers.watch(async || fresh.set(6, true).await),
+        agent_watch.run(&fresh, 2),
+        claims.run(&fresh, 3),
+        volumes.run(&fresh, 4),
+        classes.run(&fresh, 5),
+        budgets.run(&fresh, 6),
+        buffers.watch(async || fresh.set(7, true).await),
     );
 }
 
@@ -130,7 +148,7 @@ where
 /// Which of the watches are complete and live. Synced is all of them.
 struct Fresh {
     standing: Standing,
-    all: Mutex<[bool; 7]>,
+    all: Mutex<[bool; 8]>,
 }
 
 impl Fresh {
@@ -175,6 +193,13 @@ fn pod_event(change: Change<'_, Pod>) -> Event {
     match change {
         Change::Applied(pod) => Event::PodApplied(kubernetes::Pod::from(pod)),
         Change::Deleted((uid, _)) => Event::PodDeleted { uid: uid.to_string() },
+    }
+}
+
+fn agent_event(change: Change<'_, Pod>) -> Event {
+    match change {
+        Change::Applied(pod) => Event::AgentPodApplied(kubernetes::AgentPod::from(pod)),
+        Change::Deleted((uid, _)) => Event::AgentPodDeleted { uid: uid.to_string() },
     }
 }
 

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::json;
 
@@ -82,6 +82,15 @@ impl Kubernetes {
         groups: &[RayGroup],
     ) -> Result<(), CallError> {
         ray::scale_cluster(&self.client, cluster, resource_version, groups).await
+    }
+
+    /// Without grace: a token of the pod holds for as long as it is there.
+    pub async fn delete_pod(&self, namespace: &str, pod: &str, uid: &str) -> Result<(), CallError> {
+        let uid = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+        let params = DeleteParams { preconditions: Some(uid), ..DeleteParams::default() }.grace_period(0);
+        let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
+        api.delete(pod, &params).await.map_err(|error| call_error(&error))?;
+        Ok(())
     }
 
     /// Says which of its ReplicaSet's pods is to go first.

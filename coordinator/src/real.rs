@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ebb_core::fleet::{Action, Failure};
 use ebb_core::ray::Problem;
+use ebb_core::reason::Reason;
 
 use crate::autoscaling::AutoScaling;
 use crate::effects::{CallError, Outcome, Outside};
@@ -44,6 +45,9 @@ impl Outside for Real {
             Action::CompleteLifecycle { group, instance, hook, .. } => {
                 self.autoscaling.complete(group, instance, hook).await?;
             }
+            Action::DeletePod { namespace, pod, uid, .. } => {
+                self.kubernetes.delete_pod(namespace, pod, uid).await?;
+            }
             Action::Describe { groups, .. } => return self.autoscaling.describe(groups).await.map(Outcome::Groups),
             Action::Drain { node, uid, intent, .. } => self.kubernetes.drain(node, uid, intent).await?,
             Action::DrainRayNode { cluster, node, why, deadline, because, .. } => {
@@ -78,6 +82,7 @@ impl Outside for Real {
             Action::CancelDrain { node, uid, because, .. } | Action::Drain { node, uid, because, .. } => {
                 tell(node, Some(uid.as_str()), because);
             }
+            Action::DeletePod { because: because @ Reason::LeftOver { node }, .. } => tell(node, None, because),
             Action::CompleteLifecycle { node, because, .. } if !node.is_empty() => tell(node, None, because),
             Action::Terminate { node, because, .. } => tell(node, None, because),
             _ => {}

@@ -142,6 +142,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     intake.spawn(stop.clone().run_until_cancelled_owned(cluster::watch(
         client.clone(),
+        cluster::Agents { namespace: namespace.clone(), service_account: args.agent_service_account.clone() },
         seen.clone(),
         standing.clone(),
         inbox.clone(),

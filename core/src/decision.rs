@@ -50,7 +50,8 @@ impl Decision {
             | Action::SetDesired { group: changed, .. }
             | Action::Terminate { group: changed, .. } => changed == group,
             Action::CancelDrain { node, .. } | Action::Drain { node, .. } => nodes.contains(&node.as_str()),
-            Action::Describe { .. }
+            Action::DeletePod { .. }
+            | Action::Describe { .. }
             | Action::DrainRayNode { .. }
             | Action::Explain { .. }
             | Action::Heartbeat { .. }
@@ -68,8 +69,10 @@ impl Decision {
             | Action::CompleteLifecycle { node, .. }
             | Action::Drain { node, .. }
             | Action::Terminate { node, .. } => node == name,
-            Action::Explain { because: Reason::SchedulerToPlace { node }, .. } => node == name,
-            Action::Describe { .. }
+            Action::DeletePod { because: Reason::LeftOver { node }, .. }
+            | Action::Explain { because: Reason::SchedulerToPlace { node }, .. } => node == name,
+            Action::DeletePod { .. }
+            | Action::Describe { .. }
             | Action::DrainRayNode { .. }
             | Action::Explain { .. }
             | Action::Heartbeat { .. }
@@ -86,7 +89,9 @@ impl Decision {
     /// `name`: `NAMESPACE/NAME`.
     pub fn is_about_pod(&self, name: &str) -> bool {
         let of_action = match &self.action {
-            Action::Explain { namespace, pod, .. } => name.split_once('/') == Some((namespace, pod)),
+            Action::DeletePod { namespace, pod, .. } | Action::Explain { namespace, pod, .. } => {
+                name.split_once('/') == Some((namespace, pod))
+            }
             Action::DrainRayNode { cluster, pod, .. } => {
                 // They are of one namespace.
                 let namespace = cluster.split_once('/').map(|(namespace, _)| namespace);

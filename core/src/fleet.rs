@@ -6,6 +6,7 @@
 
 mod absorb;
 mod action;
+mod agents;
 mod budget;
 mod buffers;
 mod census;
@@ -41,7 +42,7 @@ use template::Template;
 
 use crate::disruption::PodDisruptionBudgets;
 use crate::intent::Intent;
-use crate::kubernetes::Node;
+use crate::kubernetes::{AgentPod, Node};
 use crate::launch::{self, Failing};
 use crate::policy::Policy;
 use crate::ray::{Scale, ScaleStatus};
@@ -77,6 +78,9 @@ pub struct Fleet {
     /// What was last written on workers of Ray, by UID.
     #[serde(default)]
     deletion_costs: BTreeMap<String, Option<i32>>,
+    /// Agents' pods, by UID.
+    #[serde(default)]
+    agents: BTreeMap<String, AgentPod>,
     storage: Storage,
     /// The node of each instance.
     node_of: HashMap<String, String>,
@@ -267,6 +271,7 @@ impl Fleet {
             ray: BTreeMap::new(),
             ray_scales: BTreeMap::new(),
             deletion_costs: BTreeMap::new(),
+            agents: BTreeMap::new(),
             storage: Storage::default(),
             node_of: HashMap::new(),
             calls: BTreeMap::new(),

@@ -33,6 +33,8 @@ const SAFE_TO_EVICT_VOLUMES: &str = "cluster-autoscaler.kubernetes.io/safe-to-ev
 pub struct Node {
     pub name: String,
     pub uid: String,
+    #[serde(default)]
+    pub created: Option<Instant>,
     /// The instance behind the node, from a provider ID `aws:///ZONE/INSTANCE`.
     pub instance: Option<String>,
     pub labels: BTreeMap<String, String>,
@@ -100,6 +102,18 @@ pub struct Pod {
     /// When it was made, if kube-scheduler is to place it and has not looked at it yet.
     #[serde(default)]
     pub unseen_since: Option<Instant>,
+}
+
+/// An agent's Pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentPod {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// Empty: it has none yet.
+    pub node: String,
+    pub created: Option<Instant>,
 }
 
 impl Pod {
@@ -283,6 +297,7 @@ impl From<&api::Node> for Node {
         Self {
             name: node.metadata.name.clone().unwrap_or_default(),
             uid: node.metadata.uid.clone().unwrap_or_default(),
+            created: node.metadata.creation_timestamp.as_ref().map(instant),
             instance: spec.provider_id.as_deref().and_then(instance_of),
             labels: node.metadata.labels.clone().unwrap_or_default(),
             taints: spec.taints.iter().flatten().filter_map(taint).collect(),
@@ -316,6 +331,18 @@ fn taint(taint: &api::Taint) -> Option<Taint> {
         value: taint.value.clone().unwrap_or_default(),
         effect: TaintEffect::parse(&taint.effect)?,
     })
+}
+
+impl From<&api::Pod> for AgentPod {
+    fn from(pod: &api::Pod) -> Self {
+        Self {
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+            created: pod.metadata.creation_timestamp.as_ref().map(instant),
+        }
+    }
 }
 
 impl From<&api::Pod> for Pod {

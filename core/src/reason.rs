@@ -30,6 +30,8 @@ pub enum Reason {
     Drained { took: Duration },
     /// The Auto Scaling group terminates the instance.
     GroupTerminates { group: String },
+    /// The agent's pod is older than the Node of this name that it is bound to.
+    LeftOver { node: String },
     /// The group would fall below its minimum.
     MinimumReached { min: u32 },
     /// No group can make a node for the pod; one entry per group.
@@ -87,6 +89,7 @@ impl Reason {
             Self::DrainGivenUp => "DrainGivenUp",
             Self::Drained { .. } => "Drained",
             Self::GroupTerminates { .. } => "GroupTerminates",
+            Self::LeftOver { .. } => "LeftOver",
             Self::MinimumReached { .. } => "MinimumReached",
             Self::NoGroupFits { .. } => "NoGroupFits",
             Self::NodeGone => "NodeGone",
@@ -122,6 +125,9 @@ impl fmt::Display for Reason {
             Self::Drained { took } => write!(f, "drained in {}", short(took)),
             Self::GroupTerminates { group } => write!(f, "group {group} terminates its instance"),
             Self::NodeGone => f.write_str("it has no node"),
+            Self::LeftOver { node } => {
+                write!(f, "it is older than node {node}, which had a predecessor of that name, and so is its token")
+            }
             Self::MinimumReached { min } => write!(f, "the group is at its minimum of {min}"),
             Self::NoGroupFits { groups } if groups.is_empty() => f.write_str("no group is configured"),
             Self::NoGroupFits { groups } => {

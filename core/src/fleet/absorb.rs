@@ -57,6 +57,14 @@ impl Fleet {
                 self.recall(now);
                 Some(Soon::Now)
             }
+            Event::AgentPodApplied(pod) => {
+                self.agents.insert(pod.uid.clone(), pod);
+                Some(Soon::Batch)
+            }
+            Event::AgentPodDeleted { uid } => {
+                self.agents.remove(&uid);
+                None
+            }
             Event::NodeApplied(node) => self.node_applied(now, node),
             Event::NodeDeleted { name, uid } => {
                 let gone = self.nodes.get(&name).is_some_and(|member| member.node.uid == uid);
@@ -142,6 +150,7 @@ impl Fleet {
             Action::CompleteLifecycle { group, instance, .. } => {
                 self.groups.get_mut(&group)?.held.get_mut(&instance)?.is_completed();
             }
+            Action::DeletePod { uid, .. } => _ = self.agents.remove(&uid),
             Action::Describe { .. } | Action::DrainRayNode { .. } | Action::Launch { .. } => {}
             Action::ScaleRayCluster { cluster, resource_version, .. } => {
                 self.ray_scaled(now, &cluster, &resource_version);

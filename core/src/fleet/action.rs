@@ -33,6 +33,13 @@ pub enum Action {
         node: String,
         because: Reason,
     },
+    /// Delete this pod at once, if it still has this UID.
+    DeletePod {
+        namespace: String,
+        pod: String,
+        uid: String,
+        because: Reason,
+    },
     /// Ask the Auto Scaling API for the state of these groups.
     Describe {
         groups: Vec<String>,
@@ -149,6 +156,7 @@ impl Action {
         match self {
             Self::CancelDrain { .. } => "cancel_drain",
             Self::CompleteLifecycle { .. } => "complete_lifecycle",
+            Self::DeletePod { .. } => "delete_pod",
             Self::Describe { .. } => "describe",
             Self::Drain { .. } => "drain",
             Self::DrainRayNode { .. } => "drain_ray_node",
@@ -170,6 +178,7 @@ impl Action {
         match self {
             Self::CancelDrain { because, .. }
             | Self::CompleteLifecycle { because, .. }
+            | Self::DeletePod { because, .. }
             | Self::Drain { because, .. }
             | Self::DrainRayNode { because, .. }
             | Self::Explain { because, .. }
@@ -193,6 +202,7 @@ impl Action {
             Self::CompleteLifecycle { group, instance, .. } => {
                 format!("lets {group} terminate {instance}")
             }
+            Self::DeletePod { namespace, pod, .. } => format!("deletes pod {namespace}/{pod}"),
             Self::Describe { groups, .. } => format!("looks at {}", groups.join(", ")),
             Self::Drain { node, because: Reason::Turn { .. }, .. } => format!("lets the drain of {node} begin"),
             Self::Drain { node, .. } => format!("asks {node} to drain"),
@@ -241,7 +251,7 @@ impl Action {
             Self::DrainRayNode { node, .. } => vec![Target::RayNode(node.clone())],
             Self::ReportRay { cluster, .. } => vec![Target::RayReport(cluster.clone())],
             Self::ScaleRayCluster { cluster, .. } => vec![Target::RayCluster(cluster.clone())],
-            Self::SetPodDeletionCost { uid, .. } => vec![Target::Pod(uid.clone())],
+            Self::DeletePod { uid, .. } | Self::SetPodDeletionCost { uid, .. } => vec![Target::Pod(uid.clone())],
             Self::ShowRayWorkerGroup { namespace, name, .. } => {
                 vec![Target::RayScale((namespace.clone(), name.clone()))]
             }

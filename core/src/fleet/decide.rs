@@ -74,6 +74,7 @@ impl Fleet {
         if self.is_settled() {
             actions.extend(self.tell_of_buffers(&mut agenda, &placement));
         }
+        actions.extend(self.delete_left_over(&mut agenda));
         actions.extend(self.describe(&mut agenda, &census));
         // One call at a time on each thing: what comes first wins, the rest is decided anew once it is done.
         let mut taken = BTreeSet::new();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Action, Memory};
 use crate::buffer;
 use crate::disruption;
-use crate::kubernetes::{Node, Pod};
+use crate::kubernetes::{AgentPod, Node, Pod};
 use crate::launch::LaunchFailure;
 use crate::ray;
 use crate::report::Report;
@@ -18,6 +18,11 @@ use crate::storage;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Event {
+    /// An agent's pod, which comes as `PodApplied` as well.
+    AgentPodApplied(AgentPod),
+    AgentPodDeleted {
+        uid: String,
+    },
     /// With what it refers to: it comes again when that changes.
     Buffer(buffer::Change),
     /// An action was carried out. (An [`Action::Describe`] is answered by `Groups`, an [`Action::Launch`] by `Launched`.)

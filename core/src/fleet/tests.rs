@@ -217,6 +217,7 @@ impl World {
             }
             Action::CancelDrain { .. }
             | Action::CompleteLifecycle { .. }
+            | Action::DeletePod { .. }
             | Action::Describe { .. }
             | Action::Explain { .. }
             | Action::Heartbeat { .. }
@@ -336,6 +337,7 @@ impl World {
                     asg.instances.retain(|it| it.id != *instance);
                 }
             }
+            Action::DeletePod { pod, because, .. } => self.log.push(format!("delete {pod}: {because}")),
             Action::Explain { pod, because, .. } => self.log.push(format!("{pod}: {because}")),
             Action::ShowBuffer { name, status, .. } => {
                 self.shown.entry(name.clone()).or_default().push(status.clone());
@@ -1118,6 +1120,32 @@ fn a_drain_whose_reply_was_lost_keeps_others_from_starting_until_the_watch_must_
     assert_eq!(later(&mut world, Event::Failed { action: first, failure: Failure::Unavailable }), None);
     let quiet = (1..60).take_while(|_| later(&mut world, Event::Tick).is_none()).count();
     assert!((9..15).contains(&quiet), "asked again after {quiet} s");
+}
+
+#[test]
+fn an_agents_pod_that_is_older_than_its_node_is_deleted_until_that_succeeds() {
+    let mut world = World::new(flow());
+    world.nodes.get_mut("cpu-1").unwrap().created = Some(Instant::from_millis(5000));
+    world.tell(Event::NodeApplied(world.nodes["cpu-1"].clone()));
+    let pod = |name: &str, node: &str, second: u64| AgentPod {
+        namespace: "ebb".into(),
+        name: name.into(),
+        uid: name.into(),
+        node: node.into(),
+        created: Some(Instant::from_millis(second * 1000)),
+    };
+    // Times of creation are whole seconds; a node whose own is not known, or that is not there, tells nothing.
+    for pod in [pod("same", "cpu-1", 5), pod("later", "cpu-1", 6), pod("unknown", "cpu-2", 1), pod("none", "", 1)] {
+        world.tell(Event::AgentPodApplied(pod));
+    }
+    world.run(60);
+    assert_eq!(world.log(), [""; 0]);
+    world.failing.push(Failure::Unavailable);
+    world.tell(Event::AgentPodApplied(pod("older", "cpu-1", 4)));
+    world.run(60);
+    let why = "it is older than node cpu-1, which had a predecessor of that name, and so is its token";
+    let deleted: Vec<_> = world.log().into_iter().filter(|line| line.starts_with("delete")).collect();
+    assert_eq!(deleted, [format!("delete older: {why}")]);
 }
 
 /// What chance does to the world.

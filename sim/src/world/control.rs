@@ -115,6 +115,7 @@ impl World<'_> {
                 | Action::Terminate { .. } => AWS_CALL,
                 Action::Launch { .. } => LAUNCH_CALL,
                 Action::CancelDrain { .. }
+                | Action::DeletePod { .. }
                 | Action::Drain { .. }
                 | Action::DrainRayNode { .. }
                 | Action::Explain { .. }
@@ -195,8 +196,9 @@ impl World<'_> {
                 }
                 _ => Some(Failure::NotFound),
             },
-            // No scenario has buffers, lifecycle hooks, or Ray clusters that a coordinator knows.
+            // No scenario has agents' pods, buffers, lifecycle hooks, or Ray clusters that a coordinator knows.
             Action::CompleteLifecycle { .. }
+            | Action::DeletePod { .. }
             | Action::DrainRayNode { .. }
             | Action::Heartbeat { .. }
             | Action::ReportRay { .. }
