@@ -24,10 +24,6 @@ const MANIFESTS: [(&str, &[&str]); 6] = [
         &[
             "config.ray.clusters[0].name=train",
             "config.ray.clusters[0].namespace=ml",
-            "config.ray.clusters[0].address=train-head-svc.ml.svc:6379",
-            "config.ray.clusters[0].workerGroups[0].name=cpu",
-            "config.ray.clusters[0].workerGroups[0].maxReplicas=10",
-            "config.ray.clusters[0].workerGroups[0].requests.cpu=3",
         ],
     ),
 ];

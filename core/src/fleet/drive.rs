@@ -48,6 +48,7 @@ impl Fleet {
     pub(super) fn ray_cluster_changed(&mut self, name: &str, object: Option<Box<ray::RayCluster>>) {
         if self.policy.ray.contains_key(name) {
             self.ray.entry(name.to_owned()).or_default().object = object.map(|object| *object);
+            self.learn_worker_groups(name);
         }
     }
 
@@ -257,7 +258,7 @@ impl Fleet {
         let cluster = self.policy.ray.iter().find(|(name, _)| scale.is_of(name)).map(|(_, cluster)| cluster);
         let group =
             cluster.into_iter().flat_map(|cluster| &cluster.worker_groups).find(|group| group.name == scale.group);
-        let labels = group.into_iter().flat_map(|group| &group.pod.labels);
+        let labels = group.into_iter().flat_map(|group| &group.labels);
         let labels: Vec<_> = labels.map(|(key, value)| format!("{key}={value}")).collect();
         let pods = group.map_or(0, |group| self.pods.that(|like| !like.finished && group.is_of(like)).count());
         ScaleStatus {
@@ -289,6 +290,7 @@ static NO_GROUP: ray::GroupSpec = ray::GroupSpec {
     hosts: 1,
     suspended: false,
     workers_to_delete: BTreeSet::new(),
+    template: None,
 };
 
 impl<'a> Driven<'a> {
