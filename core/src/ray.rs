@@ -6,7 +6,7 @@ pub mod node_drain;
 mod plan;
 mod template;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -166,10 +166,39 @@ impl Reading {
             && self.not_modelled == other.not_modelled
     }
 
+    /// Its nodes that have not left, by the pods that they run in.
+    pub(crate) fn joined(&self) -> Joined<'_> {
+        let mut joined = Joined::default();
+        for (id, node) in self.nodes.iter().filter(|(_, node)| node.is_there() && !node.is_head()) {
+            match node.instance.as_str() {
+                "" => joined.by_ip.insert(node.ip.as_str(), (id, node)),
+                instance => joined.by_instance.insert(instance, (id, node)),
+            };
+        }
+        joined
+    }
+
     /// Requests that wait, with the bundles of placement groups.
     pub fn waiting(&self) -> u64 {
         let pending: u64 = self.pending.values().copied().map(u64::from).sum();
         pending + self.gangs.iter().map(|gang| gang.bundles.len() as u64).sum::<u64>() + u64::from(self.not_modelled)
+    }
+}
+
+/// Ray's nodes, to be found by their pods.
+#[derive(Default)]
+pub(crate) struct Joined<'a> {
+    /// With their ids. Of a pod in which Ray has started again, its newest life.
+    by_instance: HashMap<&'a str, (&'a str, &'a Node)>,
+    /// Those that do not say of which pod they are.
+    by_ip: HashMap<&'a str, (&'a str, &'a Node)>,
+}
+
+impl<'a> Joined<'a> {
+    /// The id and the node of Ray's in this pod.
+    pub(crate) fn in_pod(&self, name: &str, ip: Option<&str>) -> Option<(&'a str, &'a Node)> {
+        let by_ip = || self.by_ip.get(ip?);
+        self.by_instance.get(name).or_else(by_ip).copied()
     }
 }
 

@@ -19,13 +19,7 @@ const MANIFESTS: [(&str, &[&str]); 6] = [
     ("deploy/manifests/ebb-brokered.yaml", &["agent.rights=brokered"]),
     ("deploy/manifests/ebb-metrics-api.yaml", &["metricsApi.enabled=true"]),
     ("deploy/manifests/ebb-custom-metrics-api.yaml", &["metricsApi.enabled=true", "customMetricsApi.enabled=true"]),
-    (
-        "deploy/manifests/ebb-ray.yaml",
-        &[
-            "config.ray.clusters[0].name=train",
-            "config.ray.clusters[0].namespace=ml",
-        ],
-    ),
+    ("deploy/manifests/ebb-ray.yaml", &["config.ray.clusters[0].name=train", "config.ray.clusters[0].namespace=ml"]),
 ];
 
 /// The version that the chart is rendered for. Any that it supports would do, but Helm's own default changes with Helm.
