@@ -209,7 +209,7 @@ fn ray(now: Instant, cluster: &Cluster, sheet: &mut Sheet) {
         return;
     }
     sheet.title(&format!("Ray clusters {}", cluster.ray.len()));
-    for RayCluster { name, problem, read_at, waiting, anticipated, groups, .. } in &cluster.ray {
+    for RayCluster { name, problem, read_at, waiting, anticipated, groups, without_object, .. } in &cluster.ray {
         let told = match (waiting, read_at) {
             (Some(waiting), Some(at)) => {
                 let age =
@@ -221,6 +221,9 @@ fn ray(now: Instant, cluster: &Cluster, sheet: &mut Sheet) {
         sheet.labelled(name, &told);
         if let Some(problem) = problem {
             sheet.because(1, &problem.to_string());
+        }
+        if *without_object {
+            sheet.because(1, "there is no RayCluster of this name, so no worker groups of it are known");
         }
         for RayGroup { name, replicas, refusal } in groups {
             let replicas = replicas.map_or("no replicas".to_owned(), |replicas| count(replicas as usize, "replica"));
@@ -299,6 +302,7 @@ mod tests {
             read_at: ago.map(|ago| now.before(Duration::from_secs(ago))),
             waiting,
             anticipated,
+            without_object: false,
             groups: vec![],
         };
         told.seen.cluster.ray = vec![
@@ -306,6 +310,7 @@ mod tests {
             cluster("ml/b", Some(Problem::Late), Some(60), Some(2), 0),
             cluster("ml/c", None, None, None, 0),
         ];
+        told.seen.cluster.ray[2].without_object = true;
         told.seen.cluster.ray[0].groups = vec![
             RayGroup { name: "cpu".into(), replicas: Some(3), refusal: None },
             RayGroup { name: "gpu".into(), replicas: None, refusal: Some(Refusal::NoGroup) },
@@ -319,8 +324,9 @@ mod tests {
             " ml/b  requests that wait: 2, workers that are no pods yet: 0, as told 1m 0s ago",
             " ↳ its GCS does not answer in time",
             " ml/c  has told nothing yet",
+            " ↳ there is no RayCluster of this name, so no worker groups of it are known",
         ];
-        assert_eq!(section.lines().take(6).collect::<Vec<_>>(), expected);
+        assert_eq!(section.lines().take(7).collect::<Vec<_>>(), expected);
         assert!(!section.contains("held by"), "{section}");
         let since = |ago| Some(now.before(Duration::from_secs(ago)));
         let nodes = &mut told.seen.cluster.nodes;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ebb_core::kubernetes::{Pod, TaintEffect, Toleration};
-use ebb_core::ray::{Amounts, ClientCertificate, Cluster, Drive, WorkerGroup};
-use ebb_core::resources::{NVIDIA_GPU, Resources};
+use ebb_core::ray::{Amounts, CLUSTER_LABEL, ClientCertificate, Cluster, Drive, GROUP_LABEL, WorkerGroup};
+use ebb_core::resources::Resources;
 use ebb_core::units::parse_quantity_milli;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -16,9 +16,8 @@ use crate::check::{Check, count};
 
 /// The flow's, and Ray's own.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// What KubeRay puts on each of its pods.
-const CLUSTER_LABEL: &str = "ray.io/cluster";
-const GROUP_LABEL: &str = "ray.io/group";
+
+const GCS_PORT: u16 = 6379;
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -32,12 +31,12 @@ pub(crate) struct Ray {
 struct ClusterEntry {
     name: Text,
     namespace: Text,
-    address: Text,
+    address: Option<Text>,
     token_file: Option<Text>,
     ca_file: Option<Text>,
     cert_file: Option<Text>,
     key_file: Option<Text>,
-    worker_groups: Spanned<Vec<GroupEntry>>,
+    worker_groups: Option<Spanned<Vec<GroupEntry>>>,
     drive: Option<DriveEntry>,
     report_launches: Option<bool>,
     #[serde(default)]
@@ -101,28 +100,28 @@ impl Ray {
 
 impl ClusterEntry {
     fn cluster(&self, check: &mut Check) -> Cluster {
-        if !is_address(&self.address.value) {
-            let message = format_args!(
-                "`{}` is no HOST:PORT of a Ray head, as in train-head-svc.ml.svc:6379",
-                self.address.value
-            );
-            check.refuse(self.address.referenced, message);
+        if let Some(address) = self.address.as_ref().filter(|address| !is_address(&address.value)) {
+            let message =
+                format_args!("`{}` is no HOST:PORT of a Ray head, as in train-head-svc.ml.svc:6379", address.value);
+            check.refuse(address.referenced, message);
         }
+        let groups = self.worker_groups.as_ref().map_or(&[][..], |groups| &groups.value);
         let mut names = BTreeSet::new();
-        for group in &self.worker_groups.value {
+        for group in groups {
             if group.name.value.is_empty() || !names.insert(group.name.value.as_str()) {
                 check.refuse(group.name.referenced, "expected a name that no other worker group of the cluster has");
             }
         }
-        if names.is_empty() {
-            check.refuse(self.worker_groups.referenced, "expected at least one worker group");
+        if let Some(given) = self.worker_groups.as_ref().filter(|given| given.value.is_empty()) {
+            check.refuse(given.referenced, "expected a worker group; without this key they are the RayCluster's");
         }
         Cluster {
-            address: self.address.value.clone(),
+            address: self.address.as_ref().map_or_else(|| self.head_service(), |address| address.value.clone()),
             token_file: path(self.token_file.as_ref(), check),
             ca_file: path(self.ca_file.as_ref(), check),
             client: self.client(check),
-            worker_groups: self.worker_groups.value.iter().map(|group| group.worker_group(self, check)).collect(),
+            worker_groups: groups.iter().map(|group| group.worker_group(self, check)).collect(),
+            learns_groups: self.worker_groups.is_none(),
             drive: self.drive.as_ref().map(|drive| drive.drive(check)),
             // Nobody else does where Ebb sets the replicas.
             report_launches: self.report_launches.unwrap_or(self.drive.is_some()),
@@ -146,6 +145,11 @@ impl DriveEntry {
 }
 
 impl ClusterEntry {
+    /// KubeRay's.
+    fn head_service(&self) -> String {
+        format!("{}-head-svc.{}.svc:{GCS_PORT}", self.name.value, self.namespace.value)
+    }
+
     fn client(&self, check: &mut Check) -> Option<ClientCertificate> {
         let (cert, key) = (path(self.cert_file.as_ref(), check), path(self.key_file.as_ref(), check));
         let given = self.cert_file.as_ref().or(self.key_file.as_ref())?;
@@ -178,7 +182,7 @@ impl GroupEntry {
         requests.set("pods", 1);
         let resources = match &self.resources {
             Some(texts) => amounts(texts, check),
-            None => as_ray_counts(&requests),
+            None => Amounts::of_requests(&requests),
         };
         let labels = if self.labels.is_empty() {
             let labels = [(CLUSTER_LABEL, &cluster.name.value), (GROUP_LABEL, &self.name.value)];
@@ -188,7 +192,7 @@ impl GroupEntry {
         };
         let pod = Pod {
             namespace: cluster.namespace.value.clone(),
-            labels,
+            labels: labels.clone(),
             priority: check.read(self.priority.as_ref(), 0, |text| {
                 text.parse::<i32>().map_err(|_| format!("`{text}` is no whole number"))
             }),
@@ -197,7 +201,7 @@ impl GroupEntry {
             node_selector: self.node_selector.clone(),
             ..Pod::default()
         };
-        WorkerGroup { name: self.name.value.clone(), pod, resources, min, max }
+        WorkerGroup { name: self.name.value.clone(), pod, labels, resources, min, max }
     }
 }
 
@@ -226,22 +230,6 @@ impl TolerationEntry {
         };
         Some(Toleration { key: self.key.clone(), value, effect })
     }
-}
-
-/// What `ray start` and KubeRay make of the pod, where nobody says otherwise: whole cores, GPUs, bytes.
-fn as_ray_counts(requests: &Resources) -> Amounts {
-    let mut amounts = Amounts::default();
-    let counts = [
-        ("CPU", requests.amount("cpu").div_ceil(1000)),
-        ("GPU", requests.amount(NVIDIA_GPU)),
-        ("memory", requests.amount("memory")),
-    ];
-    for (name, amount) in counts {
-        #[expect(clippy::cast_precision_loss, reason = "no pod asks for that much")]
-        let set = amounts.set(name, amount as f64);
-        debug_assert!(set, "{amount} {name}");
-    }
-    amounts
 }
 
 fn amounts(texts: &BTreeMap<String, Text>, check: &mut Check) -> Amounts {
@@ -328,7 +316,13 @@ mod tests {
         let drive = Drive { queue_depth: 2, idle_timeout: Duration::from_secs(60), upscaling_speed: Some(500) };
         assert_eq!(cluster.drive, Some(drive));
         assert!(cluster.report_launches && !cluster.pod_deletion_cost);
+        assert!(!cluster.learns_groups);
         assert!(parse(GROUP, &Overrides::default()).unwrap().ray.is_empty());
+
+        let short = format!("{GROUP}ray: {{clusters: [{{name: train, namespace: ml}}]}}");
+        let cluster = &parse(&short, &Overrides::default()).unwrap().ray["ml/train"];
+        assert_eq!(cluster.address, "train-head-svc.ml.svc:6379");
+        assert!(cluster.learns_groups && cluster.worker_groups.is_empty());
     }
 
     #[test]
@@ -353,7 +347,7 @@ mod tests {
         let expected = [
             "f:4:28: expected the cluster's namespace",
             "f:4:41: `head` is no HOST:PORT of a Ray head, as in train-head-svc.ml.svc:6379",
-            "f:4:61: expected at least one worker group",
+            "f:4:61: expected a worker group; without this key they are the RayCluster's",
             "f:7:16: `http://head:6379` is no HOST:PORT of a Ray head, as in train-head-svc.ml.svc:6379",
             "f:8:18: expected the file's full path",
             "f:10:34: minReplicas 3 is above maxReplicas 2",

@@ -298,6 +298,8 @@ impl Fleet {
             self.groups.insert(name.clone(), group);
         }
         self.policy = policy;
+        let clusters: Vec<_> = self.ray.keys().cloned().collect();
+        clusters.iter().for_each(|name| self.learn_worker_groups(name));
         self
     }
 

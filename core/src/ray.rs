@@ -4,8 +4,9 @@
 mod drive;
 pub mod node_drain;
 mod plan;
+mod template;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use drive::{Drive, GroupSpec, RayCluster, Refusal, Scale, ScaleChange, ScaleStatus};
 pub(crate) use drive::{Queue, Standing, Step, Worker, WorkerState};
 pub use plan::{Workers, plan};
+pub use template::{CLUSTER_LABEL, GROUP_LABEL, Template};
 
 use crate::kubernetes::Pod;
 use crate::resources::Resources;
@@ -39,6 +41,9 @@ pub struct Cluster {
     #[serde(default)]
     pub client: Option<ClientCertificate>,
     pub worker_groups: Vec<WorkerGroup>,
+    /// Whether these are those of its RayCluster, whatever they are.
+    #[serde(default)]
+    pub learns_groups: bool,
     /// Set: Ebb sets the replicas of all these groups.
     #[serde(default)]
     pub drive: Option<Drive>,
@@ -63,8 +68,11 @@ pub struct ClientCertificate {
 #[serde(rename_all = "camelCase")]
 pub struct WorkerGroup {
     pub name: String,
-    /// One of its pods, without name and node. By its namespace and labels its pods are known.
+    /// One of its pods, without name and node.
     pub pod: Pod,
+    /// The labels by which its pods are known.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// What one worker brings to Ray.
     pub resources: Amounts,
     /// Workers that Ray keeps at all times, and never exceeds.
@@ -73,16 +81,27 @@ pub struct WorkerGroup {
 }
 
 impl WorkerGroup {
+    /// As the RayCluster `NAMESPACE/NAME` has it; `None`: what its workers are like cannot be read.
+    fn learned(cluster: &str, spec: &GroupSpec) -> Option<Self> {
+        let (namespace, cluster) = cluster.split_once('/')?;
+        let Template { pod, resources } = spec.template.clone()?;
+        let labels = [(CLUSTER_LABEL, cluster), (GROUP_LABEL, spec.name.as_str())];
+        let labels: BTreeMap<_, _> = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let all = pod.labels.iter().chain(&labels).map(|(key, value)| (key.clone(), value.clone())).collect();
+        let pod = Pod { namespace: namespace.to_owned(), labels: all, ..pod };
+        let (min, max) = spec.workers();
+        Some(Self { name: spec.name.clone(), pod, labels, resources, min, max })
+    }
+
     /// The narrower of its own bounds and of those that its RayCluster has, if there is one.
     pub(crate) fn bounds(&self, spec: Option<&GroupSpec>) -> (u32, u32) {
-        let (min, max) = spec.map_or((0, u32::MAX), |spec| (spec.min, spec.max));
+        let (min, max) = spec.map_or((0, u32::MAX), GroupSpec::workers);
         let max = self.max.min(max);
         (self.min.max(min).min(max), max)
     }
 
     pub fn is_of(&self, pod: &Pod) -> bool {
-        pod.namespace == self.pod.namespace
-            && self.pod.labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
+        pod.namespace == self.pod.namespace && self.labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
     }
 }
 
@@ -147,10 +166,39 @@ impl Reading {
             && self.not_modelled == other.not_modelled
     }
 
+    /// Its nodes that have not left, by the pods that they run in.
+    pub(crate) fn joined(&self) -> Joined<'_> {
+        let mut joined = Joined::default();
+        for (id, node) in self.nodes.iter().filter(|(_, node)| node.is_there() && !node.is_head()) {
+            match node.instance.as_str() {
+                "" => joined.by_ip.insert(node.ip.as_str(), (id, node)),
+                instance => joined.by_instance.insert(instance, (id, node)),
+            };
+        }
+        joined
+    }
+
     /// Requests that wait, with the bundles of placement groups.
     pub fn waiting(&self) -> u64 {
         let pending: u64 = self.pending.values().copied().map(u64::from).sum();
         pending + self.gangs.iter().map(|gang| gang.bundles.len() as u64).sum::<u64>() + u64::from(self.not_modelled)
+    }
+}
+
+/// Ray's nodes, to be found by their pods.
+#[derive(Default)]
+pub(crate) struct Joined<'a> {
+    /// With their ids. Of a pod in which Ray has started again, its newest life.
+    by_instance: HashMap<&'a str, (&'a str, &'a Node)>,
+    /// Those that do not say of which pod they are.
+    by_ip: HashMap<&'a str, (&'a str, &'a Node)>,
+}
+
+impl<'a> Joined<'a> {
+    /// The id and the node of Ray's in this pod.
+    pub(crate) fn in_pod(&self, name: &str, ip: Option<&str>) -> Option<(&'a str, &'a Node)> {
+        let by_ip = || self.by_ip.get(ip?);
+        self.by_instance.get(name).or_else(by_ip).copied()
     }
 }
 

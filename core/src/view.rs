@@ -158,6 +158,9 @@ pub struct RayCluster {
     pub waiting: Option<u64>,
     /// Workers that it needs and that are no pods yet.
     pub anticipated: u32,
+    /// Its worker groups are those of its RayCluster, and there is none.
+    #[serde(default)]
+    pub without_object: bool,
     /// Worker groups whose replicas Ebb is to set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<RayGroup>,

@@ -63,8 +63,6 @@ impl Chain {
   - name: train
     namespace: default
     address: {}
-    workerGroups:
-    - {{name: cpu, maxReplicas: 10, requests: {{cpu: 3}}, resources: {{CPU: 3}}}}
 {more}",
                 ray.address()
             )

@@ -19,17 +19,7 @@ const MANIFESTS: [(&str, &[&str]); 6] = [
     ("deploy/manifests/ebb-brokered.yaml", &["agent.rights=brokered"]),
     ("deploy/manifests/ebb-metrics-api.yaml", &["metricsApi.enabled=true"]),
     ("deploy/manifests/ebb-custom-metrics-api.yaml", &["metricsApi.enabled=true", "customMetricsApi.enabled=true"]),
-    (
-        "deploy/manifests/ebb-ray.yaml",
-        &[
-            "config.ray.clusters[0].name=train",
-            "config.ray.clusters[0].namespace=ml",
-            "config.ray.clusters[0].address=train-head-svc.ml.svc:6379",
-            "config.ray.clusters[0].workerGroups[0].name=cpu",
-            "config.ray.clusters[0].workerGroups[0].maxReplicas=10",
-            "config.ray.clusters[0].workerGroups[0].requests.cpu=3",
-        ],
-    ),
+    ("deploy/manifests/ebb-ray.yaml", &["config.ray.clusters[0].name=train", "config.ray.clusters[0].namespace=ml"]),
 ];
 
 /// The version that the chart is rendered for. Any that it supports would do, but Helm's own default changes with Helm.

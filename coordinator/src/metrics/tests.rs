@@ -38,8 +38,8 @@ fn full_page() -> String {
     metrics.ray_drain(RayDrain::Accepted);
     metrics.ray_poll(None);
     let (name, readable) = ("ml/train".to_owned(), true);
-    let ray =
-        RayCluster { name, readable, problem: None, read_at: None, waiting: None, anticipated: 0, groups: vec![] };
+    let (problem, read_at, waiting, groups) = (None, None, None, vec![]);
+    let ray = RayCluster { name, readable, problem, read_at, waiting, anticipated: 0, without_object: false, groups };
     let instance_type = "m5.xlarge".to_owned();
     let group = Group {
         name: group,

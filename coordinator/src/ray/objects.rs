@@ -1,14 +1,14 @@
 //! Ray in the API server: RayClusters of KubeRay, whose replicas are written, and RayWorkerGroups of our own, by which
 //! others (an HPA) say how many they want. A cluster may have neither kind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::pin::pin;
 use std::time::Duration;
 
 use axum::http;
 use ebb_core::fleet::{Event, Failure, RayGroup};
-use ebb_core::ray::{GroupSpec, RayCluster, Scale, ScaleChange, ScaleStatus};
+use ebb_core::ray::{GroupSpec, RayCluster, Scale, ScaleChange, ScaleStatus, Template};
 use ebb_core::time::Instant;
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -51,6 +51,10 @@ struct WorkerGroupSpec {
     num_of_hosts: Option<u32>,
     suspend: Option<bool>,
     scale_strategy: Option<ScaleStrategy>,
+    ray_start_params: Option<BTreeMap<String, String>>,
+    resources: Option<BTreeMap<String, String>>,
+    /// Read apart, so that one that cannot be read is missed and nothing else.
+    template: Value,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -116,7 +120,14 @@ fn full_name(object: &impl ResourceExt) -> String {
 }
 
 fn ray_cluster(object: &RayClusterObject) -> RayCluster {
+    let namespace = object.namespace().unwrap_or_default();
+    let template = |spec: &WorkerGroupSpec| {
+        let template = serde_json::from_value(spec.template.clone()).ok()?;
+        let own = |map: &Option<BTreeMap<_, _>>| map.clone().unwrap_or_default();
+        Some(Template::new(&template, &namespace, &own(&spec.ray_start_params), &own(&spec.resources)))
+    };
     let group = |spec: &WorkerGroupSpec| GroupSpec {
+        template: template(spec),
         name: spec.group_name.clone(),
         // What KubeRay takes for what is left out.
         replicas: spec.replicas.unwrap_or(0),
@@ -317,7 +328,7 @@ fn group_status(before: &GroupStatus, status: &ScaleStatus, now: Timestamp) -> G
 
 #[cfg(test)]
 mod tests {
-    use ebb_core::ray::Refusal;
+    use ebb_core::ray::{Amounts, Refusal};
 
     use super::*;
 
@@ -329,9 +340,10 @@ mod tests {
             "spec": {
                 "enableInTreeAutoscaling": true, "headGroupSpec": {"rayStartParams": {}},
                 "workerGroupSpecs": [
-                    {"groupName": "cpu", "template": {"spec": {}}},
+                    {"groupName": "cpu", "template": {"spec": {"containers": [{"name": "ray", "resources": {
+                        "limits": {"cpu": "3"}}}]}}, "rayStartParams": {"num-gpus": "1"}, "resources": {"memory": "1k"}},
                     {"groupName": "gpu", "replicas": 2, "minReplicas": 1, "maxReplicas": 4, "numOfHosts": 2,
-                     "suspend": true, "scaleStrategy": {"workersToDelete": ["b", "a"]}},
+                     "suspend": true, "scaleStrategy": {"workersToDelete": ["b", "a"]}, "template": {"spec": 7}},
                 ],
             },
         }))
@@ -339,7 +351,13 @@ mod tests {
         let read = ray_cluster(&object);
         assert_eq!((full_name(&object).as_str(), read.resource_version.as_str()), ("ml/train", "7"));
         assert!(read.in_tree_autoscaling && !read.suspended);
-        let cpu = GroupSpec { name: "cpu".into(), max: u32::MAX, hosts: 1, ..GroupSpec::default() };
+        let template = read.groups[0].template.clone().unwrap();
+        assert_eq!((template.pod.requests.amount("cpu"), template.pod.namespace.as_str()), (3000, "ml"));
+        let mut brought = Amounts::default();
+        assert!([("CPU", 3.0), ("GPU", 1.0), ("memory", 1000.0)].into_iter().all(|(name, it)| brought.set(name, it)));
+        assert_eq!(template.resources, brought);
+        let template = Some(template);
+        let cpu = GroupSpec { name: "cpu".into(), max: u32::MAX, hosts: 1, template, ..GroupSpec::default() };
         let gpu = GroupSpec {
             name: "gpu".into(),
             replicas: 2,
@@ -348,6 +366,8 @@ mod tests {
             hosts: 2,
             suspended: true,
             workers_to_delete: ["a".to_owned(), "b".to_owned()].into(),
+            // It makes no pod, and is missed for nothing else.
+            template: None,
         };
         assert_eq!(read.groups, [cpu, gpu]);
     }

@@ -1,6 +1,6 @@
 //! Worker groups of RayClusters whose replicas Ebb sets: who sets them, what is asked for, and who was let go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::absorb::WATCH_LAG;
@@ -9,8 +9,8 @@ use super::ray::{Known, Leaving};
 use super::{Action, Fleet, Target};
 use crate::agenda::Agenda;
 use crate::ray::{
-    self, Amounts, DrainReason, Drained, NodeState, Queue, Reading, Refusal, Scale, ScaleChange, ScaleStatus, Standing,
-    Step, Worker, WorkerState, Workers,
+    self, Amounts, DrainReason, Drained, Joined, NodeState, Queue, Reading, Refusal, Scale, ScaleChange, ScaleStatus,
+    Standing, Step, Worker, WorkerState, Workers,
 };
 use crate::reason::Reason;
 use crate::time::Instant;
@@ -48,6 +48,7 @@ impl Fleet {
     pub(super) fn ray_cluster_changed(&mut self, name: &str, object: Option<Box<ray::RayCluster>>) {
         if self.policy.ray.contains_key(name) {
             self.ray.entry(name.to_owned()).or_default().object = object.map(|object| *object);
+            self.learn_worker_groups(name);
         }
     }
 
@@ -147,10 +148,10 @@ impl Fleet {
         let known = self.ray.get(name)?;
         let object = known.object.as_ref()?;
         let reading = known.fresh(now).map(|last| (&last.reading, last.at));
-        let nodes = reading.map(|(reading, _)| of_pods(reading)).unwrap_or_default();
+        let joined = reading.map(|(reading, _)| reading.joined()).unwrap_or_default();
         let standing = cluster.worker_groups.iter().map(|group| {
             let spec = object.spec(&group.name).unwrap_or(&NO_GROUP);
-            self.standing(now, known, spec, group, &nodes, reading.map(|(_, at)| at))
+            self.standing(now, known, spec, group, &joined, reading.map(|(_, at)| at))
         });
         let mut driven = Driven { cluster, known, object, standing: standing.collect(), told: None };
         driven.told = known.fresh(now).map(|last| {
@@ -166,17 +167,17 @@ impl Fleet {
         known: &'a Known,
         spec: &'a ray::GroupSpec,
         group: &'a ray::WorkerGroup,
-        nodes: &BTreeMap<&str, (&'a str, &'a ray::Node)>,
+        joined: &Joined<'a>,
         read_at: Option<Instant>,
     ) -> Standing<'a> {
         let (mut workers, mut leaving) = (Vec::new(), BTreeSet::new());
         for pod in self.pods.that(|like| group.is_of(like)) {
             let name = pod.name.as_ref();
-            let node = nodes.get(name);
+            let node = joined.in_pod(name, pod.ip.as_deref());
             let let_go = known
                 .leaving
                 .get(name)
-                .is_some_and(|leaving| now < leaving.until && node.is_none_or(|(id, _)| *id == leaving.node));
+                .is_some_and(|leaving| now < leaving.until && node.is_none_or(|(id, _)| id == leaving.node));
             if let_go || spec.workers_to_delete.contains(name) {
                 leaving.insert(name);
             } else if !pod.like.terminating && !pod.like.finished {
@@ -257,7 +258,7 @@ impl Fleet {
         let cluster = self.policy.ray.iter().find(|(name, _)| scale.is_of(name)).map(|(_, cluster)| cluster);
         let group =
             cluster.into_iter().flat_map(|cluster| &cluster.worker_groups).find(|group| group.name == scale.group);
-        let labels = group.into_iter().flat_map(|group| &group.pod.labels);
+        let labels = group.into_iter().flat_map(|group| &group.labels);
         let labels: Vec<_> = labels.map(|(key, value)| format!("{key}={value}")).collect();
         let pods = group.map_or(0, |group| self.pods.that(|like| !like.finished && group.is_of(like)).count());
         ScaleStatus {
@@ -289,6 +290,7 @@ static NO_GROUP: ray::GroupSpec = ray::GroupSpec {
     hosts: 1,
     suspended: false,
     workers_to_delete: BTreeSet::new(),
+    template: None,
 };
 
 impl<'a> Driven<'a> {
@@ -349,15 +351,4 @@ impl<'a> Driven<'a> {
             Writer::Queue(_) => Reason::RayWorkersLeave { count: step.delete.len() },
         }
     }
-}
-
-/// By the pods that they run in; of one that has started again its newest life.
-pub(super) fn of_pods(reading: &Reading) -> BTreeMap<&str, (&str, &ray::Node)> {
-    let mut nodes = BTreeMap::new();
-    for (id, node) in
-        reading.nodes.iter().filter(|(_, node)| node.state != NodeState::Dead && !node.instance.is_empty())
-    {
-        nodes.insert(node.instance.as_str(), (id.as_str(), node));
-    }
-    nodes
 }

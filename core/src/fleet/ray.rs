@@ -95,6 +95,13 @@ impl Fleet {
         (!(same && counted)).then_some(Soon::Batch)
     }
 
+    /// The configuration may leave it to the RayCluster what its worker groups are.
+    pub(super) fn learn_worker_groups(&mut self, name: &str) {
+        let Some(cluster) = self.policy.ray.get_mut(name).filter(|cluster| cluster.learns_groups) else { return };
+        let object = self.ray.get(name).and_then(|known| known.object.as_ref());
+        cluster.worker_groups = object.map(|object| object.worker_groups(name)).unwrap_or_default();
+    }
+
     /// Whether the pod is a worker of a Ray cluster that we know. What it waits for was seen before it came: there is
     /// nothing to wait for once more.
     pub(super) fn is_ray_worker(&self, pod: &Pod) -> bool {
@@ -131,7 +138,10 @@ impl Fleet {
     pub(super) fn workers(&self, name: &str, cluster: &ray::Cluster) -> Vec<Workers<'_>> {
         let object = self.ray.get(name).and_then(|known| known.object.as_ref());
         let workers = cluster.worker_groups.iter().map(|group| {
-            let (min, max) = group.bounds(object.and_then(|object| object.spec(&group.name)));
+            let (min, max) = match object {
+                Some(object) if object.suspended => (0, 0),
+                object => group.bounds(object.and_then(|object| object.spec(&group.name))),
+            };
             Workers { names: self.pods_of(group).map(|pod| pod.name.as_ref()).collect(), min, max }
         });
         workers.collect()
@@ -152,6 +162,7 @@ impl Fleet {
             view::RayCluster {
                 name: name.clone(),
                 groups: self.driven_groups(name, cluster),
+                without_object: cluster.learns_groups && known.is_none_or(|known| known.object.is_none()),
                 readable: last.is_some() && known.is_some_and(|known| known.problem.is_none()),
                 problem: known.and_then(|known| known.problem),
                 read_at: last.map(|last| last.at),

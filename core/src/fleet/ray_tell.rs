@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use super::drive::of_pods;
 use super::{Action, Fleet, Target};
 use crate::agenda::Agenda;
 use crate::ray::{self, Launches, Launching, NodeState};
@@ -51,13 +50,13 @@ impl Fleet {
     }
 
     fn on_their_way(&self, cluster: &ray::Cluster, reading: &ray::Reading, missing: &[u32]) -> Launches {
-        let joined = of_pods(reading);
+        let joined = reading.joined();
         let mut launches = Launches::default();
         for (group, missing) in cluster.worker_groups.iter().zip(missing) {
             if *missing > 0 {
                 launches.asked_for.push((group.name.clone(), *missing));
             }
-            let pods = self.pods_of(group).filter(|pod| !joined.contains_key(pod.name.as_ref()));
+            let pods = self.pods_of(group).filter(|pod| joined.in_pod(&pod.name, pod.ip.as_deref()).is_none());
             launches.pods.extend(pods.map(|pod| Launching {
                 pod: pod.name.to_string(),
                 group: group.name.clone(),
@@ -73,9 +72,9 @@ impl Fleet {
         let mut actions = Vec::new();
         for (name, cluster) in self.policy.ray.iter().filter(|(_, cluster)| cluster.pod_deletion_cost) {
             let Some(last) = self.ray.get(name).and_then(|known| known.fresh(agenda.now)) else { continue };
-            let joined = of_pods(&last.reading);
+            let joined = last.reading.joined();
             for pod in cluster.worker_groups.iter().flat_map(|group| self.pods.that(|like| group.is_of(like))) {
-                let Some((_, node)) = joined.get(pod.name.as_ref()) else { continue };
+                let Some((_, node)) = joined.in_pod(&pod.name, pod.ip.as_deref()) else { continue };
                 let cost = match node.state {
                     NodeState::Idle { millis } => Some(deletion_cost(last.at.before(Duration::from_millis(millis)))),
                     NodeState::Running | NodeState::Draining | NodeState::Dead => None,

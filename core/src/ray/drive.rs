@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Template, WorkerGroup};
 use crate::agenda::Agenda;
 use crate::time::Instant;
 
@@ -55,6 +56,9 @@ pub struct GroupSpec {
     pub hosts: u32,
     pub suspended: bool,
     pub workers_to_delete: BTreeSet<String>,
+    /// `None`: it cannot be read.
+    #[serde(default)]
+    pub template: Option<Template>,
 }
 
 /// An object that an HPA can scale, for a worker group: a RayCluster has no scale subresource.
@@ -146,7 +150,23 @@ impl Scale {
     }
 }
 
+impl GroupSpec {
+    /// The least and the most pods of workers that its operator makes.
+    pub(super) fn workers(&self) -> (u32, u32) {
+        if self.suspended {
+            return (0, 0);
+        }
+        let pods = |replicas: u32| replicas.saturating_mul(self.hosts.max(1));
+        (pods(self.min), pods(self.max))
+    }
+}
+
 impl RayCluster {
+    /// Its worker groups, of the RayCluster `NAMESPACE/NAME`.
+    pub fn worker_groups(&self, name: &str) -> Vec<WorkerGroup> {
+        self.groups.iter().filter_map(|spec| WorkerGroup::learned(name, spec)).collect()
+    }
+
     pub fn spec(&self, group: &str) -> Option<&GroupSpec> {
         self.groups.iter().find(|spec| spec.name == group)
     }

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use ebb_core::admission::Found;
 use ebb_core::fleet::{Event, Fleet};
 use ebb_core::kubernetes::{Node, Pod};
@@ -57,9 +59,10 @@ async fn lab() -> Lab {
     let fake = FakeHead::default();
     fake.set(|state| (state.status, state.instance) = (Some(NodeStatus::Running), "train-cpu-0"));
     let (address, serving) = fake.serve(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
-    let labels = [("ray.io/group".to_owned(), "cpu".to_owned())].into();
-    let pod = Pod { namespace: "ml".into(), labels, ..Pod::default() };
-    let group = WorkerGroup { name: "cpu".into(), pod: pod.clone(), resources: Amounts::default(), min: 0, max: 1 };
+    let labels: BTreeMap<_, _> = [("ray.io/group".to_owned(), "cpu".to_owned())].into();
+    let pod = Pod { namespace: "ml".into(), labels: labels.clone(), ..Pod::default() };
+    let group =
+        WorkerGroup { name: "cpu".into(), labels, pod: pod.clone(), resources: Amounts::default(), min: 0, max: 1 };
     let worker_groups = vec![group];
     let cluster = Cluster { address: address.to_string(), worker_groups, ..Cluster::default() };
     let policy = Policy { ray: [(NAME.to_owned(), cluster.clone())].into(), ..Policy::default() };

@@ -1,6 +1,5 @@
 //! Ray's workers on the nodes: what their heads say of each, for people and for drains.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use super::super::Fleet;
@@ -8,7 +7,7 @@ use super::super::pods::Entry;
 use super::Known;
 use crate::kubernetes::Controller;
 use crate::ray::node_drain::{OnNode, Worker};
-use crate::ray::{self, Cluster, NodeState};
+use crate::ray::{Cluster, Joined, NodeState};
 use crate::time::Instant;
 use crate::view::{RayWorker, RayWorkerState};
 
@@ -19,32 +18,14 @@ struct OfCluster<'a> {
     name: &'a str,
     cluster: &'a Cluster,
     known: Option<&'a Known>,
-    by_instance: HashMap<&'a str, Joined<'a>>,
-    /// Those that do not say of which pod they are.
-    by_ip: HashMap<&'a str, Joined<'a>>,
-}
-
-/// A node of Ray's that has not left.
-#[derive(Clone, Copy)]
-struct Joined<'a> {
-    id: &'a str,
-    node: &'a ray::Node,
-    read_at: Instant,
+    joined: Joined<'a>,
 }
 
 impl<'a> OfCluster<'a> {
     fn new(name: &'a str, cluster: &'a Cluster, known: Option<&'a Known>) -> Self {
-        let (mut by_instance, mut by_ip) = (HashMap::new(), HashMap::new());
-        if let Some(last) = known.and_then(|known| known.last.as_ref()) {
-            for (id, node) in last.reading.nodes.iter().filter(|(_, node)| node.is_there() && !node.is_head()) {
-                let joined = Joined { id, node, read_at: last.at };
-                match node.instance.as_str() {
-                    "" => by_ip.insert(node.ip.as_str(), joined),
-                    instance => by_instance.insert(instance, joined),
-                };
-            }
-        }
-        Self { name, cluster, known, by_instance, by_ip }
+        let last = known.and_then(|known| known.last.as_ref());
+        let joined = last.map(|last| last.reading.joined()).unwrap_or_default();
+        Self { name, cluster, known, joined }
     }
 
     fn has(&self, pod: &Entry) -> bool {
@@ -55,11 +36,6 @@ impl<'a> OfCluster<'a> {
     fn has_left(&self, pod: &Entry) -> bool {
         let last = self.known.and_then(|known| known.last.as_ref());
         last.is_some_and(|last| last.reading.nodes.values().any(|node| node.instance == *pod.name))
-    }
-
-    fn joined(&self, pod: &Entry) -> Option<Joined<'a>> {
-        let by_ip = || self.by_ip.get(pod.ip.as_deref()?);
-        self.by_instance.get(pod.name.as_ref()).or_else(by_ip).copied()
     }
 }
 
@@ -86,9 +62,9 @@ impl Fleet {
                 _ => on.unheard.push(of.name.to_owned()),
             }
             for pod in pods {
-                let (cluster, joined) = (of.name.to_owned(), of.joined(pod));
+                let (cluster, joined) = (of.name.to_owned(), of.joined.in_pod(&pod.name, pod.ip.as_deref()));
                 match joined {
-                    Some(Joined { id, node, .. }) => {
+                    Some((id, node)) => {
                         on.workers.push(Worker { cluster, pod: pod.full_name(), id: id.to_owned(), state: node.state });
                     }
                     None if of.has_left(pod) => {}
@@ -127,14 +103,13 @@ impl RayNodes<'_> {
 
 impl OfCluster<'_> {
     fn state(&self, pod: &Entry) -> RayWorkerState {
-        match self.known {
-            Some(Known { problem: None, last: Some(_), .. }) => {}
-            _ => return RayWorkerState::Unknown,
-        }
-        let Some(Joined { node, read_at, .. }) = self.joined(pod) else { return RayWorkerState::NotJoined };
+        let Some(Known { problem: None, last: Some(last), .. }) = self.known else { return RayWorkerState::Unknown };
+        let Some((_, node)) = self.joined.in_pod(&pod.name, pod.ip.as_deref()) else {
+            return RayWorkerState::NotJoined;
+        };
         match node.state {
             // How long, not since when, is what a head tells: its clock does not matter.
-            NodeState::Idle { millis } => RayWorkerState::Idle { since: read_at.before(Duration::from_millis(millis)) },
+            NodeState::Idle { millis } => RayWorkerState::Idle { since: last.at.before(Duration::from_millis(millis)) },
             NodeState::Running => RayWorkerState::Busy { because: node.activity.clone() },
             NodeState::Draining => RayWorkerState::Draining,
             NodeState::Dead => RayWorkerState::NotJoined,

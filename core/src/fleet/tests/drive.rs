@@ -52,7 +52,14 @@ fn worker_pod() -> Pod {
 const DRIVE: Drive = Drive { queue_depth: 0, idle_timeout: Duration::from_secs(60), upscaling_speed: None };
 
 fn world(drive: Option<Drive>) -> World {
-    let workers = WorkerGroup { name: "cpu".into(), pod: worker_pod(), resources: amounts(1.0), min: 0, max: 10 };
+    let workers = WorkerGroup {
+        name: "cpu".into(),
+        labels: worker_pod().labels,
+        pod: worker_pod(),
+        resources: amounts(1.0),
+        min: 0,
+        max: 10,
+    };
     let report_launches = drive.is_some();
     let cluster = Cluster {
         address: "head:6379".into(),

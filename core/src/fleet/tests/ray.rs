@@ -1,7 +1,10 @@
 //! Ray clusters in the world: one head, whose workers are pods of three cores, a node each.
 
 use super::*;
-use crate::ray::{Amounts, Answer, Cluster, Node as RayNode, NodeState, Problem, Reading, WorkerGroup};
+use crate::ray::{
+    Amounts, Answer, Cluster, GroupSpec, Node as RayNode, NodeState, Problem, RayCluster, Reading, Template,
+    WorkerGroup,
+};
 
 const NAME: &str = "ml/train";
 
@@ -21,8 +24,18 @@ fn worker_pod() -> Pod {
 }
 
 fn world(nodes: u32) -> World {
-    let workers = WorkerGroup { name: "cpu".into(), pod: worker_pod(), resources: amounts(3.0), min: 0, max: 10 };
-    let cluster = Cluster { address: "head:6379".into(), worker_groups: vec![workers], ..Cluster::default() };
+    let workers = WorkerGroup {
+        name: "cpu".into(),
+        labels: worker_pod().labels,
+        pod: worker_pod(),
+        resources: amounts(3.0),
+        min: 0,
+        max: 10,
+    };
+    with_cluster(nodes, Cluster { address: "head:6379".into(), worker_groups: vec![workers], ..Cluster::default() })
+}
+
+fn with_cluster(nodes: u32, cluster: Cluster) -> World {
     let mut policy = pools(&["cpu"]);
     policy.groups.get_mut("cpu").unwrap().max = nodes;
     policy.ray = [(NAME.to_owned(), cluster)].into();
@@ -191,6 +204,44 @@ fn who_is_not_configured_is_not_heard_and_a_fleet_that_knows_ray_can_be_written_
     assert_eq!(read.view(world.now), world.fleet.view(world.now));
     let event = Event::Ray { cluster: NAME.into(), answer: Answer::Unreadable(Problem::Late) };
     assert_eq!(serde_json::from_str::<Event>(&serde_json::to_string(&event).unwrap()).unwrap(), event);
+}
+
+#[test]
+fn worker_groups_may_be_those_of_the_ray_cluster() {
+    let mut world = with_cluster(8, Cluster { address: "head:6379".into(), learns_groups: true, ..Cluster::default() });
+    world.ray_tells(9, &[]);
+    world.run(3);
+    assert_eq!((world.desired("cpu"), world.seen().without_object), (0, true), "nobody says what a worker is");
+    let template = Template { pod: Pod { labels: BTreeMap::new(), ..worker_pod() }, resources: amounts(3.0) };
+    let group = GroupSpec { name: "cpu".into(), max: 1, hosts: 2, template: Some(template), ..GroupSpec::default() };
+    let unreadable = GroupSpec { name: "other".into(), max: 9, hosts: 1, ..GroupSpec::default() };
+    let mut object = RayCluster { groups: vec![unreadable, group], suspended: true, ..RayCluster::default() };
+    let tell = |world: &mut World, object: Option<&RayCluster>| {
+        world.tell(Event::RayCluster { name: NAME.into(), object: object.map(|object| Box::new(object.clone())) });
+        world.ray_tells(9, &[]);
+        world.run(3);
+    };
+    tell(&mut world, Some(&object));
+    assert_eq!((world.desired("cpu"), world.seen().without_object), (0, false), "it is suspended");
+    object.suspended = false;
+    tell(&mut world, Some(&object));
+    assert_eq!(world.desired("cpu"), 2, "one replica at most, of two hosts");
+
+    // Its pods are known by KubeRay's labels, whatever their template says by now.
+    let labels = [("ray.io/cluster", "train"), ("ray.io/group", "cpu"), ("team", "a")];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    world.worker("w0");
+    world.pods.get_mut("w0").unwrap().labels = labels;
+    assert!(world.fleet.is_ray_worker(&world.pods["w0"]));
+    object.groups[1].template.as_mut().unwrap().pod.labels = [("team".to_owned(), "b".to_owned())].into();
+    tell(&mut world, Some(&object));
+    assert_eq!((world.desired("cpu"), world.seen().anticipated), (2, 1));
+
+    let text = serde_json::to_string(&world.fleet).unwrap();
+    let read: Fleet = serde_json::from_str(&text).unwrap();
+    assert_eq!(read.with_policy(world.policy.clone()).view(world.now), world.fleet.view(world.now));
+    tell(&mut world, None);
+    assert_eq!((world.seen().anticipated, world.seen().without_object), (0, true));
 }
 
 #[test]

@@ -14,9 +14,10 @@ fn at(second: u64) -> Instant {
 }
 
 fn fleet() -> Fleet {
-    let labels = [("ray.io/group".to_owned(), "cpu".to_owned())].into();
-    let pod = Pod { namespace: "ml".into(), labels, ..Pod::default() };
-    let worker_groups = vec![WorkerGroup { name: "cpu".into(), pod, resources: Amounts::default(), min: 0, max: 9 }];
+    let labels: BTreeMap<_, _> = [("ray.io/group".to_owned(), "cpu".to_owned())].into();
+    let pod = Pod { namespace: "ml".into(), labels: labels.clone(), ..Pod::default() };
+    let resources = Amounts::default();
+    let worker_groups = vec![WorkerGroup { name: "cpu".into(), labels, pod, resources, min: 0, max: 9 }];
     let cluster = Cluster { address: "head:6379".into(), worker_groups, ..Cluster::default() };
     let mut fleet = Fleet::new(Policy { ray: [(NAME.to_owned(), cluster)].into(), ..Policy::default() });
     let node = Node { name: NODE.into(), uid: "uid".into(), ready: true, ..Node::default() };

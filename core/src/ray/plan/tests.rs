@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -12,7 +14,8 @@ fn amounts(all: &[(&str, f64)]) -> Amounts {
 }
 
 fn group(name: &str, resources: &[(&str, f64)], min: u32, max: u32) -> WorkerGroup {
-    WorkerGroup { name: name.into(), pod: crate::kubernetes::Pod::default(), resources: amounts(resources), min, max }
+    let (pod, labels) = (crate::kubernetes::Pod::default(), BTreeMap::new());
+    WorkerGroup { name: name.into(), pod, labels, resources: amounts(resources), min, max }
 }
 
 /// CPU workers of four cores, ten at most; GPU workers of eight cores and a GPU, three at most.
