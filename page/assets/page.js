@@ -18,7 +18,7 @@ let resume = {};              // By name: the nodes to focus and to open after e
 const dirty = { nodes: new Set(), parts: new Set() };
 
 function blank() {
-  return { title: "", levels: [], last: [], points: [], steps: [], head: null, groups: [], waiting: { total: 0, pods: [] }, ray: [], hpas: [] };
+  return { title: "", levels: [], last: [], points: [], steps: [], head: null, groups: [], waiting: { total: 0, pods: [] }, ray: [], rayClusters: [], hpas: [] };
 }
 
 function make(tag, className, text) {
@@ -53,7 +53,7 @@ function setLink(on) {
 
 function take(update) {
   if (update.full) begin(update.full);
-  for (const part of ["head", "groups", "waiting", "ray", "hpas"]) {
+  for (const part of ["head", "groups", "waiting", "ray", "rayClusters", "hpas"]) {
     if (update[part]) { model[part] = update[part]; dirty.parts.add(part); }
   }
   for (const change of update.nodes || []) {
@@ -89,7 +89,7 @@ function begin(full) {
   resume = { focused: had ? focused : null, opened };
   model = { ...blank(), title: full.title, levels: full.levels, points: full.points };
   full.last.forEach(step => { model.last[step.level] = step; });
-  ["head", "groups", "waiting", "ray", "hpas", "points", "steps", "levels"].forEach(part => dirty.parts.add(part));
+  ["head", "groups", "waiting", "ray", "rayClusters", "hpas", "points", "steps", "levels"].forEach(part => dirty.parts.add(part));
 }
 
 function remove(id) {
@@ -184,15 +184,16 @@ function drawLevels() {
 
 function drawFlow() {
   const sum = (list, key) => list.reduce((all, item) => all + (item[key] || 0), 0);
-  const { ray, hpas, groups, head, waiting } = model;
+  const { ray, rayClusters, hpas, groups, head, waiting } = model;
   const instances = sum(groups, "instances");
   const desired = groups.some(group => group.desired !== null) ? sum(groups, "desired") : "?";
   let ready = 0;
   for (const node of nodes.values()) ready += node.state.ready ? 1 : 0;
   const cpu = Math.max(...hpas.map(hpa => hpa.cpuPercent ?? -1));
   const now = [
-    ray.length ? `${sum(ray, "tasksQueued")} tasks queued, ${sum(ray, "tasksRunning")} running` : "not observed",
-    ray.length ? `${sum(ray, "workers")} workers, wants ${sum(ray, "wanted")}` : "not observed",
+    ray.length ? `${sum(ray, "tasksQueued")} tasks queued, ${sum(ray, "tasksRunning")} running` : requestsIn(rayClusters),
+    ray.length ? `${sum(ray, "workers")} workers, wants ${sum(ray, "wanted")}`
+      : rayClusters.length ? `${count(sum(rayClusters, "anticipated"), "worker")} needed that ${sum(rayClusters, "anticipated") === 1 ? "is no pod" : "are no pods"} yet` : "not observed",
     hpas.length ? `${sum(hpas, "current")} of ${sum(hpas, "desired")} replicas${cpu >= 0 ? `, CPU ${cpu} %` : ""}` : "not observed",
     head ? (head.leading ? "leading" : "standing by") : "",
     groups.length ? `desired ${desired}, ${instances} instances` : "no groups",
@@ -206,6 +207,15 @@ function drawFlow() {
     last.title = step ? step.because : "";
     write(heading.lastChild, step && head ? ago(head.now - step.at) : "");
   });
+}
+
+// What waits in real Ray clusters, as their heads told; of those that tell nothing, why.
+function requestsIn(clusters) {
+  if (!clusters.length) return "not observed";
+  const told = clusters.filter(cluster => cluster.waiting !== null), silent = clusters.filter(cluster => cluster.problem);
+  const waiting = told.reduce((all, cluster) => all + cluster.waiting, 0);
+  const said = told.length ? `${count(waiting, "request")} waiting` : "nothing told yet";
+  return silent.length ? `${said}; ${silent[0].name}: ${silent[0].problem}` : said;
 }
 
 function drawGroups() {

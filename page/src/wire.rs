@@ -25,6 +25,7 @@ pub(crate) struct Picture {
     nodes: BTreeMap<u32, Node>,
     waiting: Waiting,
     ray: Vec<view::WorkerGroup>,
+    ray_clusters: Vec<RayCluster>,
     hpas: Vec<view::Hpa>,
 }
 
@@ -89,6 +90,16 @@ struct WaitingPod {
     because: Option<String>,
 }
 
+/// What a head has told. `waiting`: requests.
+#[derive(Clone, PartialEq, Serialize)]
+pub(crate) struct RayCluster {
+    name: String,
+    waiting: Option<u64>,
+    /// Workers that are no pods yet.
+    anticipated: u32,
+    problem: Option<String>,
+}
+
 /// When; tasks queued (`None`: no Ray is observed), pods waiting, nodes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Point(pub(crate) u64, Option<u64>, usize, usize);
@@ -128,6 +139,8 @@ pub(crate) struct Update<'a> {
     waiting: Option<&'a Waiting>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ray: Option<&'a [view::WorkerGroup]>,
+    #[serde(rename = "rayClusters", skip_serializing_if = "Option::is_none")]
+    ray_clusters: Option<&'a [RayCluster]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     hpas: Option<&'a [view::Hpa]>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -160,6 +173,7 @@ impl<'a> Update<'a> {
             gone: former.nodes.keys().filter(|id| !now.nodes.contains_key(id)).copied().collect(),
             waiting: changed(&former.waiting, &now.waiting),
             ray: changed(&former.ray, &now.ray).map(Vec::as_slice),
+            ray_clusters: changed(&former.ray_clusters, &now.ray_clusters).map(Vec::as_slice),
             hpas: changed(&former.hpas, &now.hpas).map(Vec::as_slice),
             steps: Vec::new(),
             point: None,
@@ -203,14 +217,27 @@ impl Picture {
             nodes: cluster.nodes.iter().map(|node| (ids[&node.uid], Node::of(node))).collect(),
             waiting: Waiting { total: cluster.waiting.len(), pods: waiting.collect() },
             ray: ray.clone(),
+            ray_clusters: cluster.ray.iter().map(RayCluster::of).collect(),
             hpas: hpas.clone(),
         }
     }
 
     pub(crate) fn point(&self) -> Point {
-        let queued = self.ray.iter().map(|group| u64::from(group.tasks_queued)).sum();
-        let queued = (!self.ray.is_empty()).then_some(queued);
+        let tasks = self.ray.iter().map(|group| Some(group.tasks_queued.into()));
+        let told = tasks.chain(self.ray_clusters.iter().map(|cluster| cluster.waiting));
+        let queued = told.flatten().reduce(|all: u64, more| all.saturating_add(more));
         Point(self.head.now, queued, self.waiting.total, self.nodes.len())
+    }
+}
+
+impl RayCluster {
+    fn of(cluster: &view::RayCluster) -> Self {
+        Self {
+            name: cluster.name.clone(),
+            waiting: cluster.waiting,
+            anticipated: cluster.anticipated,
+            problem: cluster.problem.map(|problem| problem.to_string()),
+        }
     }
 }
 

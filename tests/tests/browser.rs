@@ -8,11 +8,12 @@ use std::time::Duration;
 use ebb_core::classify::{Class, GpuUse, Missing, Signal, Utilization};
 use ebb_core::fleet::Fleet;
 use ebb_core::price::{Cost, Dollars};
+use ebb_core::ray::Problem;
 use ebb_core::reason::{Obstacle, Reason};
 use ebb_core::resources::Resources;
 use ebb_core::time::Instant;
 use ebb_core::units::Permille;
-use ebb_core::view::{Cluster, Group, Hpa, Level, Node, Pod, Snapshot, Step, Waiting, WorkerGroup};
+use ebb_core::view::{Cluster, Group, Hpa, Level, Node, Pod, RayCluster, Snapshot, Step, Waiting, WorkerGroup};
 use ebb_page::Page;
 use ebb_sim::{Options, simulate, soak};
 use ebb_tests::{Browser, key};
@@ -193,6 +194,26 @@ async fn the_page_shows_the_cluster_and_follows_it() {
     browser.until(&format!("{}.innerText.includes('draining')", tile("cpu-2"))).await;
     browser.until(&format!("{} === null", tile("cpu-3"))).await;
     browser.until("!document.getElementById('waiting-none').hidden").await;
+
+    // On a real cluster Ray's heads are all that tells of Ray.
+    let cluster = |name: &str, waiting, problem| RayCluster {
+        name: name.into(),
+        readable: waiting != None,
+        problem,
+        read_at: None,
+        waiting,
+        anticipated: 3,
+        without_object: false,
+        groups: Vec::new(),
+    };
+    next.ray.clear();
+    next.cluster.ray = vec![cluster("ml/train", Some(19), None), cluster("ml/tune", None, Some(Problem::Unreachable))];
+    page.show(&next);
+    let first = "document.getElementById('flow').children[0].innerText";
+    browser.until(&format!("{first}.includes('19 requests waiting; ml/tune: its GCS cannot be reached')")).await;
+    let second = "document.getElementById('flow').children[1].innerText";
+    browser.until(&format!("{second}.includes('6 workers needed that are no pods yet')")).await;
+    browser.screenshot(&picture("ray")).await;
     assert_eq!(browser.console().await, Vec::<String>::new());
 }
 
