@@ -9,6 +9,10 @@ use nvml_wrapper_sys::bindings::*;
 use crate::script::{current, since_load};
 use crate::{INVALID, call, call_on, handle_parts, put};
 
+/// The real library waits for the driver; this one looks whether the script has changed, seldom enough not to be what is
+/// measured of an agent.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
 #[derive(Default)]
 struct Set {
     /// Numbers of devices.
@@ -89,12 +93,23 @@ pub(crate) extern "C" fn nvmlEventSetWait_v2(
                 };
                 return put(data, event);
             }
-            if Instant::now() >= deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Err(nvmlReturn_enum_NVML_ERROR_TIMEOUT);
             }
-            std::thread::sleep(Duration::from_millis(10));
+            let next = in_set(set, until_next)?.unwrap_or(LOOK_EVERY);
+            std::thread::sleep(next.min(LOOK_EVERY).min(left));
         }
     })
+}
+
+/// How long until the next one is due. Never nothing, or nobody else would have a turn.
+fn until_next(set: &mut Set) -> Option<Duration> {
+    let script = current()?;
+    let devices = set.registered.iter().filter_map(|number| script.devices.get(*number));
+    let all = devices.flat_map(|device| &device.xids).map(|xid| xid.at - since_load().as_secs_f64());
+    let coming = all.filter(|seconds| *seconds > 0.0).min_by(f64::total_cmp)?;
+    Some(Duration::from_secs_f64(coming).max(Duration::from_millis(1)))
 }
 
 fn next(set: &mut Set) -> Option<(usize, u64)> {
