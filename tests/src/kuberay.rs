@@ -123,14 +123,17 @@ impl FakeKuberay {
         let delete = group["scaleStrategy"]["workersToDelete"].as_array().cloned().unwrap_or_default();
         let (mut going, staying): (Vec<_>, Vec<_>) =
             pods.into_iter().map(|pod| pod.name_any()).partition(|pod| delete.iter().any(|named| named == pod));
-        let replicas = usize::try_from(group["replicas"].as_u64().unwrap_or(0)).expect("a number of pods");
+        let number = |field: &str| group[field].as_u64();
+        let least = number("minReplicas").unwrap_or(0);
+        let replicas = number("replicas").unwrap_or(0).max(least).min(number("maxReplicas").unwrap_or(u64::MAX));
+        let replicas = usize::try_from(replicas).expect("a number of pods");
         going.extend(staying.iter().take(staying.len().saturating_sub(replicas)).cloned());
         for pod in going {
             // It may have gone by itself.
             let _ = self.pods.delete(&pod, &DeleteParams::default()).await;
         }
         for _ in staying.len()..replicas {
-            let pod = format!("{name}-{group_name}-{}", self.made);
+            let pod = format!("{name}-{group_name}-worker-{}", self.made);
             self.made += 1;
             self.seen.insert(pod.clone(), [Some(now()), None, None]);
             let pod = json!({

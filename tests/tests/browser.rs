@@ -196,9 +196,9 @@ async fn the_page_shows_the_cluster_and_follows_it() {
     browser.until("!document.getElementById('waiting-none').hidden").await;
 
     // On a real cluster Ray's heads are all that tells of Ray.
-    let cluster = |name: &str, waiting, problem| RayCluster {
+    let cluster = |name: &str, waiting, problem: Option<Problem>| RayCluster {
         name: name.into(),
-        readable: waiting != None,
+        readable: problem.is_none(),
         problem,
         read_at: None,
         waiting,

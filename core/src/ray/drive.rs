@@ -291,7 +291,8 @@ impl<'a> Standing<'a> {
     pub(crate) fn by_number(&self, wanted: u32) -> Step<'a> {
         let (base, wanted) = (self.base(), wanted.clamp(self.min, self.max));
         let mut step = self.keep(base.max(wanted));
-        let surplus = base.saturating_sub(wanted) as usize;
+        // Those that the operator has not made yet are named once they are there; in their place nobody has to go.
+        let surplus = base.min(count(self.workers.len())).saturating_sub(wanted) as usize;
         let free = self
             .least_needed_first()
             .into_iter()
@@ -300,10 +301,11 @@ impl<'a> Standing<'a> {
         step
     }
 
-    /// The replicas without those that were let go since they were set.
+    /// The replicas without those that were let go since they were set. Of what is above its maximum the operator makes
+    /// nothing.
     fn base(&self) -> u32 {
         let new = self.leaving.iter().filter(|pod| !self.spec.workers_to_delete.contains(**pod)).count();
-        self.spec.replicas.saturating_sub(count(new))
+        self.spec.replicas.min(self.spec.max).saturating_sub(count(new))
     }
 
     fn keep(&self, replicas: u32) -> Step<'a> {

@@ -97,7 +97,7 @@ impl Model {
             let least = spec.min.min(spec.replicas);
             assert!((least..=spec.max).contains(&group.to), "invariant_replicas_within_bounds: {action:?}");
             let named = group.delete.iter().filter(|pod| !spec.workers_to_delete.contains(*pod)).count() as u32;
-            let fewer = spec.replicas.saturating_sub(group.to);
+            let fewer = spec.replicas.min(spec.max).saturating_sub(group.to);
             assert!(fewer <= named, "invariant_replicas_are_lowered_only_by_name: {action:?}");
         }
     }
@@ -159,14 +159,15 @@ impl World {
         let there = ours(self);
         let mut going: Vec<_> = there.iter().filter(|pod| spec.workers_to_delete.contains(*pod)).cloned().collect();
         let stay = there.len() - going.len();
-        for _ in stay..spec.replicas as usize {
+        let replicas = spec.replicas.min(spec.max) as usize;
+        for _ in stay..replicas {
             let name = format!("w{}", self.ray.made);
             self.ray.made += 1;
             let pod =
                 Pod { uid: name.clone(), name: name.clone(), unschedulable_since: Some(self.now), ..worker_pod() };
             self.pods.insert(name, pod);
         }
-        let blindly = stay.saturating_sub(spec.replicas as usize);
+        let blindly = stay.saturating_sub(replicas);
         going.extend(there.iter().filter(|pod| !spec.workers_to_delete.contains(*pod)).take(blindly).cloned());
         for pod in going {
             let works = matches!(self.ray.workers.remove(&pod), Some(Work::Task(_)));
@@ -433,7 +434,8 @@ proptest! {
                 6 => world.ray.silent = !world.ray.silent,
                 7 => world.start(),
                 8 if by_number => world.ask_for("scale", amount as u32 % 9),
-                9 => world.ray.spec().replicas = amount as u32 % 9,
+                // Above the maximum, too.
+                9 => world.ray.spec().replicas = amount as u32 % 12,
                 _ => {}
             }
             if what == 9 {

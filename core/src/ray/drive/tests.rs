@@ -116,6 +116,18 @@ fn a_number_takes_who_is_free_now_and_waits_for_the_others() {
 }
 
 #[test]
+fn nobody_goes_in_the_place_of_those_that_are_not_made_yet() {
+    let nine = spec(9);
+    let step = standing(&nine, &[unplaced("a", 0), idle("b", 1)]).by_number(4);
+    assert_eq!((step.replicas, step.delete.len(), step.drain.len()), (9, 0, 0));
+    // Above its maximum none is made: nobody has to be named for these.
+    let spec = GroupSpec { max: 5, ..nine };
+    let workers = ["a", "b", "c", "d", "e"].map(|pod| unplaced(pod, 0));
+    let step = standing(&spec, &workers).by_number(4);
+    assert_eq!((step.replicas, step.delete.len()), (4, 1));
+}
+
+#[test]
 fn a_group_is_let_alone_with_a_reason() {
     let group = |change: fn(&mut RayCluster)| {
         let mut cluster = RayCluster { groups: vec![spec(0)], ..RayCluster::default() };
