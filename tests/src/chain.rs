@@ -29,7 +29,7 @@ pub struct ChainOptions<'a> {
     pub boot_delay: Duration,
 }
 
-/// A lab with a Ray cluster of no workers yet, three at most, of which each takes a node.
+/// A lab with a Ray cluster of no workers yet: three with CPUs and two with a GPU at most, of which each takes a node.
 pub struct Chain {
     pub ebb: Ebb,
     pub ray: Ray,
@@ -40,7 +40,7 @@ impl Chain {
     /// From here on this thread has a network of its own ([`own_network`]).
     pub async fn start(options: ChainOptions<'_>) -> Self {
         own_network();
-        let groups = vec!["name=workers,type=m5.xlarge".to_owned()];
+        let groups = ["name=workers,type=m5.xlarge", "name=gpu-workers,type=g4dn.xlarge"].map(str::to_owned).to_vec();
         let lab = Lab::up(LabOptions { groups, boot_delay: options.boot_delay, ..LabOptions::default() }).await;
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
         lab.apply_file(deploy.join("manifests/ebb-ray.yaml")).await;
@@ -51,9 +51,12 @@ impl Chain {
         ebb.lab.apply_file(deploy.join("ray/rayworkergroups.yaml")).await;
         ebb.lab.kubectl(&["wait", "--for=condition=Established", "crd/rayworkergroups.ebb.dev"]).await;
         let kuberay = FakeKuberay::install(&ebb.lab).await;
-        let group = WorkerGroup { name: "cpu", replicas: 0, max: 3, requests: json!({"cpu": "3"}) };
+        let worker_groups = [
+            WorkerGroup { name: "cpu", replicas: 0, max: 3, requests: json!({"cpu": "3"}) },
+            WorkerGroup { name: "gpu", replicas: 0, max: 2, requests: json!({"cpu": "1", "nvidia.com/gpu": "1"}) },
+        ];
         let in_tree = options.level1 == Level1::Ray;
-        kuberay.create(&ebb.lab, "train", in_tree, &[group]).await;
+        kuberay.create(&ebb.lab, "train", in_tree, &worker_groups).await;
         let ray =
             if in_tree { Ray::start_autoscaled(&ebb.lab, "train").await } else { Ray::start(&ebb.lab, None).await };
         let cluster = options.ray.map(|more| {
@@ -67,7 +70,11 @@ impl Chain {
                 ray.address()
             )
         });
-        let groups = "groups: [{name: workers, min: 0, max: 6, instanceType: m5.xlarge}]\nidle: {window: 2s}\n";
+        let groups = "groups:
+- {name: workers, min: 0, max: 6, instanceType: m5.xlarge}
+- {name: gpu-workers, min: 0, max: 6, instanceType: g4dn.xlarge}
+idle: {window: 2s}
+";
         let config = format!("{groups}{}", cluster.unwrap_or_default());
         ebb.start_coordinator(&config, options.flags).await;
         let mut chain = Self { ebb, ray, kuberay };
@@ -89,11 +96,27 @@ impl Chain {
         .await;
     }
 
-    pub async fn wait_until_replicas(&mut self, replicas: u64) {
-        self.wait_until(&format!("{replicas} replicas"), async |_, kuberay| {
-            kuberay.group("train", "cpu").await.0 == replicas
+    /// Of the workers with CPUs, and with GPUs.
+    pub async fn wait_until_replicas(&mut self, replicas: [u64; 2]) {
+        self.wait_until(&format!("{replicas:?} replicas"), async |_, kuberay| {
+            [kuberay.group("train", "cpu").await.0, kuberay.group("train", "gpu").await.0] == replicas
         })
         .await;
+    }
+
+    /// Waits for what `ray status` says of nodes that are pending, and gives it back.
+    pub async fn wait_until_pending(&mut self, holds: impl Fn(&str) -> bool) -> String {
+        let Self { ebb, ray, kuberay } = self;
+        let mut pending = String::new();
+        ebb.wait_until("other pending nodes in `ray status`", SOON, async |ebb| {
+            kuberay.step(&ebb.lab, ray).await;
+            let status = ray.status(&ebb.lab).await;
+            let (_, rest) = status.split_once("Pending:").unwrap_or_default();
+            pending = rest.split("Recent failures:").next().unwrap_or_default().trim_end().to_owned();
+            holds(&pending)
+        })
+        .await;
+        pending
     }
 
     /// A program of the tests' that runs in Ray. What it prints is the log of this name.

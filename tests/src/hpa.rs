@@ -1,5 +1,6 @@
 //! A lab whose metrics APIs are the coordinator's, and a Deployment to scale.
 
+use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -19,7 +20,11 @@ pub async fn lab(controller_manager_args: &[&str]) -> (Ebb, u16) {
     let groups = vec!["name=cpu,type=m5.12xlarge,desired=1,max=1".to_owned()];
     let controller_manager_args = controller_manager_args.iter().map(|&flag| flag.to_owned()).collect();
     let lab = Lab::up(LabOptions { groups, controller_manager_args, ..LabOptions::default() }).await;
-    lab.apply_file(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/manifests/ebb-custom-metrics-api.yaml")).await;
+    // Helm makes one of what both have: rights on RayClusters besides.
+    for manifests in ["ebb-ray.yaml", "ebb-custom-metrics-api.yaml"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests");
+        lab.apply_file(folder.join(manifests)).await;
+    }
     lab.kubectl(&["--namespace", "ebb", "delete", "deployment,service", "ebb-coordinator", "--cascade=foreground"])
         .await;
     let service = "{apiVersion: v1, kind: Service, metadata: {name: ebb-coordinator, namespace: ebb}, \

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ebb_core::resources::NVIDIA_GPU;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::core::GroupVersionKind;
@@ -107,7 +108,7 @@ impl FakeKuberay {
                 if !ray.runs(&name) {
                     seen[2].get_or_insert_with(now);
                     let group = pod.labels()["ray.io/group"].clone();
-                    ray.start_worker(lab, &name, &group, cpus(pod));
+                    ray.start_worker(lab, &name, &group, (whole(pod, "cpu"), whole(pod, NVIDIA_GPU)));
                 }
             }
             there.insert(name);
@@ -119,15 +120,18 @@ impl FakeKuberay {
         let (name, group_name) = (cluster.name_any(), group["groupName"].as_str().unwrap_or_default());
         let labels = ListParams::default().labels(&format!("ray.io/cluster={name},ray.io/group={group_name}"));
         let pods = self.pods.list(&labels).await.expect("pods can be listed").items;
-        let pods: Vec<_> = pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect();
         let delete = group["scaleStrategy"]["workersToDelete"].as_array().cloned().unwrap_or_default();
+        // Those that end already are counted until they are gone.
         let (mut going, staying): (Vec<_>, Vec<_>) =
             pods.into_iter().map(|pod| pod.name_any()).partition(|pod| delete.iter().any(|named| named == pod));
         let number = |field: &str| group[field].as_u64();
         let least = number("minReplicas").unwrap_or(0);
         let replicas = number("replicas").unwrap_or(0).max(least).min(number("maxReplicas").unwrap_or(u64::MAX));
         let replicas = usize::try_from(replicas).expect("a number of pods");
-        going.extend(staying.iter().take(staying.len().saturating_sub(replicas)).cloned());
+        // Beside Ray's own autoscaler nobody goes that is not named.
+        if cluster.data["spec"]["enableInTreeAutoscaling"] != true {
+            going.extend(staying.iter().take(staying.len().saturating_sub(replicas)).cloned());
+        }
         for pod in going {
             // It may have gone by itself.
             let _ = self.pods.delete(&pod, &DeleteParams::default()).await;
@@ -164,9 +168,9 @@ fn now() -> u64 {
     crate::now().as_millis()
 }
 
-/// Whole ones.
-fn cpus(pod: &Pod) -> u32 {
+/// What its containers request.
+fn whole(pod: &Pod, resource: &str) -> u32 {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let requests = containers.filter_map(|container| container.resources.as_ref()?.requests.as_ref()?.get("cpu"));
-    requests.map(|cpus| cpus.0.parse::<u32>().expect("the tests ask for whole cores")).sum()
+    let requests = containers.filter_map(|container| container.resources.as_ref()?.requests.as_ref()?.get(resource));
+    requests.map(|amount| amount.0.parse::<u32>().expect("the tests ask for whole ones")).sum()
 }

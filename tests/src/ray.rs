@@ -146,13 +146,13 @@ impl Ray {
         self.head.take().expect("it was started").kill();
     }
 
-    /// The container of a worker's pod, with what KubeRay tells it of the pod.
-    pub fn start_worker(&mut self, lab: &Lab, pod: &str, group: &str, cpus: u32) {
+    /// The container of a worker's pod, with what KubeRay tells it of the pod. Its GPUs are declared, and not there.
+    pub fn start_worker(&mut self, lab: &Lab, pod: &str, group: &str, (cpus, gpus): (u32, u32)) {
         self.addresses += 1;
         let ip = format!("127.0.0.{}", self.addresses + 1);
         let mut command = self.isolated(lab);
         command.arg(format!("--address={}", self.address())).arg(format!("--node-ip-address={ip}"));
-        command.arg(format!("--num-cpus={cpus}"));
+        command.arg(format!("--num-cpus={cpus}")).arg(format!("--num-gpus={gpus}"));
         command.env("RAY_CLOUD_INSTANCE_ID", pod).env("RAY_NODE_TYPE_NAME", group);
         let worker = lab.spawn(&format!("ray-{pod}"), command);
         self.workers.insert(pod.to_owned(), worker);
@@ -175,6 +175,18 @@ impl Ray {
         self.set_environment(&mut command);
         command.env("RAY_ADDRESS", self.address());
         lab.spawn(name, command)
+    }
+
+    /// What `ray status` prints. Without the variable, which KubeRay sets at heads with the second version of Ray's autoscaler, it
+    /// shows nothing of what was reported.
+    pub async fn status(&self, lab: &Lab) -> String {
+        let mut command = lab.command(self.bin.join("ray"));
+        command.args(["status", "--address", &self.address()]);
+        self.set_environment(&mut command);
+        command.env("RAY_enable_autoscaler_v2", "1");
+        let output = tokio::process::Command::from(command).output().await.expect("ray starts");
+        assert!(output.status.success(), "ray status: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// `ray start`, with processes that end with it.

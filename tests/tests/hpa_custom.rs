@@ -24,7 +24,7 @@ ray:
     - name: train
       namespace: default
       address: {address}
-      workerGroups: [{{name: cpu, maxReplicas: 3, requests: {{cpu: 3}}}}]
+      workerGroups: [{{name: cpu, maxReplicas: 9, requests: {{cpu: 3}}}}]
 "
     );
     serve(&mut ebb, &config, port).await;
@@ -155,6 +155,7 @@ async fn the_hpa_follows_gpus_and_rays_queue() {
     lab.apply(include_str!("../src/rayclusters.yaml")).await;
     let queue = "{type: Object, object: {describedObject: {apiVersion: ray.io/v1, kind: RayCluster, name: train}, \
         metric: {name: ray_waiting_requests}, target: {type: AverageValue, averageValue: '10'}}}";
+    a_ray_worker_group(lab, queue).await;
     lab.apply(&hpa(queue)).await;
     ray.set_waiting(35);
     // The controller looks for kinds that are new every half minute.
@@ -162,11 +163,45 @@ async fn the_hpa_follows_gpus_and_rays_queue() {
     let shown = get(lab, "/namespaces/default/rayclusters.ray.io/train/ray_waiting_requests").await.unwrap();
     let object = json!({"kind": "RayCluster", "apiVersion": "ray.io/v1", "namespace": "default", "name": "train"});
     assert_eq!((&shown["items"][0]["value"], &shown["items"][0]["describedObject"]), (&"35".into(), &object));
+    wait_until_asked(lab, "4").await;
+    let of_cluster = "jsonpath={.spec.workerGroupSpecs[0].replicas}";
+    lab.wait_until("the RayCluster to have them", SOON, async || {
+        lab.kubectl(&["get", "raycluster", "train", "--output", of_cluster]).await == "4"
+    })
+    .await;
     ray.set_waiting(0);
     lab.wait_until("the queue to be empty", SOON, async || replicas(lab).await == 1).await;
+    wait_until_asked(lab, "1").await;
     the_manifests_of_the_docs_are_taken(lab, &ray).await;
     let other = get(lab, "/namespaces/default/rayclusters.ray.io/other/ray_waiting_requests").await.unwrap_err();
     assert!(other.contains("NotFound") && other.contains("configuration"), "{other}");
+}
+
+/// What the controller asks for of the worker group.
+async fn wait_until_asked(lab: &Lab, replicas: &str) {
+    let words = ["get", "rayworkergroup", "train-cpu", "--output", "jsonpath={.spec.replicas}"];
+    lab.wait_until("the HPA to scale the worker group", SOON, async || lab.kubectl(&words).await == replicas).await;
+}
+
+/// A RayCluster of no workers, whose operator is not there, and who scales it.
+async fn a_ray_worker_group(lab: &Lab, metric: &str) {
+    lab.apply_file(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/ray/rayworkergroups.yaml")).await;
+    for definition in ["crd/rayclusters.ray.io", "crd/rayworkergroups.ebb.dev"] {
+        lab.kubectl(&["wait", "--for=condition=Established", definition]).await;
+    }
+    let cluster = json!({
+        "apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "train", "namespace": "default"},
+        "spec": {"workerGroupSpecs": [{"groupName": "cpu", "replicas": 1, "minReplicas": 0, "maxReplicas": 9}]},
+    });
+    lab.apply(&cluster.to_string()).await;
+    let group = json!({
+        "apiVersion": "ebb.dev/v1alpha1", "kind": "RayWorkerGroup",
+        "metadata": {"name": "train-cpu", "namespace": "default"},
+        "spec": {"rayCluster": "train", "groupName": "cpu", "replicas": 1},
+    });
+    lab.apply(&group.to_string()).await;
+    let hpa = hpa(metric).replace("name: work", "name: train-cpu").replace("apps/v1", "ebb.dev/v1alpha1");
+    lab.apply(&hpa.replace("kind: Deployment", "kind: RayWorkerGroup")).await;
 }
 
 /// By the API server, and by the controller: it finds the second of the two metrics, while no worker tells the first.

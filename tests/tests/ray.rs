@@ -129,7 +129,7 @@ async fn a_burst_in_ray_has_its_nodes_before_any_pod_waits_and_no_more_when_the_
         true
     })
     .await;
-    names.into_iter().for_each(|name| ray.start_worker(&ebb.lab, name, "cpu", 3));
+    names.into_iter().for_each(|name| ray.start_worker(&ebb.lab, name, "cpu", (3, 0)));
     ebb.wait_until("the tasks to be done", SOON, async |ebb| told(ebb, "burst", "done").is_some()).await;
     let took = told(&ebb, "burst", "done").unwrap() - submitted;
     println!("{:.2} s after: all tasks done", took as f64 / 1000.0);

@@ -70,7 +70,7 @@ async fn installed() -> (Ebb, Ray) {
     ebb.start_coordinator(&config(&ray.address(), None), &[]).await;
     for name in PODS {
         ebb.lab.apply(&pod(name)).await;
-        ray.start_worker(&ebb.lab, name, "cpu", 3);
+        ray.start_worker(&ebb.lab, name, "cpu", (3, 0));
     }
     for name in PODS {
         ebb.wait_until("the workers to be idle", SOON, async |ebb| {

@@ -232,6 +232,10 @@ impl Fleet {
         let Some((name, cluster)) = self.policy.ray.iter().find(|(name, _)| scale.is_of(name)) else {
             return Some(Refusal::NoCluster);
         };
+        let object = self.ray.get(name).and_then(|known| known.object.as_ref());
+        if cluster.learns_groups && object.is_none() {
+            return Some(Refusal::NoCluster);
+        }
         if !cluster.worker_groups.iter().any(|group| group.name == scale.group) {
             return Some(Refusal::NoGroup);
         }

@@ -40,7 +40,7 @@ async fn up(options: ChainOptions<'_>) -> Value {
 async fn up_and_down(options: ChainOptions<'_>) -> Value {
     let mut chain = Chain::start(options).await;
     let burst = chain.program("burst", "ray_burst.py", &["6", "3", "2"]);
-    chain.wait_until_replicas(3).await;
+    chain.wait_until_replicas([3, 0]).await;
     let replicas = now();
     let (first, all) = asked(&mut chain).await;
     chain.wait_until("the tasks to be done", async |ebb, _| ebb.lab.log("burst").contains("done")).await;
@@ -53,7 +53,7 @@ async fn up_and_down(options: ChainOptions<'_>) -> Value {
 
     chain.wait_until("a worker to go", async |_, kuberay| kuberay.group("train", "cpu").await.0 < 3).await;
     let fewer = now();
-    chain.wait_until_replicas(0).await;
+    chain.wait_until_replicas([0, 0]).await;
     let none = now();
     let terminated = "TerminateInstanceInAutoScalingGroup";
     chain.wait_until("an instance to be terminated", async |ebb, _| !ebb.lab.aws_calls(terminated).is_empty()).await;
