@@ -31,7 +31,8 @@ pub async fn keep(page: Page, queries: Queries, clock: Clock) {
     }
 }
 
-/// Tasks that run in Ray and the HPAs are not observed on a real cluster; what waits in Ray is in `cluster`. The cost is since the start of this process.
+/// Tasks that run in Ray and the HPAs are not observed on a real cluster; what waits in Ray is in `cluster`. The cost is
+/// since the start of this process.
 fn snapshot(cluster: Cluster, meter: &mut Meter, now: ebb_core::time::Instant) -> Snapshot {
     let instances = cluster.groups.iter().map(|group| (group.instances, price::per_hour(&group.instance_type)));
     meter.set(now, instances);

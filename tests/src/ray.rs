@@ -177,8 +177,8 @@ impl Ray {
         lab.spawn(name, command)
     }
 
-    /// What `ray status` prints. Without the variable, which KubeRay sets at heads with the second version of Ray's autoscaler, it
-    /// shows nothing of what was reported.
+    /// What `ray status` prints. Without the variable, which KubeRay sets at heads with the second version of Ray's
+    /// autoscaler, it shows nothing of what was reported.
     pub async fn status(&self, lab: &Lab) -> String {
         let mut command = lab.command(self.bin.join("ray"));
         command.args(["status", "--address", &self.address()]);
